@@ -1,0 +1,1 @@
+"""Pre-train a BERT encoder on Ray and watch its embeddings get better while it trains."""

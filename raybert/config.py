@@ -1,0 +1,256 @@
+"""Every setting of a run, typed. YAML files and dotted ``key.sub=value`` overrides become one checked ``Config``."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raybert import storage
+from raybert.errors import InputError
+from raybert.model.config import BertConfig
+from raybert.model.sizes import SIZES
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunConfig(Section):
+    """Where the run lives: its directory is ``storage/name``. A run that is started again under its name goes on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "bert"
+    storage: str = "runs"
+
+
+class DataConfig(Section):
+    shards: str = Field(default="", description="URI of a shard set that `raybert prepare` wrote")
+    seed: int = Field(default=0, ge=0, description="seed of the sample order, the pairs and the masks")
+    task_cpus: float | Literal["auto"] = Field(default="auto", description="CPUs of one Ray Data task")
+
+
+class ModelConfig(Section):
+    """A named size, or the dimensions themselves; a dimension given beside a size replaces the size's own."""
+
+    size: str | None = None
+    hidden_size: int | None = Field(default=None, gt=0)
+    num_hidden_layers: int | None = Field(default=None, gt=0)
+    num_attention_heads: int | None = Field(default=None, gt=0)
+    intermediate_size: int | None = Field(default=None, gt=0)
+    max_position_embeddings: int | None = Field(default=None, gt=0)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    initializer_range: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.bert()
+        return self
+
+    def bert(self) -> BertConfig:
+        """The encoder's own configuration.
+
+        Raises:
+            ValueError: the size is unknown, or the heads do not divide the hidden size.
+        """
+        if self.size is not None and self.size not in SIZES:
+            raise ValueError(f"unknown model.size {self.size!r}: use one of {', '.join(SIZES)}")
+        dimensions = dict(SIZES[self.size]) if self.size else {}
+        dimensions |= {k: v for k, v in self.model_dump(exclude={"size"}).items() if v is not None}
+        return BertConfig(**dimensions)
+
+
+class TrainConfig(Section):
+    steps: int = Field(default=10_000, gt=0)
+    global_batch: int = Field(default=256, gt=0, description="samples of one optimizer step, over all workers")
+    micro_batch: int = Field(default=32, gt=0, description="samples of one forward pass of one worker")
+    workers: int | tuple[int, int] = Field(default=1, description="N, or [min, max] for an elastic run")
+    seed: int = Field(default=0, ge=0, description="seed of the initial weights and of dropout")
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    compile: Literal["auto"] | bool = Field(default="auto", description="torch.compile; auto: on GPUs only")
+    worker_cpus: float | Literal["auto"] = "auto"
+    use_gpu: Literal["auto"] | bool = "auto"
+    grad_clip: float = Field(default=1.0, gt=0)
+    max_failures: int = Field(default=10, ge=0, description="worker failures to recover from before giving up")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        lo, hi = self.worker_range
+        if not 1 <= lo <= hi:
+            raise ValueError(f"train.workers must be N >= 1 or [min, max] with 1 <= min <= max, not {self.workers}")
+        for workers in {lo, hi}:
+            if self.global_batch % (self.micro_batch * workers):
+                raise ValueError(
+                    f"train.global_batch={self.global_batch} cannot be divided into micro-batches of "
+                    f"{self.micro_batch} over {workers} workers; make it a multiple of {self.micro_batch * workers}"
+                )
+        return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(default=6e-4, gt=0, description="peak learning rate")
+    weight_decay: float = Field(default=0.01, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-6, gt=0)
+
+
+class ScheduleConfig(Section):
+    warmup_steps: int = Field(default=100, ge=0)
+    decay: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="wsd: last part of the run that decays")
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="lr at the last step / peak lr")
+
+
+class EveryConfig(Section):
+    """Cadences in steps; 0 = never."""
+
+    log: int = Field(default=10, gt=0)
+    validation: int = Field(default=500, ge=0)
+    probe: int = Field(default=200, ge=0)
+    checkpoint: int = Field(default=500, ge=0)
+
+
+class CheckpointConfig(Section):
+    keep_last: int = Field(default=2, ge=1)
+    keep_best: bool = Field(default=True, description="keep the checkpoint of the lowest validation loss as well")
+
+
+class ValidationConfig(Section):
+    samples: int = Field(default=1024, gt=0, description="validation samples scored each time, the same ones always")
+
+
+class ProbeConfig(Section):
+    tasks: list[str] = Field(default_factory=list, description="names or YAML files of probe tasks")
+    cpus: float | Literal["auto"] = Field(default="auto", description="CPUs of one probe")
+    max_waiting: int = Field(default=20, ge=1, description="checkpoints of one run that may wait; older are skipped")
+
+
+class Config(Section):
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig(size="compact")
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    every: EveryConfig = EveryConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    probe: ProbeConfig = ProbeConfig()
+
+    @property
+    def run_uri(self) -> str:
+        return storage.join(storage.absolute(self.run.storage), self.run.name)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.schedule.warmup_steps > self.train.steps:
+            raise ValueError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps} is more than train.steps={self.train.steps}"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(path: str | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file (local or any URI) and apply ``key.sub=value`` overrides, whose values are YAML too.
+
+    Raises:
+        InputError: the file is missing or not a mapping, a key is unknown (the nearest real one is named), a value
+            has the wrong type or does not fit the others.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        if not storage.exists(path):
+            raise InputError(f"There is no config file {path}.")
+        tree = read_yaml_mapping(path)
+    for override in overrides:
+        set_dotted(tree, override)
+    return from_mapping(tree)
+
+
+def read_yaml_mapping(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        InputError: it is not YAML, or not a mapping.
+    """
+    try:
+        tree = yaml.safe_load(storage.read_bytes(path)) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} must hold a mapping of settings, not a {type(tree).__name__}.")
+    return tree
+
+
+def set_dotted(tree: dict[str, Any], override: str) -> None:
+    """Apply one ``a.b=value`` to the tree in place.
+
+    Raises:
+        InputError: there is no ``=``, or a part of the key is already a plain value.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"Cannot read the override {override!r}: write it as key.sub=value.")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"Cannot set {key}: {parent} is a plain value in the config file.")
+    node[last] = _parse_value(text)
+
+
+def _parse_value(text: str) -> Any:
+    """YAML, and the floats that YAML 1.1 takes for strings (``1e-3``)."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def from_mapping(tree: Mapping[str, Any]) -> Config:
+    """Check a nested mapping and return the typed config.
+
+    Raises:
+        InputError: one sentence for the first fault.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_sentence(error)) from error
+
+
+def _sentence(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    path = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function-", "constrained")))
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path, all_keys(), n=1, cutoff=0.0)
+        return f"Unknown config key {path}. Did you mean {near[0]}?"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"Bad config: {message}."
+    return f"Bad config value {path}={fault['input']!r}: {message}."
+
+
+def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key, sections included."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += all_keys(field.annotation, f"{prefix}{name}.")
+    return keys

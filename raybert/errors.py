@@ -1,0 +1,9 @@
+"""The one exception that the command line shows as a sentence instead of a stack trace."""
+
+
+class InputError(ValueError):
+    """A fault in what the user gave (config, data, paths, resources), found before any work was done.
+
+    The message is one sentence or two: what is wrong, where, and what to do. The command line prints it and exits
+    with code 2.
+    """
