@@ -28,6 +28,9 @@ class DataConfig(Section):
     shards: str = Field(default="", description="URI of a shard set that `raybert prepare` wrote")
     seed: int = Field(default=0, ge=0, description="seed of the sample order, the pairs and the masks")
     task_cpus: float | Literal["auto"] = Field(default="auto", description="CPUs of one Ray Data task")
+    verify: Literal["auto", "full", "sizes"] = Field(
+        default="auto", description="check of the shards before training; auto: every hash up to 4 GB, then sizes"
+    )
 
 
 class ModelConfig(Section):
@@ -78,7 +81,7 @@ class TrainConfig(Section):
         lo, hi = self.worker_range
         if not 1 <= lo <= hi:
             raise ValueError(f"train.workers must be N >= 1 or [min, max] with 1 <= min <= max, not {self.workers}")
-        for workers in {lo, hi}:
+        for workers in range(lo, hi + 1):
             if self.global_batch % (self.micro_batch * workers):
                 raise ValueError(
                     f"train.global_batch={self.global_batch} cannot be divided into micro-batches of "

@@ -1,0 +1,109 @@
+"""Reaching a Ray cluster, and sharing its CPUs between training workers, data tasks and probes."""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+
+from raybert.errors import InputError
+
+# On a machine with fewer cores than processes, data tasks and probes each take this share of a CPU.
+SMALL_SHARE = 0.25
+# A worker on less than this would only slow the others down.
+SMALLEST_WORKER = 0.25
+
+
+def connect(*, quiet: bool = True) -> bool:
+    """Connect to the cluster that RAY_ADDRESS names (in a submitted job, its own), or start Ray on this machine.
+
+    Returns:
+        True when a local Ray was started, which ends with this process.
+
+    Raises:
+        InputError: RAY_ADDRESS is set and no cluster answers there.
+    """
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    # Ray's servers and their clients must not talk to each other through a web proxy.
+    options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.WARNING if quiet else logging.INFO}
+    if address:
+        try:
+            ray.init(address=address, **options)
+        except ConnectionError as error:
+            raise InputError(
+                f"No Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS to use this machine."
+            ) from error
+        return False
+    # The dashboard stays on: Train's clean-up after a killed controller depends on it.
+    ray.init(include_dashboard=True, dashboard_host="127.0.0.1", **options)
+    return True
+
+
+@dataclass(frozen=True)
+class Shares:
+    """CPUs for one training worker, one data task and one probe, and whether each worker takes a GPU."""
+
+    worker: float
+    data_task: float
+    probe: float
+    use_gpu: bool
+
+
+def plan_shares(
+    cpus: float,
+    gpus: float,
+    *,
+    workers: int,
+    worker_cpus: float | Literal["auto"] = "auto",
+    task_cpus: float | Literal["auto"] = "auto",
+    probe_cpus: float | Literal["auto"] = "auto",
+    use_gpu: bool | Literal["auto"] = "auto",
+    reserved: float = 0.0,
+) -> Shares:
+    """Divide what the cluster can ever have: each worker, and beside them at least one data task.
+
+    A worker that waits for data holds its CPU, so a data task that finds none free would wait for ever: the sum is
+    checked here, before anything starts. On a small machine the automatic shares become fractions of a CPU.
+
+    Args:
+        cpus, gpus: the most that the cluster can have, an autoscaler's upper limits included.
+        reserved: CPUs that others hold (Tune's drivers).
+
+    Raises:
+        InputError: the workers and one data task can never be placed together.
+    """
+    gpu = gpus >= workers if use_gpu == "auto" else use_gpu
+    if gpu and gpus < workers:
+        raise InputError(
+            f"train.workers={workers} needs {workers} GPUs and the cluster can have at most {gpus:g}; "
+            "lower train.workers or set train.use_gpu=false."
+        )
+    roomy = cpus - reserved >= workers + 2
+    data = task_cpus if task_cpus != "auto" else (1.0 if roomy else SMALL_SHARE)
+    probe = probe_cpus if probe_cpus != "auto" else (1.0 if roomy else SMALL_SHARE)
+    # Two data tasks and a probe beside the workers, so that neither waits for the other.
+    left = cpus - reserved - 2 * data - probe
+    worker = worker_cpus if worker_cpus != "auto" else (1.0 if roomy else min(1.0, round(left / workers - 0.005, 2)))
+    if worker_cpus == "auto" and worker < SMALLEST_WORKER:
+        most = max(0, int(left / SMALLEST_WORKER))
+        raise InputError(
+            f"train.workers={workers} is more than this cluster can ever run: it has at most {cpus:g} CPUs, enough "
+            f"for {most} workers; lower train.workers or use a larger cluster."
+        )
+    if workers * worker + data > cpus - reserved + 1e-6:
+        raise InputError(
+            f"{workers} workers of {worker:g} CPUs and a data task of {data:g} need "
+            f"{workers * worker + data:g} CPUs, and the cluster can have at most {cpus - reserved:g}; "
+            "lower train.workers or train.worker_cpus."
+        )
+    return Shares(worker, data, probe, gpu)
+
+
+def largest_resources() -> tuple[float, float]:
+    """(CPUs, GPUs) that the cluster can ever have: what it has now, or the autoscaler's limit where that is more."""
+    now = ray.cluster_resources()
+    limit = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return max(now.get("CPU", 0.0), limit.get("CPU", 0.0)), max(now.get("GPU", 0.0), limit.get("GPU", 0.0))

@@ -1,0 +1,169 @@
+"""What a run tells about itself: metrics.jsonl, Ray's metrics registry, and the log line that a person reads."""
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge
+
+from raybert import storage
+
+# A remote object cannot be appended to: the whole file is written again, at most this often (seconds).
+REMOTE_INTERVAL = 10.0
+
+GAUGES = {
+    "loss": "training loss, MLM + next sentence (nats)",
+    "mlm_loss": "masked-language-model loss (nats per masked token)",
+    "nsp_loss": "next-sentence loss (nats per sample)",
+    "mlm_accuracy": "share of masked tokens predicted right",
+    "nsp_accuracy": "share of sentence pairs classified right",
+    "validation_loss": "loss on the validation samples (nats)",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm before clipping",
+    "tokens_per_second": "tokens trained on per second, over all workers",
+    "mfu": "share of the measured peak matrix-multiplication rate",
+    "step": "optimizer steps done",
+    "checkpoint_bytes": "size of the last checkpoint",
+    "checkpoint_seconds": "seconds that writing the last checkpoint took, beside training",
+    "restarts": "times the worker group was started again",
+}
+COUNTERS = {
+    "wait_data_seconds_total": "seconds that the step waited for data",
+    "wait_checkpoint_seconds_total": "seconds that the step waited for checkpoints",
+    "wait_report_seconds_total": "seconds that the step waited for reports to the controller",
+    "samples_total": "samples trained on",
+}
+
+
+class Gauges:
+    """The run's numbers in Ray's registry, exported to Prometheus as ``ray_raybert_<name>{run, trial}``."""
+
+    def __init__(self, run: str, trial: str = "") -> None:
+        tags = {"run": run, "trial": trial}
+        self._gauges = {name: Gauge(f"raybert_{name}", text, ("run", "trial")) for name, text in GAUGES.items()}
+        self._counters = {name: Counter(f"raybert_{name}", text, ("run", "trial")) for name, text in COUNTERS.items()}
+        for metric in (*self._gauges.values(), *self._counters.values()):
+            metric.set_default_tags(tags)
+
+    def set(self, values: Mapping[str, float]) -> None:
+        """Set the gauges that are named in ``values``; other names are ignored."""
+        for name in values.keys() & self._gauges.keys():
+            self._gauges[name].set(values[name])
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Raise the counters that are named in ``values``."""
+        for name in values.keys() & self._counters.keys():
+            if values[name] > 0:
+                self._counters[name].inc(values[name])
+
+
+class MetricsLog:
+    """RUN/metrics.jsonl, written by one process. A restarted run goes on in the same file."""
+
+    def __init__(self, run_uri: str) -> None:
+        self._uri = storage.join(run_uri, "metrics.jsonl")
+        self._remote = storage.is_remote(self._uri)
+        self._lock = threading.Lock()
+        self._written = time.monotonic()
+        self._uploader: threading.Thread | None = None
+        if self._remote:
+            descriptor, self._path = tempfile.mkstemp(prefix="raybert-metrics-")
+            os.close(descriptor)
+            if storage.exists(self._uri):
+                with open(self._path, "wb") as file:
+                    file.write(storage.read_bytes(self._uri))
+        else:
+            self._path = self._uri
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+        # A process that was killed may have left half a line, without its end.
+        self._repair()
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - open for the life of the run
+
+    def _repair(self) -> None:
+        if not os.path.exists(self._path) or not os.path.getsize(self._path):
+            return
+        with open(self._path, "rb+") as file:
+            content = file.read()
+            if not content.endswith(b"\n"):
+                file.truncate(content.rfind(b"\n") + 1)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one line; a reader of the local file sees it at once."""
+        line = json.dumps(dict(values), allow_nan=False)
+        with self._lock:
+            self._file.write(line + "\n")
+            self._file.flush()
+        busy = self._uploader is not None and self._uploader.is_alive()
+        if self._remote and not busy and time.monotonic() - self._written > REMOTE_INTERVAL:
+            self._written = time.monotonic()
+            self._uploader = threading.Thread(target=self._upload, daemon=True)
+            self._uploader.start()
+
+    def _upload(self) -> None:
+        with self._lock, open(self._path, "rb") as file:
+            content = file.read()
+        storage.write_bytes(self._uri, content)
+
+    def close(self) -> None:
+        if self._uploader is not None:
+            self._uploader.join()
+        with self._lock:
+            self._file.close()
+        if self._remote:
+            self._upload()
+            os.unlink(self._path)
+
+
+def read_metrics(run_uri: str) -> list[dict[str, Any]]:
+    """The logged steps in order. Of a step that a restarted run logged twice the last line counts.
+
+    A half-written last line is passed over. Empty while there is no file.
+    """
+    uri = storage.join(run_uri, "metrics.jsonl")
+    if not storage.exists(uri):
+        return []
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in storage.read_bytes(uri).decode("utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            by_step[record["step"]] = {**by_step.get(record["step"], {}), **record}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def format_line(record: Mapping[str, Any], total_steps: int) -> str:
+    """One line that a person can take in."""
+    step = f"step {record['step']:>6}/{total_steps}"
+    parts = [step]
+    if "loss" in record:
+        waits = 100 * record["wait_data"]
+        parts += [
+            f"loss {record['loss']:.4f} (mlm {record['mlm_loss']:.4f} nsp {record['nsp_loss']:.4f})",
+            f"acc mlm {record['mlm_accuracy']:.3f} nsp {record['nsp_accuracy']:.3f}",
+            f"lr {record['lr']:.2e}",
+            f"norm {record['grad_norm']:.2f}",
+            f"{record['tokens_per_second']:,.0f} tok/s",
+            f"mfu {100 * record['mfu']:.1f}%",
+            f"waiting on data {waits:.1f}%",
+            f"eta {format_seconds(record['eta_seconds'])}",
+        ]
+    if "validation" in record:
+        found = record["validation"]
+        parts.append(
+            f"validation loss {found['loss']:.4f} (mlm {found['mlm_loss']:.4f} nsp {found['nsp_loss']:.4f}) "
+            f"acc mlm {found['mlm_accuracy']:.3f} nsp {found['nsp_accuracy']:.3f}"
+        )
+    return " | ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,135 @@
+"""One optimizer step and one validation pass: the loop a torch user would write. Nothing here knows Ray.
+
+Every loss is a mean over the *global* batch: masked positions for the masked-language model, samples for the
+next-sentence head. A rank knows only its own part, so the step sums, and divides by counts that all ranks have added
+up. The result does not depend on how the batch was cut into micro-batches or spread over ranks (beyond rounding).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from raybert.model.losses import pretraining_loss
+
+MicroBatch = Mapping[str, Tensor]
+
+# The places of the sums that a step returns.
+MLM_SUM, MLM_COUNT, MLM_CORRECT, NSP_SUM, NSP_COUNT, NSP_CORRECT = range(6)
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    lr: float,
+    grad_clip: float,
+    dtype: torch.dtype,
+    seed: int,
+    step: int,
+    first_micro_batch: int,
+    global_batch: int,
+) -> tuple[Tensor, Tensor]:
+    """Forward and backward over this rank's micro-batches, then one clipped AdamW update.
+
+    Args:
+        model: the encoder, wrapped in DistributedDataParallel or bare.
+        micro_batches: dicts of tensors on the model's device (see `raybert.data.block`).
+        lr: learning rate of this update.
+        dtype: autocast type of the forward pass; float32 switches autocast off.
+        seed, step, first_micro_batch: they key the dropout masks, so a resumed run, or one on another number of
+            ranks, drops the same units for the same samples. `first_micro_batch` is the place of this rank's first
+            micro-batch in the global batch.
+        global_batch: samples of the step over all ranks.
+
+    Returns:
+        (6,) float tensor of this rank's sums in the order MLM_SUM ... NSP_CORRECT, and the gradient norm before
+        clipping. Both stay on the device: reading them is the caller's choice of when to wait.
+    """
+    device = micro_batches[0]["input_ids"].device
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    model.train()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    masked = torch.stack([(batch["masked_positions"] >= 0).sum() for batch in micro_batches]).sum()
+    if world_size > 1:
+        dist.all_reduce(masked)
+    sums = torch.zeros(6, device=device)
+    for index, batch in enumerate(micro_batches):
+        torch.manual_seed(dropout_seed(seed, step, first_micro_batch + index))
+        last = index == len(micro_batches) - 1
+        # Gradients are exchanged once a step, with the last micro-batch.
+        with nullcontext() if last or world_size == 1 else model.no_sync():  # type: ignore[operator]
+            part = forward_sums(model, batch, dtype)
+            # DistributedDataParallel averages over ranks; these are sums, hence the factor.
+            loss = world_size * (part[MLM_SUM] / masked.clamp(min=1) + part[NSP_SUM] / global_batch)
+            loss.backward()
+        sums += part.detach()
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return sums, grad_norm
+
+
+def forward_sums(model: nn.Module, batch: MicroBatch, dtype: torch.dtype) -> Tensor:
+    """The six sums over one micro-batch, with gradients through MLM_SUM and NSP_SUM."""
+    device = batch["input_ids"].device
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        out = model(
+            batch["input_ids"], batch["token_type_ids"], batch["attention_mask"], batch["masked_positions"]
+        )
+    return pretraining_loss(out, batch["masked_positions"], batch["masked_labels"], batch["next_sentence_label"])
+
+
+@torch.no_grad()
+def validate(model: nn.Module, batches: Iterable[MicroBatch], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """This rank's sums over validation batches. The model is left in the mode it was found in."""
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(6, device=device)
+    for batch in batches:
+        sums += forward_sums(model, batch, dtype)
+    model.train(was_training)
+    return sums
+
+
+def all_reduce_sums(sums: Tensor) -> Tensor:
+    """Add the sums of all ranks, in a copy."""
+    total = sums.clone()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def means(sums: Tensor) -> dict[str, float]:
+    """Losses in nats and accuracies in [0, 1] from the sums of all ranks."""
+    mlm, masked, mlm_correct, nsp, samples, nsp_correct = sums.tolist()
+    masked, samples = max(masked, 1.0), max(samples, 1.0)
+    return {
+        "loss": mlm / masked + nsp / samples,
+        "mlm_loss": mlm / masked,
+        "nsp_loss": nsp / samples,
+        "mlm_accuracy": mlm_correct / masked,
+        "nsp_accuracy": nsp_correct / samples,
+    }
+
+
+def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
+    """A 63-bit seed of one micro-batch of one step, the same on any rank."""
+    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + micro_batch * 0x94D049BB133111EB) % 2**64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    return (value ^ (value >> 27)) >> 1
+
+
+def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
+    """The autocast type: bfloat16 where the hardware multiplies it natively, when the choice is left to us."""
+    if requested != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[requested]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    return torch.bfloat16 if native else torch.float32
