@@ -173,6 +173,7 @@ def load(path: str | None, overrides: Iterable[str] = ()) -> Config:
         if not storage.exists(path):
             raise InputError(f"There is no config file {path}.")
         tree = read_yaml_mapping(path)
+        tree.pop("about", None)  # what a run notes in its own config.yaml beside the settings
     for override in overrides:
         set_dotted(tree, override)
     return from_mapping(tree)

@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one sentence or two: what is wrong, where, and what to do. The command line prints it and exits
     with code 2.
     """
+
+
+class RunFailed(RuntimeError):  # noqa: N818 - reads as what happened
+    """The work began and could not be finished. The command line prints the sentence and exits with code 1."""

@@ -68,6 +68,16 @@ def read_bytes(uri: str) -> bytes:
     return bytes(fs.cat_file(path))
 
 
+def read_from(uri: str, offset: int) -> bytes:
+    """What a growing file holds from ``offset`` on; nothing while it does not exist."""
+    fs, path = filesystem(uri)
+    try:
+        fs.invalidate_cache(path)
+        return bytes(fs.cat_file(path, start=offset)) if fs.size(path) > offset else b""
+    except FileNotFoundError:
+        return b""
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole object so that a reader sees the old one or the new one, never a part.
 
@@ -125,16 +135,10 @@ def remove(uri: str) -> None:
         return
 
 
-def upload_dir(local: str | Path, uri: str) -> None:
-    """Copy every file under the local directory to ``uri``, keeping relative names."""
-    root = Path(local)
-    for file in sorted(p for p in root.rglob("*") if p.is_file()):
-        destination = join(uri, file.relative_to(root).as_posix())
-        if is_remote(uri):
-            fs, path = filesystem(destination)
-            fs.put_file(str(file), path)
-        else:
-            write_bytes(destination, file.read_bytes())
+def upload_file(local: str | Path, uri: str) -> None:
+    """Copy a local file to ``uri`` without reading it into memory."""
+    fs, path = filesystem(uri)
+    fs.put_file(str(local), path)
 
 
 class local_copy:  # noqa: N801 - used as a context manager, like tempfile's

@@ -1,0 +1,143 @@
+"""What a checkpoint holds, and how it reaches storage while training goes on.
+
+A checkpoint is a directory: ``model.safetensors``, ``config.json`` and, where training can go on from it,
+``training_state.pt`` (optimizer and counters; loaded with ``weights_only=True``, so it can hold no code).
+The step only waits for a copy of the tensors to main memory; writing is a background thread's work.
+"""
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raybert import storage
+from raybert.errors import InputError
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.model.files import weights, write_weights
+
+TRAINING_STATE = "training_state.pt"
+STATE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies in main memory of all that a checkpoint holds. `state` is None for weights alone."""
+
+    weights: dict[str, Tensor]
+    config: BertConfig
+    state: dict[str, Any] | None
+
+
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **counters: Any) -> Snapshot:
+    """Copy the weights and, with an optimizer, its state and the counters, to main memory."""
+    bert = unwrap(model)
+    state = None
+    if optimizer is not None:
+        state = {"format": STATE_FORMAT, "optimizer": _to_cpu(optimizer.state_dict()), **counters}
+    return Snapshot(weights(bert), bert.config, state)
+
+
+def unwrap(model: nn.Module) -> Bert:
+    """The encoder itself, inside DistributedDataParallel and torch.compile or bare."""
+    while not isinstance(model, Bert):
+        model = model.module if hasattr(model, "module") else model._orig_mod  # type: ignore[assignment]
+    return model
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to_cpu(item) for item in value]
+    return value
+
+
+def write(snap: Snapshot, uri: str) -> int:
+    """Write the checkpoint directory and return its size in bytes.
+
+    A local directory appears under its name only when it is whole. An object store has no directories: there
+    ``config.json`` is written last, and a directory without it is no checkpoint.
+    """
+    if storage.is_remote(uri):
+        directory = Path(tempfile.mkdtemp(prefix="raybert-checkpoint-"))
+    else:
+        parent = Path(uri).parent
+        parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{Path(uri).name}-", dir=parent))
+        directory.chmod(0o755)
+    try:
+        write_weights(snap.weights, snap.config, directory)
+        if snap.state is not None:
+            torch.save(snap.state, directory / TRAINING_STATE)
+        size = sum(file.stat().st_size for file in directory.iterdir())
+        if storage.is_remote(uri):
+            for file in sorted(directory.iterdir(), key=lambda file: file.name == "config.json"):
+                storage.upload_file(file, storage.join(uri, file.name))
+        else:
+            # A directory of that name is left from an attempt that was cut off before it was reported.
+            shutil.rmtree(uri, ignore_errors=True)
+            directory.rename(uri)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return size
+
+
+def load_state(directory: Path) -> dict[str, Any]:
+    """The training state of a local checkpoint directory. No code in it is run.
+
+    Raises:
+        InputError: the file is missing, or of another format.
+    """
+    path = directory / TRAINING_STATE
+    if not path.exists():
+        raise InputError(f"{directory} holds weights alone; training can only go on from a checkpoint with {path.name}.")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if state.get("format") != STATE_FORMAT:
+        raise InputError(f"{path} has format {state.get('format')}, and this version reads format {STATE_FORMAT}.")
+    return state
+
+
+class BackgroundWriter:
+    """Runs jobs one after the other in a thread. One may wait while one runs; a third makes the caller wait.
+
+    So at most two snapshots exist beside the model, however slow storage is. A job's exception is raised to the caller
+    with the next job or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: Queue[Callable[[], None] | None] = Queue(maxsize=1)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except BaseException as error:
+                self._error = error
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self._raise()
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Wait until every job is done."""
+        self._jobs.put(None)
+        self._thread.join()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error

@@ -1,0 +1,59 @@
+"""Ray Train's side of the data path: which stream the worker group gets when it starts."""
+
+from typing import Any
+
+import ray.data
+from ray.train import DataConfig
+
+from raybert import storage
+from raybert.data.stream import execution_options, train_stream
+
+CHECKPOINTS = "checkpoints"
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of a checkpoint inside the run directory."""
+    return f"{CHECKPOINTS}/step-{step:08d}"
+
+
+def last_step(run_uri: str) -> int:
+    """Step of the newest checkpoint that was committed; 0 for a run that has none.
+
+    Ray Train's own record is asked, since a directory may have been left by an upload that was cut off.
+    """
+    record = storage.join(run_uri, "checkpoint_manager_snapshot.json")
+    if not storage.exists(record):
+        return 0
+    latest = storage.read_json(record)["latest_checkpoint_result"]
+    return int(latest["checkpoint_dir_name"].rpartition("-")[2]) if latest else 0
+
+
+class IngestConfig(DataConfig):
+    """Builds the stream when a worker group asks for it: only then are its size and its first step known.
+
+    Ray Train calls `configure` once for every start of the worker group, so a restart, or a resize of an elastic run,
+    gets the batches from the restored step on, cut for its own number of workers.
+    """
+
+    def __init__(
+        self, *, run_uri: str, shards_uri: str, seed: int, global_batch: int, steps: int, task_cpus: float
+    ) -> None:
+        super().__init__(execution_options=execution_options())
+        self._run_uri = run_uri
+        self._stream = {
+            "shards_uri": shards_uri,
+            "seed": seed,
+            "global_batch": global_batch,
+            "steps": steps,
+            "task_cpus": task_cpus,
+        }
+
+    def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        start_step = last_step(self._run_uri)
+        stream = train_stream(world_size=world_size, start_step=start_step, **self._stream)
+        return super().configure(dict.fromkeys(datasets, stream), world_size, *args, **kwargs)
+
+
+def placeholder() -> ray.data.Dataset:
+    """What TorchTrainer is given in place of the stream, which `IngestConfig` builds later."""
+    return ray.data.range(1)

@@ -1,0 +1,347 @@
+"""The training loop of one Ray Train worker: from the restored step to the last one."""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.torch import get_device, prepare_model
+
+from raybert import storage
+from raybert.config import Config, from_mapping
+from raybert.data.block import to_torch
+from raybert.data.reader import validation_batches
+from raybert.data.shards import open_shards
+from raybert.data.stream import worker_batches
+from raybert.model.bert import Bert, flops_per_token
+from raybert.model.files import read_weights
+from raybert.probe import client
+from raybert.telemetry import Gauges, MetricsLog
+from raybert.train import checkpoint as checkpoints
+from raybert.train import optimizer as optimizers
+from raybert.train.ingest import checkpoint_name
+from raybert.train.peak import peak_flops
+from raybert.train.schedule import lr_at
+from raybert.train.step import all_reduce_sums, means, pick_dtype, train_step, validate
+
+FAILURE = "failure.json"
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """Entry point of a worker; `settings` is made by `raybert.train.run`."""
+    worker = Worker(from_mapping(settings["config"]), trial=settings["trial"], probe_cpus=settings["probe_cpus"])
+    try:
+        worker.run()
+    finally:
+        worker.close()
+
+
+class Worker:
+    """One rank of the run: its model replica, its part of every batch, and, on rank 0, what is written down."""
+
+    def __init__(self, config: Config, *, trial: str, probe_cpus: float) -> None:
+        context = ray.train.get_context()
+        self.config = config
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.probe_cpus = probe_cpus
+        self.device = get_device()
+        if self.device.type == "cpu":
+            # Ray's default for OpenMP follows whole CPUs only; more threads than cores fight each other.
+            torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self.dtype = self._agree_on_dtype()
+        self.shards = open_shards(config.data.shards)
+
+        torch.manual_seed(config.train.seed)
+        bert = Bert(config.model.bert()).to(self.device)
+        optimizer_options = config.optimizer.model_dump()
+        self.optimizer = optimizers.build(bert, **optimizer_options)
+        self.step, self.elapsed, self.best = 0, 0.0, math.inf
+        self._restore(bert)
+        compiled = config.train.compile if config.train.compile != "auto" else self.device.type == "cuda"
+        self.counted = self.step  # the step up to which samples are in the counter
+        self.model = prepare_model(
+            torch.compile(bert) if compiled else bert, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+        )
+        self.flops_per_sample = flops_per_token(bert.config, self.shards.seq_len) * self.shards.seq_len
+        self.peak = peak_flops(self.device, self.dtype) * self.world_size
+        self.validation = self._validation_part()
+        self.clock = Clock()
+        self.writer = checkpoints.BackgroundWriter() if self.rank == 0 else None
+        self.log = MetricsLog(config.run_uri) if self.rank == 0 else None
+        self.gauges = Gauges(config.run.name, trial) if self.rank == 0 else None
+
+    # -- set-up -------------------------------------------------------------------------------------------------
+
+    def _agree_on_dtype(self) -> torch.dtype:
+        """The fastest type that every rank's hardware has."""
+        mine = pick_dtype(self.config.train.dtype, self.device)
+        agreed = torch.tensor(int(mine == torch.bfloat16), device=self.device)
+        if dist.is_initialized():
+            dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+        return torch.bfloat16 if agreed.item() else torch.float32
+
+    def _restore(self, bert: Bert) -> None:
+        committed = ray.train.get_checkpoint()
+        if committed is None:
+            return
+        with committed.as_directory() as directory:
+            bert.load_state_dict(read_weights(Path(directory)))
+            state = checkpoints.load_state(Path(directory))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed, self.best = state["step"], state["elapsed_seconds"], state["best_validation_loss"]
+
+    def _validation_part(self) -> list[dict[str, Any]]:
+        """This rank's part of the validation samples. They are few and always the same, so they are built once."""
+        if not self.config.every.validation or not self.shards.rows("validation"):
+            return []
+        batches = validation_batches(
+            self.config.data.shards,
+            seed=self.config.data.seed,
+            batch_size=self.config.train.micro_batch,
+            samples=self.config.validation.samples,
+        )
+        return [batch for index, batch in enumerate(batches) if index % self.world_size == self.rank]
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        config, train = self.config, self.config.train
+        if self.step >= train.steps:
+            return
+        first_micro_batch = self.rank * (train.global_batch // (train.micro_batch * self.world_size))
+        if self.step == 0 and config.every.validation:
+            self._write(self._validate(), {})
+        batches = worker_batches(
+            ray.train.get_dataset_shard("train"),
+            rank=self.rank,
+            world_size=self.world_size,
+            global_batch=train.global_batch,
+            micro_batch=train.micro_batch,
+            start_step=self.step,
+            steps=train.steps,
+        )
+        sums, tokens, grad_norm = torch.zeros(6, device=self.device), 0, torch.zeros(())
+        self.clock.start()
+        for step, columns in self._timed(batches):
+            micro_batches = [to_torch(part, self.device) for part in columns]
+            lr = lr_at(
+                step,
+                peak_lr=config.optimizer.lr,
+                total_steps=train.steps,
+                warmup_steps=config.schedule.warmup_steps,
+                decay=config.schedule.decay,
+                decay_fraction=config.schedule.decay_fraction,
+                min_lr_ratio=config.schedule.min_lr_ratio,
+            )
+            part, grad_norm = train_step(
+                self.model,
+                self.optimizer,
+                micro_batches,
+                lr=lr,
+                grad_clip=train.grad_clip,
+                dtype=self.dtype,
+                seed=train.seed,
+                step=step,
+                first_micro_batch=first_micro_batch,
+                global_batch=train.global_batch,
+            )
+            sums += part
+            tokens += sum(int(part["length"].sum()) for part in columns)
+            self.step = step + 1
+            events = self._events()
+            if not events and self.step % config.every.log:
+                continue
+            totals = all_reduce_sums(torch.cat([sums, torch.tensor([float(tokens)], device=self.device)]))
+            sums, tokens = torch.zeros(6, device=self.device), 0
+            record = self._record(totals, lr, grad_norm)
+            if not math.isfinite(record["loss"] + record["grad_norm"]):
+                self._diverged(record)
+                return
+            if "validation" in events:
+                record |= self._validate()
+            waits = self.clock.lap()
+            self._write(record, waits)
+            self._save(events, record)
+        if self.writer is not None:
+            self.writer.close()
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches, with the time spent waiting for each one on the clock."""
+        while True:
+            with self.clock.waiting("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _events(self) -> set[str]:
+        """What is due after this step. The last step validates, probes and saves whatever the cadence."""
+        every, last = self.config.every, self.step == self.config.train.steps
+        cadences = {"validation": every.validation, "probe": every.probe, "checkpoint": every.checkpoint}
+        if not self.config.probe.tasks:
+            cadences["probe"] = 0
+        return {name for name, cadence in cadences.items() if cadence and (last or self.step % cadence == 0)}
+
+    def _record(self, totals: torch.Tensor, lr: float, grad_norm: torch.Tensor) -> dict[str, Any]:
+        samples = totals[4].item()
+        seconds = self.clock.since_lap()
+        rate = samples / seconds
+        remaining = self.config.train.steps - self.step
+        return {
+            "step": self.step,
+            **means(totals[:6]),
+            "lr": lr,
+            "grad_norm": grad_norm.item(),
+            "tokens_per_second": totals[6].item() / seconds,
+            "mfu": rate * self.flops_per_sample / self.peak,
+            "samples": self.step * self.config.train.global_batch,
+            "epoch": self.step * self.config.train.global_batch / self.shards.rows("train"),
+            "elapsed_seconds": self.elapsed + self.clock.total(),
+            "eta_seconds": remaining * self.config.train.global_batch / rate,
+            "workers": self.world_size,
+        }
+
+    def _validate(self) -> dict[str, Any]:
+        """Validation losses over the fixed samples, every rank scoring a part."""
+        with self.clock.waiting("validation"):
+            batches = (to_torch(part, self.device) for part in self.validation)
+            sums = all_reduce_sums(validate(self.model, batches, self.dtype, self.device))
+            return {"step": self.step, "validation": means(sums)} if sums[4] > 0 else {}
+
+    # -- what is written ----------------------------------------------------------------------------------------
+
+    def _write(self, record: dict[str, Any], waits: dict[str, float]) -> None:
+        if self.log is None or self.gauges is None or not record:
+            return
+        seconds = waits.get("seconds", 0.0)
+        shares = {f"wait_{name}": waits[name] / seconds for name in Clock.KINDS if seconds}
+        self.log.write({**record, **shares})
+        flat = {"validation_loss": record["validation"]["loss"]} if "validation" in record else {}
+        self.gauges.set({**record, **flat})
+        counted = {f"wait_{name}_seconds_total": waits.get(name, 0.0) for name in Clock.KINDS}
+        self.gauges.add({**counted, "samples_total": (self.step - self.counted) * self.config.train.global_batch})
+        self.counted = self.step
+
+    def _save(self, events: set[str], record: dict[str, Any]) -> None:
+        """Snapshot, hand over to the background, and tell Ray Train, as far as each is due."""
+        validation_loss = record["validation"]["loss"] if "validation" in record else math.inf
+        is_best = self.config.checkpoint.keep_best and validation_loss < self.best
+        self.best = min(self.best, validation_loss)
+        snap = None
+        if self.writer is not None and (events & {"checkpoint", "probe"} or is_best):
+            with self.clock.waiting("checkpoint"):
+                counters = {
+                    "step": self.step,
+                    "elapsed_seconds": record["elapsed_seconds"],
+                    "best_validation_loss": self.best,
+                }
+                full = "checkpoint" in events
+                snap = checkpoints.snapshot(self.model, self.optimizer if full else None, **counters)
+                if "probe" in events:
+                    self.writer.submit(lambda snap=snap, step=self.step: self._submit_probe(snap, step))
+                if is_best:
+                    best = checkpoints.Snapshot(snap.weights, snap.config, None)
+                    uri = storage.join(self.config.run_uri, "checkpoints", "best")
+                    self.writer.submit(lambda: checkpoints.write(best, uri) and None)
+        if events & {"checkpoint", "validation"}:
+            metrics = {"step": self.step, "loss": record["loss"], "tokens": record["samples"] * self.shards.seq_len}
+            if "validation" in record:
+                metrics["validation_loss"] = validation_loss
+            with self.clock.waiting("report"):
+                self._report(metrics, snap if "checkpoint" in events else None, "checkpoint" in events)
+
+    def _report(self, metrics: dict[str, float], snap: checkpoints.Snapshot | None, full: bool) -> None:
+        """Tell the controller; with a snapshot, its upload goes on in Ray Train's own thread."""
+        if not full:
+            ray.train.report(metrics)
+            return
+        name = checkpoint_name(self.step)
+
+        def upload(_: Checkpoint, directory: str) -> Checkpoint:
+            assert snap is not None
+            uri, start = storage.join(self.config.run_uri, directory), time.monotonic()
+            size = checkpoints.write(snap, uri)
+            if self.gauges is not None:
+                self.gauges.set({"checkpoint_bytes": size, "checkpoint_seconds": time.monotonic() - start})
+            return Checkpoint(uri)
+
+        ray.train.report(
+            metrics,
+            # The directory is a formality: `upload` writes the snapshot itself.
+            checkpoint=Checkpoint.from_directory(tempfile.mkdtemp(prefix="raybert-")) if snap else None,
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+            checkpoint_upload_fn=upload,
+        )
+
+    def _submit_probe(self, snap: checkpoints.Snapshot, step: int) -> None:
+        """Put the weights where retention never reaches, then queue the step for the probe service."""
+        uri = storage.join(self.config.run_uri, "probes", "weights", f"step-{step:08d}")
+        weights_alone = checkpoints.Snapshot(snap.weights, snap.config, None)
+        checkpoints.write(weights_alone, uri)
+        client.submit(
+            self.config.run_uri,
+            step,
+            uri,
+            self.config.probe.tasks,
+            cpus=self.probe_cpus,
+            max_waiting=self.config.probe.max_waiting,
+        )
+
+    def _diverged(self, record: dict[str, Any]) -> None:
+        """Note why the run ends. Replaying the same batches would diverge again, so this is no failure to retry."""
+        if self.rank == 0:
+            reason = (
+                f"The loss is not a number at step {self.step} (lr {record['lr']:.2e}); lower optimizer.lr or "
+                "raise schedule.warmup_steps, and start again under another run.name or from the last checkpoint."
+            )
+            failure = {"step": self.step, "reason": reason, "kind": "diverged"}
+            storage.write_json(storage.join(self.config.run_uri, FAILURE), failure)
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+
+
+class Clock:
+    """Where wall time goes. `lap` closes an interval and starts the next."""
+
+    KINDS = ("data", "checkpoint", "report", "validation")
+
+    def __init__(self) -> None:
+        self._begun = self._lap = time.perf_counter()
+        self._waits = dict.fromkeys(self.KINDS, 0.0)
+
+    def start(self) -> None:
+        self._begun = self._lap = time.perf_counter()
+        self._waits = dict.fromkeys(self.KINDS, 0.0)
+
+    @contextmanager
+    def waiting(self, kind: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waits[kind] += time.perf_counter() - start
+
+    def since_lap(self) -> float:
+        return time.perf_counter() - self._lap
+
+    def total(self) -> float:
+        return time.perf_counter() - self._begun
+
+    def lap(self) -> dict[str, float]:
+        """Seconds of the interval, and seconds of it spent waiting for each kind."""
+        found = {"seconds": self.since_lap(), **self._waits}
+        self._lap = time.perf_counter()
+        self._waits = dict.fromkeys(self.KINDS, 0.0)
+        return found

@@ -1,0 +1,29 @@
+"""The limit that MFU is a share of: the rate of plain matrix products, measured on this worker."""
+
+import time
+
+import torch
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """Best measured rate of square matrix products (FLOP/s) on the device, with the threads that torch has now.
+
+    Measured instead of looked up, so that one code serves every CPU and GPU; all workers measure at the same time,
+    as they will train.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(size, size, device=device).to(dtype), torch.randn(size, size, device=device).to(dtype)
+    a @ b  # the first product also sets up the library
+    _synchronize(device)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ b
+        _synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,203 @@
+"""A pre-training run as its driver sees it: everything that can be checked before the first step, then TorchTrainer."""
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from raybert import storage
+from raybert.cluster import Shares, largest_resources, plan_shares
+from raybert.config import Config, from_mapping
+from raybert.data.shards import ShardSet, open_shards, verify_shards
+from raybert.errors import InputError, RunFailed
+from raybert.probe import client
+from raybert.probe.tasks import ProbeTask, load_task
+
+# "auto" verifies every hash of a shard set up to this size, about a minute of reading from a bucket.
+FULL_VERIFY_BYTES = 4 * 2**30
+
+# A resumed run must see the same batches and the same model. Its length, cadences and resources may change.
+FIXED = ("data.seed", "model", "train.global_batch", "train.seed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose settings, data and resources fit together."""
+
+    config: Config
+    shards: ShardSet
+    shares: Shares
+    tasks: list[ProbeTask]
+    trial: str = ""
+
+    @property
+    def uri(self) -> str:
+        return self.config.run_uri
+
+
+def check(config: Config, *, trial: str = "", reserved_cpus: float = 0.0) -> Run:
+    """Verify all that can be known before training, with Ray connected. Nothing is written.
+
+    Raises:
+        InputError: the shards are missing, damaged or made for another tokenizer, too long for the model or too few
+            for a batch; a probe task is wrong; the cluster can never hold the workers; the run's name is taken by a
+            run that is different.
+    """
+    if not config.data.shards:
+        raise InputError("data.shards is not set: give the directory that `raybert prepare --output` wrote.")
+    config = _with_absolute_paths(config)
+    shards = open_shards(config.data.shards)
+    positions = config.model.bert().max_position_embeddings
+    if shards.seq_len > positions:
+        raise InputError(
+            f"The shards in {shards.uri} hold windows for {shards.seq_len} tokens and the model has "
+            f"{positions} positions; set model.max_position_embeddings={shards.seq_len} or prepare with "
+            f"--seq-len {positions}."
+        )
+    if not shards.rows("train"):
+        raise InputError(f"The shard set {shards.uri} has no training rows.")
+    sizes_only = config.data.verify == "sizes" or (config.data.verify == "auto" and shards.bytes > FULL_VERIFY_BYTES)
+    verify_shards(shards, sizes_only=sizes_only)
+    tasks = [load_task(task) for task in config.probe.tasks]
+    cpus, gpus = largest_resources()
+    shares = plan_shares(
+        cpus,
+        gpus,
+        workers=config.train.worker_range[1] if isinstance(config.train.workers, int) else config.train.worker_range[0],
+        worker_cpus=config.train.worker_cpus,
+        task_cpus=config.data.task_cpus,
+        probe_cpus=config.probe.cpus,
+        use_gpu=config.train.use_gpu,
+        reserved=reserved_cpus,
+    )
+    _check_resume(config, shards)
+    return Run(config, shards, shares, tasks, trial)
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Workers run in other directories than the driver."""
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"storage": storage.absolute(config.run.storage)}),
+            "data": config.data.model_copy(update={"shards": storage.absolute(config.data.shards)}),
+        }
+    )
+
+
+def _check_resume(config: Config, shards: ShardSet) -> None:
+    recorded = storage.join(config.run_uri, "config.yaml")
+    if not storage.exists(recorded):
+        return
+    tree = yaml.safe_load(storage.read_bytes(recorded))
+    about = tree.pop("about", {})
+    before = from_mapping(tree).model_dump(mode="json")
+    now = config.model_dump(mode="json")
+    if about.get("manifest") != shards.manifest_hash:
+        raise InputError(
+            f"The run {config.run_uri} was trained on other shards than {shards.uri}; "
+            "give this run another run.name, or the shards it began with."
+        )
+    for key in FIXED:
+        old, new = _lookup(before, key), _lookup(now, key)
+        if old != new:
+            raise InputError(
+                f"The run {config.run_uri} exists with {key}={old} and cannot go on with {new}; "
+                "give this run another run.name, or the setting it began with."
+            )
+
+
+def _lookup(tree: dict[str, Any], dotted: str) -> Any:
+    value: Any = tree
+    for part in dotted.split("."):
+        value = value[part]
+    return value
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Train until the last step. A run that was begun before goes on from its newest checkpoint.
+
+    Returns:
+        The metrics that were reported last (empty if nothing was reported in this call).
+
+    Raises:
+        RunFailed: a worker failed too often, the loss diverged, or the run ended before its last step.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import TrainingFailedError as Failed
+    from ray.train.torch import TorchTrainer
+
+    from raybert.train.ingest import IngestConfig, last_step, placeholder
+    from raybert.train.loop import FAILURE, train_loop
+
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    config = run.config
+    _write_config(run)
+    storage.remove(storage.join(run.uri, FAILURE))
+    if last_step(run.uri) >= config.train.steps:
+        return {}
+    if run.tasks and config.every.probe:
+        client.ensure_service(config.run.storage)
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "trial": run.trial,
+            "tasks": [task.model_dump(mode="json") for task in run.tasks],
+            "probe_cpus": run.shares.probe,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=config.train.workers,
+            use_gpu=run.shares.use_gpu,
+            resources_per_worker={"CPU": run.shares.worker} | ({"GPU": 1} if run.shares.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=config.run.name,
+            storage_path=config.run.storage,
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
+            failure_config=FailureConfig(max_failures=config.train.max_failures),
+        ),
+        datasets={"train": placeholder},
+        dataset_config=IngestConfig(
+            run_uri=run.uri,
+            shards_uri=config.data.shards,
+            seed=config.data.seed,
+            global_batch=config.train.global_batch,
+            steps=config.train.steps,
+            task_cpus=run.shares.data_task,
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Failed as error:
+        raise RunFailed(_failure_sentence(run, error)) from error
+    failure = storage.join(run.uri, FAILURE)
+    if storage.exists(failure):
+        raise RunFailed(storage.read_json(failure)["reason"])
+    return result.metrics or {}
+
+
+def _write_config(run: Run) -> None:
+    packages = ("raybert", "torch", "ray", "pyarrow", "numpy", "tiktoken", "scikit-learn")
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    about = {"about": {"versions": versions, "manifest": run.shards.manifest_hash, "seq_len": run.shards.seq_len}}
+    text = run.config.to_yaml() + yaml.safe_dump(about, sort_keys=False)
+    storage.write_bytes(storage.join(run.uri, "config.yaml"), text.encode())
+
+
+def _failure_sentence(run: Run, error: Exception) -> str:
+    """Which rank failed with what, in one sentence; Ray's logs have the rest."""
+    failures = getattr(error, "worker_failures", {})
+    causes = "; ".join(f"rank {rank}: {_last_line(cause)}" for rank, cause in sorted(failures.items())[:3])
+    return (
+        f"Training of {run.uri} stopped: {causes or _last_line(error)}. Ray's logs of this session have the full "
+        "trace; running the same command again goes on from the newest checkpoint."
+    )
+
+
+def _last_line(error: BaseException) -> str:
+    """The line of a (remote) traceback that says what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,56 @@
+"""Following a run from its driver: what is logged, and probe results as they arrive."""
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from raybert import storage
+from raybert.probe import client
+
+Record = dict[str, Any]
+
+
+class Watcher:
+    """Calls back for every new line of metrics.jsonl and every new probe record, from a thread of its own.
+
+    Use it as a context manager around `raybert.train.run.train`. It reads the run directory, so what is shown is what
+    was recorded, wherever the workers are.
+    """
+
+    def __init__(
+        self, run_uri: str, *, on_record: Callable[[Record], None], on_probe: Callable[[Record], None]
+    ) -> None:
+        self._run_uri = run_uri
+        self._metrics = storage.join(run_uri, "metrics.jsonl")
+        self._on_record, self._on_probe = on_record, on_probe
+        # What an earlier start of the same run left is not news.
+        self._offset = len(storage.read_from(self._metrics, 0))
+        self._seen: set[str] = set()
+        client.new_results(run_uri, self._seen)
+        self._interval = 10.0 if storage.is_remote(run_uri) else 0.5
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="run-watcher", daemon=True)
+
+    def __enter__(self) -> "Watcher":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.poll()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._interval):
+            self.poll()
+
+    def poll(self) -> None:
+        """Pass on what is new since the last call."""
+        content = storage.read_from(self._metrics, self._offset)
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            self._on_record(json.loads(line))
+        for result in client.new_results(self._run_uri, self._seen):
+            self._on_probe(result)
