@@ -10,7 +10,8 @@ import os
 import posixpath
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -141,27 +142,18 @@ def upload_file(local: str | Path, uri: str) -> None:
     fs.put_file(str(local), path)
 
 
-class local_copy:  # noqa: N801 - used as a context manager, like tempfile's
-    """``with local_copy(uri) as path``: a local directory with the files of ``uri`` (the place itself when local)."""
+@contextmanager
+def local_copy(uri: str, names: Sequence[str]) -> Iterator[Path]:
+    """``with local_copy(uri, names) as path``: a local directory with these files of ``uri``, as far as they exist.
 
-    def __init__(self, uri: str) -> None:
-        self._uri = absolute(uri)
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Path:
-        if not is_remote(self._uri):
-            return Path(self._uri)
-        self._temporary = tempfile.TemporaryDirectory(prefix="raybert-")
-        fs, root = filesystem(self._uri)
-        for name in self._files():
-            target = Path(self._temporary.name, posixpath.relpath(filesystem(name)[1], root))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(filesystem(name)[1], str(target))
-        return Path(self._temporary.name)
-
-    def _files(self) -> Iterator[str]:
-        yield from list_files(self._uri)
-
-    def __exit__(self, *_: object) -> None:
-        if self._temporary is not None:
-            self._temporary.cleanup()
+    The place itself when it is local.
+    """
+    if not is_remote(uri):
+        yield Path(absolute(uri))
+        return
+    with tempfile.TemporaryDirectory(prefix="raybert-") as directory:
+        for name in names:
+            fs, path = filesystem(join(uri, name))
+            if fs.exists(path):
+                fs.get_file(path, os.path.join(directory, name))
+        yield Path(directory)

@@ -46,10 +46,11 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *
 
 
 def unwrap(model: nn.Module) -> Bert:
-    """The encoder itself, inside DistributedDataParallel and torch.compile or bare."""
-    while not isinstance(model, Bert):
-        model = model.module if hasattr(model, "module") else model._orig_mod  # type: ignore[assignment]
-    return model
+    """The encoder inside its losses, DistributedDataParallel and torch.compile."""
+    module: Any = model
+    while not isinstance(module, Bert):
+        module = next(getattr(module, name) for name in ("module", "_orig_mod", "bert") if hasattr(module, name))
+    return module
 
 
 def _to_cpu(value: Any) -> Any:
@@ -100,7 +101,9 @@ def load_state(directory: Path) -> dict[str, Any]:
     """
     path = directory / TRAINING_STATE
     if not path.exists():
-        raise InputError(f"{directory} holds weights alone; training can only go on from a checkpoint with {path.name}.")
+        raise InputError(
+            f"{directory} holds weights alone; training can only go on from a checkpoint with {path.name}."
+        )
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if state.get("format") != STATE_FORMAT:
         raise InputError(f"{path} has format {state.get('format')}, and this version reads format {STATE_FORMAT}.")

@@ -23,6 +23,7 @@ from raybert.data.shards import open_shards
 from raybert.data.stream import worker_batches
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.files import read_weights
+from raybert.model.losses import Pretraining
 from raybert.probe import client
 from raybert.telemetry import Gauges, MetricsLog
 from raybert.train import checkpoint as checkpoints
@@ -68,7 +69,8 @@ class Worker:
         compiled = config.train.compile if config.train.compile != "auto" else self.device.type == "cuda"
         self.counted = self.step  # the step up to which samples are in the counter
         self.model = prepare_model(
-            torch.compile(bert) if compiled else bert, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+            torch.compile(Pretraining(bert)) if compiled else Pretraining(bert),
+            parallel_strategy_kwargs={"gradient_as_bucket_view": True},
         )
         self.flops_per_sample = flops_per_token(bert.config, self.shards.seq_len) * self.shards.seq_len
         self.peak = peak_flops(self.device, self.dtype) * self.world_size

@@ -12,9 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raybert.model.losses import pretraining_loss
-
 MicroBatch = Mapping[str, Tensor]
+INPUTS = (
+    "input_ids",
+    "token_type_ids",
+    "attention_mask",
+    "masked_positions",
+    "masked_labels",
+    "next_sentence_label",
+)
 
 # The places of the sums that a step returns.
 MLM_SUM, MLM_COUNT, MLM_CORRECT, NSP_SUM, NSP_COUNT, NSP_CORRECT = range(6)
@@ -36,7 +42,7 @@ def train_step(
     """Forward and backward over this rank's micro-batches, then one clipped AdamW update.
 
     Args:
-        model: the encoder, wrapped in DistributedDataParallel or bare.
+        model: `raybert.model.losses.Pretraining`, wrapped in DistributedDataParallel or bare.
         micro_batches: dicts of tensors on the model's device (see `raybert.data.block`).
         lr: learning rate of this update.
         dtype: autocast type of the forward pass; float32 switches autocast off.
@@ -78,10 +84,7 @@ def forward_sums(model: nn.Module, batch: MicroBatch, dtype: torch.dtype) -> Ten
     """The six sums over one micro-batch, with gradients through MLM_SUM and NSP_SUM."""
     device = batch["input_ids"].device
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        out = model(
-            batch["input_ids"], batch["token_type_ids"], batch["attention_mask"], batch["masked_positions"]
-        )
-    return pretraining_loss(out, batch["masked_positions"], batch["masked_labels"], batch["next_sentence_label"])
+        return model(**{name: batch[name] for name in INPUTS})  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

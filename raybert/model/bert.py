@@ -1,0 +1,165 @@
+"""The BERT encoder: embeddings, post-layer-norm transformer layers, and the two pre-training heads.
+
+Shapes: B samples, T tokens, D hidden size, H heads, V vocabulary, M masked positions of the whole batch.
+Paper: https://arxiv.org/abs/1810.04805
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raybert.model.config import BertConfig
+
+# Matrix products on GPUs and CPUs run best when the vocabulary dimension is a multiple of this.
+VOCABULARY_MULTIPLE = 64
+
+
+class Bert(nn.Module):
+    """BERT with masked-language-model and next-sentence heads; the output embedding is the input embedding.
+
+    The embedding table has some rows more than the vocabulary, up to a multiple of 64. No logit of such a row is ever
+    returned or enters the loss, and it is not part of an export.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        rows = -(-config.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        self.word_embeddings = nn.Embedding(rows, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.mlm_transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.mlm_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlm_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.nsp_head = nn.Linear(config.hidden_size, 2)
+        self.apply(self._initialize)
+
+    def _initialize(self, module: nn.Module) -> None:
+        """As the original: normal with standard deviation `initializer_range`, biases zero, norms one."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Encode and apply both heads.
+
+        Args:
+            input_ids: (B, T) integers below `vocab_size`.
+            token_type_ids: (B, T) 0 for the first segment, 1 for the second; all 0 when None.
+            attention_mask: (B, T) true (or 1) at tokens, false (or 0) at padding; all true when None.
+            masked_positions: (B, P) positions whose tokens are to be predicted, -1 where a sample has fewer. When
+                given, the MLM head runs on these alone, as in training: at this vocabulary the full head costs more
+                than the encoder.
+
+        Returns:
+            last_hidden_state (B, T, D), pooler_output (B, D), nsp_logits (B, 2), and mlm_logits: (B, T, V), or with
+            `masked_positions` (M, V) for the positions >= 0 in row-major order.
+
+        Raises:
+            ValueError: T is more than the positions that the model has.
+        """
+        hidden, pooled = self.encode(input_ids, token_type_ids, attention_mask)
+        if masked_positions is None:
+            mlm_logits = self.mlm_logits(hidden)
+        else:
+            mlm_logits = self.mlm_logits(gather_positions(hidden, masked_positions))
+        return {
+            "last_hidden_state": hidden,
+            "pooler_output": pooled,
+            "mlm_logits": mlm_logits,
+            "nsp_logits": self.nsp_head(pooled),
+        }
+
+    def encode(
+        self, input_ids: Tensor, token_type_ids: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The encoder without its pre-training heads: last_hidden_state (B, T, D) and pooler_output (B, D)."""
+        length = input_ids.shape[1]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence of {length} tokens does not fit the model's {self.config.max_position_embeddings} "
+                "positions; truncate it"
+            )
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        hidden = (
+            self.word_embeddings(input_ids)
+            + self.token_type_embeddings(types)
+            + self.position_embeddings.weight[:length]
+        )  # (B, T, D)
+        hidden = self.embedding_dropout(self.embedding_norm(hidden))
+        # One row of the mask for all heads and queries: (B, 1, 1, T). True where a key may be attended to.
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        return hidden, torch.tanh(self.pooler(hidden[:, 0]))
+
+    def mlm_features(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., D): the MLM head up to its output layer, which is the transposed embedding table."""
+        return self.mlm_norm(F.gelu(self.mlm_transform(hidden)))
+
+    def mlm_logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)"""
+        spare = self.word_embeddings.num_embeddings - self.config.vocab_size
+        bias = F.pad(self.mlm_bias, (0, spare))
+        return F.linear(self.mlm_features(hidden), self.word_embeddings.weight, bias)[..., : self.config.vocab_size]
+
+
+def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
+    """(B, T, D) and (B, P) with -1 = none -> (M, D), row-major."""
+    batch, length, size = hidden.shape
+    rows = torch.arange(batch, device=hidden.device)[:, None] * length
+    flat = (positions + rows)[positions >= 0]  # (M,)
+    return hidden.reshape(batch * length, size).index_select(0, flat)
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each followed by dropout, residual and layer norm (post-layer-norm)."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout = config.dropout
+        # Query, key and value in one matrix product; the export splits them.
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.attention_out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.ffn_in = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.ffn_out = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        batch, length, size = hidden.shape
+        rate = self.dropout if self.training else 0.0
+        qkv = self.qkv(hidden).view(batch, length, 3, self.heads, size // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
+        mixed = mixed.transpose(1, 2).reshape(batch, length, size)  # (B, T, D)
+        hidden = self.attention_norm(hidden + F.dropout(self.attention_out(mixed), rate, self.training))
+        widened = F.gelu(self.ffn_in(hidden))  # (B, T, 4D)
+        return self.ffn_norm(hidden + F.dropout(self.ffn_out(widened), rate, self.training))
+
+
+def flops_per_token(config: BertConfig, seq_len: int, masked_fraction: float = 0.15) -> float:
+    """Floating-point operations of one training step (forward and backward) per token, padding counted as tokens.
+
+    6 per weight of every matrix a token passes (2 forward, 4 backward; https://arxiv.org/abs/2001.08361), 12 L T D for
+    the products of queries with keys and of attention with values (https://arxiv.org/abs/2204.02311, appendix B), and
+    the MLM head for the masked fraction of the tokens alone.
+    """
+    size, depth = config.hidden_size, config.num_hidden_layers
+    encoder = depth * (4 * size * size + 2 * size * config.intermediate_size)
+    attention = 12 * depth * seq_len * size
+    head = masked_fraction * (size * size + size * config.vocab_size)
+    return 6 * encoder + attention + 6 * head

@@ -1,0 +1,101 @@
+"""Weights and configuration on disk: ``model.safetensors`` and ``config.json``. Reading them runs no code."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raybert import storage
+from raybert.errors import InputError
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+MODEL_TYPE = "raybert"
+FORMAT = 1
+
+
+def weights(model: Bert) -> dict[str, Tensor]:
+    """Copies of all parameters in main memory, so that training may go on while they are written."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
+
+
+def write_weights(tensors: dict[str, Tensor], config: BertConfig, directory: Path) -> None:
+    """Write both files into an existing local directory, the configuration last."""
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    described = {"model_type": MODEL_TYPE, "format": FORMAT, **asdict(config)}
+    (directory / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+
+
+def save(model: Bert, uri: str) -> None:
+    """Write the model as a checkpoint of weights alone to a directory at any URI."""
+    from raybert.train.checkpoint import Snapshot, write
+
+    write(Snapshot(weights(model), model.config, None), storage.absolute(uri))
+
+
+def load(uri: str) -> Bert:
+    """Read a checkpoint directory at any URI. The model is in evaluation mode, on the CPU, in float32.
+
+    Raises:
+        InputError: no checkpoint lies there, it is of another kind or format, or its tensors do not fit its config.
+    """
+    with storage.local_copy(uri, [CONFIG, WEIGHTS]) as directory:
+        config = read_config(directory, uri)
+        tensors = read_weights(directory, uri)
+    model = Bert(config)
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise InputError(f"The checkpoint {uri} lacks the tensor {name}; it is damaged or of another model.")
+        if tensors[name].shape != shape:
+            raise InputError(
+                f"The tensor {name} in {uri} has shape {tuple(tensors[name].shape)}, and its config.json asks for "
+                f"{tuple(shape)}."
+            )
+    unknown = sorted(tensors.keys() - expected.keys())
+    if unknown:
+        raise InputError(f"The checkpoint {uri} holds the unknown tensor {unknown[0]}; it is of another model.")
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def read_config(directory: Path, name: str) -> BertConfig:
+    """The configuration in a local checkpoint directory; `name` is what errors call it.
+
+    Raises:
+        InputError: it is missing, no JSON, or of another kind or format.
+    """
+    path = directory / CONFIG
+    if not path.exists():
+        raise InputError(f"{name} is not a checkpoint: it has no {CONFIG}.")
+    try:
+        described = json.loads(path.read_bytes())
+        if described.pop("model_type", None) != MODEL_TYPE:
+            raise InputError(f"{name} is no raybert checkpoint; use `raybert import` for a transformers directory.")
+        if (found := described.pop("format", None)) != FORMAT:
+            raise InputError(f"{name} has format {found}, and this version reads format {FORMAT}.")
+        return BertConfig(**described)
+    except (ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}/{CONFIG} cannot be read: {error}.") from error
+
+
+def read_weights(directory: Path, name: str | None = None) -> dict[str, Tensor]:
+    """The tensors in a local checkpoint directory.
+
+    Raises:
+        InputError: the file is missing, or not safetensors (a pickle, say, which is never opened as one).
+    """
+    path = directory / WEIGHTS
+    if not path.exists():
+        raise InputError(f"{name or directory} is not a checkpoint: it has no {WEIGHTS}.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{name or directory}/{WEIGHTS} is no safetensors file: {error}.") from error

@@ -1,0 +1,208 @@
+"""Lossless to and from ``transformers``' BERT: the same weights give the same outputs."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from raybert.errors import InputError
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.model.files import load, save
+from raybert.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, VOCAB_SIZE, vocabulary_files
+
+if TYPE_CHECKING:
+    from transformers import BertForPreTraining
+
+# Our names (left) and transformers' (right), outside the layers and within layer N.
+OUTER = {
+    "position_embeddings.weight": "bert.embeddings.position_embeddings.weight",
+    "token_type_embeddings.weight": "bert.embeddings.token_type_embeddings.weight",
+    "embedding_norm.weight": "bert.embeddings.LayerNorm.weight",
+    "embedding_norm.bias": "bert.embeddings.LayerNorm.bias",
+    "pooler.weight": "bert.pooler.dense.weight",
+    "pooler.bias": "bert.pooler.dense.bias",
+    "mlm_transform.weight": "cls.predictions.transform.dense.weight",
+    "mlm_transform.bias": "cls.predictions.transform.dense.bias",
+    "mlm_norm.weight": "cls.predictions.transform.LayerNorm.weight",
+    "mlm_norm.bias": "cls.predictions.transform.LayerNorm.bias",
+    "mlm_bias": "cls.predictions.bias",
+    "nsp_head.weight": "cls.seq_relationship.weight",
+    "nsp_head.bias": "cls.seq_relationship.bias",
+}
+INNER = {
+    "attention_out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "ffn_in": "intermediate.dense",
+    "ffn_out": "output.dense",
+    "ffn_norm": "output.LayerNorm",
+}
+WORDS = "bert.embeddings.word_embeddings.weight"
+
+
+def to_transformers(model: Bert) -> "BertForPreTraining":
+    """The same model as a transformers BertForPreTraining, in evaluation mode.
+
+    The vocabulary has exactly `vocab_size` rows; input and output embedding stay tied.
+    """
+    from transformers import BertConfig as TheirConfig
+    from transformers import BertForPreTraining
+
+    ours = model.config
+    theirs = BertForPreTraining(
+        TheirConfig(
+            vocab_size=ours.vocab_size,
+            hidden_size=ours.hidden_size,
+            num_hidden_layers=ours.num_hidden_layers,
+            num_attention_heads=ours.num_attention_heads,
+            intermediate_size=ours.intermediate_size,
+            hidden_act="gelu",
+            hidden_dropout_prob=ours.dropout,
+            attention_probs_dropout_prob=ours.dropout,
+            max_position_embeddings=ours.max_position_embeddings,
+            type_vocab_size=ours.type_vocab_size,
+            initializer_range=ours.initializer_range,
+            layer_norm_eps=ours.layer_norm_eps,
+            pad_token_id=PAD_ID if ours.vocab_size == VOCAB_SIZE else None,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    missing, unexpected = theirs.load_state_dict(to_their_names(model.state_dict(), ours), strict=False)
+    # What may be missing are second names of the tied embedding and of its bias.
+    if unexpected or any(not name.startswith("cls.predictions.decoder") for name in missing):
+        raise RuntimeError(f"this version of transformers names its weights otherwise: {missing} {unexpected}")
+    theirs.tie_weights()
+    return theirs.eval()
+
+
+def from_transformers(theirs: "BertForPreTraining") -> Bert:
+    """A transformers BertForPreTraining as our model, in evaluation mode.
+
+    Raises:
+        InputError: it uses what our encoder does not have (another activation, untied embeddings, a decoder, ...).
+    """
+    config = theirs.config
+    refused = {
+        "hidden_act": (config.hidden_act, "gelu"),
+        "is_decoder": (getattr(config, "is_decoder", False), False),
+        "add_cross_attention": (getattr(config, "add_cross_attention", False), False),
+        "position_embedding_type": (getattr(config, "position_embedding_type", "absolute"), "absolute"),
+        "tie_word_embeddings": (getattr(config, "tie_word_embeddings", True), True),
+        "attention_probs_dropout_prob": (config.attention_probs_dropout_prob, config.hidden_dropout_prob),
+    }
+    for name, (found, needed) in refused.items():
+        if found != needed:
+            raise InputError(f"The transformers model has {name}={found!r}; raybert's encoder only knows {needed!r}.")
+    ours = BertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_position_embeddings,
+        type_vocab_size=config.type_vocab_size,
+        dropout=config.hidden_dropout_prob,
+        initializer_range=config.initializer_range,
+        layer_norm_eps=config.layer_norm_eps,
+    )
+    model = Bert(ours)
+    model.load_state_dict(to_our_names(theirs.state_dict(), model))
+    return model.eval()
+
+
+def to_their_names(state: dict[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
+    """Our tensors under transformers' names: spare vocabulary rows dropped, query, key and value apart."""
+    out = {theirs: state[ours].clone() for ours, theirs in OUTER.items()}
+    out[WORDS] = state["word_embeddings.weight"][: config.vocab_size].clone()
+    for index in range(config.num_hidden_layers):
+        prefix = f"bert.encoder.layer.{index}"
+        for kind in ("weight", "bias"):
+            for part, tensor in zip(
+                ("query", "key", "value"), state[f"layers.{index}.qkv.{kind}"].chunk(3), strict=True
+            ):
+                out[f"{prefix}.attention.self.{part}.{kind}"] = tensor.clone()
+            for ours, theirs in INNER.items():
+                out[f"{prefix}.{theirs}.{kind}"] = state[f"layers.{index}.{ours}.{kind}"].clone()
+    return out
+
+
+def to_our_names(state: dict[str, Tensor], model: Bert) -> dict[str, Tensor]:
+    """transformers' tensors under our names; the spare vocabulary rows keep the values of `model`."""
+    out = {ours: state[theirs].clone() for ours, theirs in OUTER.items()}
+    words = model.word_embeddings.weight.detach().clone()
+    words[: model.config.vocab_size] = state[WORDS]
+    out["word_embeddings.weight"] = words
+    for index in range(model.config.num_hidden_layers):
+        prefix = f"bert.encoder.layer.{index}"
+        for kind in ("weight", "bias"):
+            parts = [state[f"{prefix}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            out[f"layers.{index}.qkv.{kind}"] = torch.cat(parts)
+            for ours, theirs in INNER.items():
+                out[f"layers.{index}.{ours}.{kind}"] = state[f"{prefix}.{theirs}.{kind}"].clone()
+    return out
+
+
+def export_dir(checkpoint: str, directory: str) -> None:
+    """Write a checkpoint as a transformers directory that AutoModel and AutoTokenizer open without network."""
+    model = load(checkpoint)
+    to_transformers(model).save_pretrained(directory)
+    if model.config.vocab_size == VOCAB_SIZE:
+        fast_tokenizer(model.config.max_position_embeddings).save_pretrained(directory)
+
+
+def import_dir(directory: str, checkpoint: str) -> None:
+    """Read a transformers BERT directory (with pre-training heads) and write it as our checkpoint.
+
+    Raises:
+        InputError: it is no BERT directory, or it uses what our encoder does not have.
+    """
+    save(from_transformers(read_transformers(directory)), checkpoint)
+
+
+def read_transformers(directory: str) -> "BertForPreTraining":
+    """Open a local transformers BERT directory; safetensors only.
+
+    Raises:
+        InputError: there is no config.json of model type bert, or no safetensors weights.
+    """
+    from transformers import BertForPreTraining
+
+    path = Path(directory, "config.json")
+    if not path.exists() or json.loads(path.read_bytes()).get("model_type") != "bert":
+        raise InputError(f"{directory} is no transformers BERT directory: it needs a config.json of model type bert.")
+    try:
+        return BertForPreTraining.from_pretrained(directory, local_files_only=True, use_safetensors=True)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def fast_tokenizer(max_length: int) -> Any:
+    """Our tokenizer as transformers knows it: the same ids, [CLS] A [SEP] B [SEP], token types."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    encoder, merges = vocabulary_files()
+    pairs = [tuple(line.split()) for line in merges.read_text("utf-8").splitlines()[1:] if line.strip()]
+    vocabulary = json.loads(encoder.read_text("utf-8"))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    names = {"[CLS]": CLS_ID, "[SEP]": SEP_ID, "[MASK]": MASK_ID, "[PAD]": PAD_ID}
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", CLS_ID), ("[SEP]", SEP_ID)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        pad_token="[PAD]",
+        model_max_length=max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
