@@ -74,6 +74,12 @@ class Tokenizer:
         except KeyError as error:
             raise ValueError(f"token id {error} is not in the vocabulary of {VOCAB_SIZE} ids") from error
 
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """UTF-8 bytes of each text token, int64 (NUM_TEXT_TOKENS,)."""
+        vocabulary = _token_bytes()
+        return np.array([len(vocabulary[token]) for token in range(NUM_TEXT_TOKENS)], dtype=np.int64)
+
 
 def vocabulary_files() -> tuple[Path, Path]:
     """Local paths of GPT-2's encoder.json (token -> id) and vocab.bpe (the merges).
