@@ -63,7 +63,7 @@ def tied_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, labels: T
 
     Returns:
         The sum in nats, with gradients for features, weight and bias, and how many labels had the highest logit.
-        Under autocast the products run in its type; the softmax is float32 always.
+        Under autocast the products run in its type, and so are logits and probabilities kept; sums are float32.
     """
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
@@ -86,13 +86,12 @@ class _TiedCrossEntropy(torch.autograd.Function):
             rows, expected = features[start : start + CHUNK], labels[start : start + CHUNK, None]
             logits = torch.addmm(offset, rows, table.t())  # (C, V)
             target, highest = logits.gather(1, expected), logits.amax(-1, keepdim=True)
-            p = torch.softmax(logits, -1, dtype=torch.float32)
+            p = torch.softmax(logits, -1)
             # log(sum(exp(logits))) = highest - log(p[highest]), which can neither overflow nor vanish.
-            loss += (highest.float() - p.amax(-1, keepdim=True).log() - target.float()).sum()
+            loss += (highest.float() - p.amax(-1, keepdim=True).float().log() - target.float()).sum()
             right += (target >= highest).sum()
             if wanted:
-                d_logits = p.to(dtype)
-                d_logits.scatter_add_(1, expected, d_logits.new_full((len(rows), 1), -1.0))
+                d_logits = p.scatter_add_(1, expected, p.new_full((len(rows), 1), -1.0))
                 d_features[start : start + CHUNK] = d_logits @ table
                 d_weight += d_logits.t() @ rows
                 d_bias += (d_logits.new_ones(1, len(rows)) @ d_logits)[0]
