@@ -1,0 +1,8 @@
+"""`raybert pretrain` as a job: ray job submit --working-dir . -- python jobs/pretrain.py ARGUMENTS"""
+
+import sys
+
+from raybert.cli import run_app
+
+if __name__ == "__main__":
+    sys.exit(run_app(["pretrain", *sys.argv[1:]]))

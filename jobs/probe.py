@@ -1,0 +1,8 @@
+"""`raybert probe` as a job: ray job submit --working-dir . -- python jobs/probe.py ARGUMENTS"""
+
+import sys
+
+from raybert.cli import run_app
+
+if __name__ == "__main__":
+    sys.exit(run_app(["probe", *sys.argv[1:]]))

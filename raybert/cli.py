@@ -1,0 +1,147 @@
+"""The command line: `raybert COMMAND`. Every command is a thin layer over the library; start reading here.
+
+prepare -> raybert.data.prepare     pretrain -> raybert.train.run      probe -> raybert.probe.commands
+report  -> raybert.report           export, import -> raybert.model.interop
+"""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raybert.errors import InputError, RunFailed
+
+app = typer.Typer(
+    name="raybert",
+    help="Pre-train a BERT encoder on Ray and watch its embeddings get better while it trains.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+errors = Console(stderr=True)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key.sub=value", show_default=False)]
+
+
+def main() -> None:
+    """Entry point of the console script. Exit codes: 0 done, 1 failed, 2 refused before starting, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING)
+    sys.exit(run_app(sys.argv[1:]))
+
+
+def run_app(arguments: list[str]) -> int:
+    """Run one command and return its exit code; faults that we know are shown as a sentence."""
+    try:
+        app(arguments, standalone_mode=True)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except InputError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except RunFailed as error:
+        errors.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        return 130
+    return 0
+
+
+@app.command()
+def prepare(
+    input: Annotated[list[str], typer.Option(help="file, directory or glob at any URI; may be given many times")],
+    output: Annotated[str, typer.Option(help="directory for the shards and manifest.json, at any URI")],
+    seq_len: Annotated[int, typer.Option(help="tokens of a training sequence, specials included")],
+    text_column: Annotated[str, typer.Option(help="column or field that holds the text")] = "text",
+    validation_fraction: Annotated[float, typer.Option(help="share of the documents kept for validation")] = 0.01,
+    max_bad_fraction: Annotated[float, typer.Option(help="share of bad documents to accept")] = 0.01,
+    overwrite: Annotated[bool, typer.Option(help="replace a shard set that lies at the output")] = False,
+) -> None:
+    """Turn raw text (parquet, jsonl, txt) into token shards."""
+    from raybert import cluster
+    from raybert.data.prepare import prepare as run
+
+    cluster.connect()
+    run(
+        input,
+        output,
+        seq_len=seq_len,
+        text_column=text_column,
+        validation_fraction=validation_fraction,
+        max_bad_fraction=max_bad_fraction,
+        overwrite=overwrite,
+        progress=True,
+    )
+
+
+@app.command()
+def pretrain(
+    config: Annotated[str, typer.Argument(help="YAML file of settings, at any URI")], overrides: Overrides = None
+) -> None:
+    """Train an encoder. The same command again goes on from the newest checkpoint."""
+    from raybert import cluster
+    from raybert import config as configs
+    from raybert.probe import client
+    from raybert.probe.service import format_block
+    from raybert.telemetry import format_line
+    from raybert.train.run import check, train
+    from raybert.train.watch import Watcher
+
+    settings = configs.load(config, overrides or [])
+    local = cluster.connect()
+    run = check(settings)
+    steps = settings.train.steps
+    print(f"run {run.uri}: {steps} steps, {run.shards.rows('train'):,} training windows", flush=True)
+    with Watcher(
+        run.uri,
+        on_record=lambda record: print(format_line(record, steps), flush=True),
+        on_probe=lambda result: print(format_block(result), flush=True),
+    ):
+        train(run)
+        if local and run.tasks:
+            # The probe service lives in this local Ray, which ends with this command.
+            client.wait(run.uri)
+    print(f"done: {steps} steps, checkpoints in {run.uri}/checkpoints", flush=True)
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(help="run directory, at any URI")]) -> None:
+    """Write RUN/report.html: curves, probes beside their baselines, settings. The path is the last line printed."""
+    from raybert.report import write_report
+
+    print(write_report(run))
+
+
+@app.command()
+def demo(
+    task: Annotated[str, typer.Option(help="probe task: bbc_news (embedded), ag_news, or a task's YAML")] = "bbc_news",
+    directory: Annotated[str, typer.Option(help="where the run and its data go")] = "runs",
+) -> None:
+    """Train a small BERT on real text on this machine and watch it get better; a few minutes."""
+    from raybert.demo import run_demo
+
+    print(run_demo(task, directory))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint directory, at any URI")],
+    directory: Annotated[str, typer.Argument(help="local directory for the transformers model")],
+) -> None:
+    """Write a checkpoint as a `transformers` BERT with its tokenizer; the logits stay the same."""
+    from raybert.model.interop import export_dir
+
+    export_dir(checkpoint, directory)
+
+
+@app.command(name="import")
+def import_(
+    directory: Annotated[str, typer.Argument(help="local directory of a transformers BERT")],
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint directory to write, at any URI")],
+) -> None:
+    """Turn a `transformers` BERT into a checkpoint; the logits stay the same."""
+    from raybert.model.interop import import_dir
+
+    import_dir(directory, checkpoint)
