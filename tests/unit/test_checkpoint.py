@@ -1,0 +1,99 @@
+import pickle
+import threading
+
+import pytest
+import torch
+
+from raybert.errors import InputError
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.model.files import load, save
+from raybert.model.losses import Pretraining
+from raybert.train import optimizer
+from raybert.train.checkpoint import BackgroundWriter, load_state, snapshot, write
+
+CONFIG = BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Bert(CONFIG)
+
+
+def test_a_snapshot_does_not_change_while_training_goes_on(model, tmp_path):
+    adam = optimizer.build(model, lr=1e-3, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-6)
+    model.encode(torch.ones(1, 4, dtype=torch.long))[0].sum().backward()
+    adam.step()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    snap = snapshot(Pretraining(model), adam, step=7)
+    adam.step()
+    write(snap, str(tmp_path / "c"))
+    for name, value in load(str(tmp_path / "c")).state_dict().items():
+        assert torch.equal(value, before[name])
+    state = load_state(tmp_path / "c")
+    assert state["step"] == 7
+    adam.load_state_dict(state["optimizer"])
+
+
+def test_a_checkpoint_is_there_whole_or_not_at_all(model, tmp_path):
+    write(snapshot(model), str(tmp_path / "c"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+    # A second write under the same name (an attempt that was cut off before) replaces it.
+    write(snapshot(model), str(tmp_path / "c"))
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_remote_checkpoints_round_trip(model):
+    save(model, "memory://checkpoints/a")
+    found = load("memory://checkpoints/a")
+    assert found.config == CONFIG
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), model.parameters(), strict=True))
+
+
+def test_weights_alone_are_no_training_state(model, tmp_path):
+    save(model, str(tmp_path / "c"))
+    with pytest.raises(InputError, match="weights alone"):
+        load_state(tmp_path / "c")
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("ran code from a checkpoint",)
+
+
+def test_planted_pickles_are_not_run(model, tmp_path, capfd):
+    save(model, str(tmp_path / "c"))
+    torch.save({"format": 1, "optimizer": Malicious()}, tmp_path / "c" / "training_state.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        load_state(tmp_path / "c")
+    (tmp_path / "c" / "model.safetensors").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(InputError, match="no safetensors file"):
+        load(str(tmp_path / "c"))
+    assert "ran code" not in capfd.readouterr().out
+
+
+def test_a_damaged_checkpoint_names_the_fault(model, tmp_path):
+    with pytest.raises(InputError, match="has no config.json"):
+        load(str(tmp_path / "none"))
+    save(model, str(tmp_path / "c"))
+    (tmp_path / "c" / "config.json").write_text((tmp_path / "c" / "config.json").read_text().replace("16", "32"))
+    with pytest.raises(InputError, match="has shape"):
+        load(str(tmp_path / "c"))
+    (tmp_path / "c" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InputError, match="raybert import"):
+        load(str(tmp_path / "c"))
+
+
+def test_the_writer_runs_jobs_in_order_and_raises_their_faults():
+    writer, gate, done = BackgroundWriter(), threading.Event(), []
+    writer.submit(lambda: (gate.wait(), done.append(1)))
+    writer.submit(lambda: done.append(2))
+    assert done == []
+    gate.set()
+    writer.close()
+    assert done == [1, 2]
+    writer = BackgroundWriter()
+    writer.submit(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        writer.close()

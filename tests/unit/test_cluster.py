@@ -1,0 +1,38 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raybert.cluster import plan_shares
+from raybert.errors import InputError
+
+
+@given(cpus=st.floats(1, 1000), workers=st.integers(1, 128), reserved=st.floats(0, 0.5))
+def test_a_plan_always_fits_with_a_data_task_and_a_probe(cpus, workers, reserved):
+    try:
+        shares = plan_shares(cpus, 0, workers=workers, reserved=reserved)
+    except InputError as error:
+        assert cpus - reserved < workers + 2, "a cluster with room for everything was refused"
+        assert str(error).count("\n") == 0
+        return
+    assert workers * shares.worker + 2 * shares.data_task + shares.probe <= cpus - reserved + 1e-6
+    assert 0 < shares.worker <= 1
+
+
+def test_two_workers_run_on_a_laptop_of_two_cores():
+    shares = plan_shares(2, 0, workers=2)
+    assert shares.worker == 0.62
+    assert not shares.use_gpu
+
+
+def test_what_can_never_be_placed_is_refused_with_numbers():
+    with pytest.raises(InputError, match=r"train.workers=64 .* at most 2 CPUs, enough for 5 workers"):
+        plan_shares(2, 0, workers=64)
+    with pytest.raises(InputError, match="2 workers of 1 CPUs and a data task"):
+        plan_shares(2, 0, workers=2, worker_cpus=1.0)
+    with pytest.raises(InputError, match="needs 4 GPUs and the cluster can have at most 2"):
+        plan_shares(64, 2, workers=4, use_gpu=True)
+
+
+def test_gpus_are_used_where_every_worker_gets_one():
+    assert plan_shares(16, 2, workers=2).use_gpu
+    assert not plan_shares(16, 1, workers=2).use_gpu

@@ -1,0 +1,124 @@
+"""The training step against plain torch, and its independence of how the batch is cut."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.model.losses import Pretraining
+from raybert.train import optimizer
+from raybert.train.step import MLM_COUNT, NSP_COUNT, dropout_seed, means, pick_dtype, train_step, validate
+
+CONFIG = BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.0)
+
+
+def batch(samples, length=12, places=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.stack([torch.randperm(length, generator=generator)[:places] for _ in range(samples)])
+    positions[::2, -1] = -1  # samples have different numbers of masked positions
+    return {
+        "input_ids": torch.randint(0, 101, (samples, length), generator=generator),
+        "token_type_ids": torch.randint(0, 2, (samples, length), generator=generator),
+        "attention_mask": torch.ones(samples, length, dtype=torch.bool),
+        "masked_positions": positions,
+        "masked_labels": torch.randint(0, 101, (samples, places), generator=generator),
+        "next_sentence_label": torch.randint(0, 2, (samples,), generator=generator),
+    }
+
+
+def part(whole, rows):
+    return {name: value[rows] for name, value in whole.items()}
+
+
+def step(bert, parts, dropout_step=0, clip=1e9):
+    model = copy.deepcopy(bert)
+    adam = optimizer.build(model, lr=1e-3, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-6)
+    sums, norm = train_step(
+        Pretraining(model),
+        adam,
+        parts,
+        lr=1e-3,
+        grad_clip=clip,
+        dtype=torch.float32,
+        seed=0,
+        step=dropout_step,
+        first_micro_batch=0,
+        global_batch=sum(len(p["input_ids"]) for p in parts),
+    )
+    return model, sums, norm
+
+
+@pytest.fixture
+def bert():
+    torch.manual_seed(0)
+    return Bert(CONFIG)
+
+
+def test_the_loss_is_the_mean_over_the_batch_as_torch_computes_it(bert):
+    whole = batch(8)
+    _, sums, norm = step(bert, [whole])
+    out = bert(whole["input_ids"], whole["token_type_ids"], whole["attention_mask"])
+    rows, places = torch.nonzero(whole["masked_positions"] >= 0, as_tuple=True)
+    logits = out["mlm_logits"][rows, whole["masked_positions"][rows, places]]
+    mlm = F.cross_entropy(logits, whole["masked_labels"][rows, places])
+    nsp = F.cross_entropy(out["nsp_logits"], whole["next_sentence_label"])
+    found = means(sums)
+    assert found["mlm_loss"] == pytest.approx(mlm.item(), abs=1e-5)
+    assert found["nsp_loss"] == pytest.approx(nsp.item(), abs=1e-5)
+    (mlm + nsp).backward()
+    expected = torch.stack([p.grad.norm() for p in bert.parameters()]).norm()
+    assert norm.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_micro_batches_of_unequal_mask_counts_give_the_same_update(bert):
+    whole = batch(8)
+    one, sums_one, _ = step(bert, [whole])
+    rows = [slice(0, 2), slice(2, 4), slice(4, 8)]
+    many, sums_many, _ = step(bert, [part(whole, r) for r in rows])
+    assert torch.allclose(sums_one, sums_many, atol=1e-4)
+    assert sums_one[MLM_COUNT] == 8 * 3 - 4
+    assert sums_one[NSP_COUNT] == 8
+    for a, b in zip(one.parameters(), many.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=2e-5)
+
+
+def test_dropout_depends_on_step_and_micro_batch_alone():
+    torch.manual_seed(0)
+    bert, whole = Bert(BertConfig(**{**CONFIG.__dict__, "dropout": 0.3})), batch(4)
+    first = step(bert, [whole])[1]
+    torch.manual_seed(123)
+    assert torch.equal(first, step(bert, [whole])[1])
+    assert not torch.equal(first, step(bert, [whole], dropout_step=1)[1])
+    seeds = {dropout_seed(0, s, m) for s in range(50) for m in range(50)}
+    assert len(seeds) == 2500
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_validation_leaves_the_model_as_it_was(bert):
+    model = Pretraining(bert).train()
+    before = [p.clone() for p in bert.parameters()]
+    found = validate(model, [batch(4), batch(2, seed=1)], torch.float32, torch.device("cpu"))
+    assert model.training
+    assert bert.training
+    assert found[NSP_COUNT] == 6
+    assert all(torch.equal(a, b) for a, b in zip(before, bert.parameters(), strict=True))
+    assert all(p.grad is None for p in bert.parameters())
+
+
+def test_gradients_are_clipped_to_the_norm(bert):
+    whole = batch(4)
+    _, _, norm = step(bert, [whole], clip=1e-3)
+    assert norm > 1e-3
+    assert pick_dtype("float32", torch.device("cpu")) == torch.float32
+    assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+def test_a_step_under_bfloat16_autocast_is_close_to_float32(bert):
+    whole = batch(8)
+    sums = [
+        validate(Pretraining(bert), [whole], dtype, torch.device("cpu")) for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert means(sums[0])["loss"] == pytest.approx(means(sums[1])["loss"], rel=0.02)

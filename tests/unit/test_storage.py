@@ -1,0 +1,45 @@
+import pytest
+
+from raybert import storage
+from raybert.errors import InputError
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request, tmp_path):
+    """A local directory, and a file system that is not local."""
+    return str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
+
+
+def test_what_is_written_is_read_and_listed(root):
+    storage.write_json(storage.join(root, "a", "b.json"), {"x": 1})
+    storage.write_bytes(storage.join(root, "a", "c.bin"), b"12345")
+    assert storage.read_json(storage.join(root, "a", "b.json")) == {"x": 1}
+    assert storage.read_from(storage.join(root, "a", "c.bin"), 2) == b"345"
+    assert storage.read_from(storage.join(root, "a", "c.bin"), 5) == b""
+    assert storage.read_from(storage.join(root, "a", "none"), 0) == b""
+    assert storage.list_dir(storage.join(root, "a")) == [storage.join(root, "a", name) for name in ("b.json", "c.bin")]
+    assert len(storage.list_files(root)) == 2
+    assert storage.list_dir(storage.join(root, "none")) == []
+    storage.remove(storage.join(root, "a"))
+    storage.remove(storage.join(root, "a"))
+    assert not storage.exists(storage.join(root, "a", "b.json"))
+
+
+def test_a_local_copy_has_the_files_asked_for(root, tmp_path):
+    storage.write_bytes(storage.join(root, "d", "x"), b"x")
+    storage.write_bytes(storage.join(root, "d", "y"), b"y")
+    with storage.local_copy(storage.join(root, "d"), ["x", "missing"]) as path:
+        assert (path / "x").read_bytes() == b"x"
+        assert not (path / "missing").exists()
+
+
+def test_local_paths_become_absolute_and_uris_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("runs/") == str(tmp_path / "runs")
+    assert storage.absolute("file:///a/b") == "/a/b"
+    assert storage.absolute("gs://bucket/x/") == "gs://bucket/x"
+
+
+def test_an_unknown_scheme_is_a_sentence():
+    with pytest.raises(InputError, match="Install the fsspec package"):
+        storage.exists("nosuchscheme://bucket/x")
