@@ -1,8 +1,8 @@
-"""`raybert prepare` as a job: ray job submit --working-dir . -- python jobs/prepare.py ARGUMENTS"""
+"""`ray job submit --working-dir . -- python jobs/prepare.py --input URI --output URI --seq-len N`"""
 
 import sys
 
-from raybert.cli import run_app
+from raybert.cli import app
 
 if __name__ == "__main__":
-    sys.exit(run_app(["prepare", *sys.argv[1:]]))
+    app(["prepare", *sys.argv[1:]])

@@ -74,11 +74,10 @@ class Tokenizer:
         except KeyError as error:
             raise ValueError(f"token id {error} is not in the vocabulary of {VOCAB_SIZE} ids") from error
 
-    @functools.cached_property
+    @property
     def byte_lengths(self) -> np.ndarray:
         """UTF-8 bytes of each text token, int64 (NUM_TEXT_TOKENS,)."""
-        vocabulary = _token_bytes()
-        return np.array([len(vocabulary[token]) for token in range(NUM_TEXT_TOKENS)], dtype=np.int64)
+        return _byte_lengths()
 
 
 def vocabulary_files() -> tuple[Path, Path]:
@@ -112,6 +111,11 @@ def _load_encoding() -> tiktoken.Encoding:
 def _token_bytes() -> dict[int, bytes]:
     encoding = _load_encoding()
     return {token: encoding.decode_single_token_bytes(token) for token in range(VOCAB_SIZE)}
+
+
+@functools.cache
+def _byte_lengths() -> np.ndarray:
+    return np.array([len(_token_bytes()[token]) for token in range(NUM_TEXT_TOKENS)], dtype=np.int64)
 
 
 def _printable_bytes() -> dict[int, str]:

@@ -112,8 +112,8 @@ def write_shard(uri: str, name: str, rows: UnitRows, unit_rows: int) -> Shard:
     """Write windows, in the order given, as the shard ``uri/name``. The same rows give the same bytes."""
     table = pa.table(
         {
-            "tokens": _binary_column(rows.tokens, rows.token_offsets),
-            "ends": _binary_column(rows.ends, rows.end_offsets),
+            "tokens": binary_column(rows.tokens, rows.token_offsets),
+            "ends": binary_column(rows.ends, rows.end_offsets),
             "doc": pa.array(rows.doc, pa.int64()),
         },
         schema=SCHEMA,
@@ -133,7 +133,8 @@ def write_shard(uri: str, name: str, rows: UnitRows, unit_rows: int) -> Shard:
     return Shard(name, len(rows), len(rows.tokens), len(data), hashlib.sha256(data).hexdigest())
 
 
-def _binary_column(values: np.ndarray, offsets: np.ndarray) -> pa.Array:
+def binary_column(values: np.ndarray, offsets: np.ndarray) -> pa.Array:
+    """A column whose row i holds ``values[offsets[i]:offsets[i + 1]]`` as little-endian uint16."""
     flat = np.ascontiguousarray(values, dtype="<u2")
     return pa.Array.from_buffers(
         pa.binary(), len(offsets) - 1, [None, pa.py_buffer((offsets * 2).astype(np.int32)), pa.py_buffer(flat)]
@@ -245,6 +246,11 @@ def read_unit(uri: str, unit: Unit) -> UnitRows:
     data = fs.cat_file(name, start=start, end=stop)
     with pq.ParquetFile(_Range(data, start), metadata=footer, pre_buffer=False) as file:
         table = file.read_row_group(unit.row_group, use_threads=False)
+    return rows_of(table)
+
+
+def rows_of(table: pa.Table) -> UnitRows:
+    """A table with the columns of SCHEMA as flat arrays."""
     tokens, token_offsets = _flat(table["tokens"])
     ends, end_offsets = _flat(table["ends"])
     return UnitRows(tokens, token_offsets, ends, end_offsets, table["doc"].to_numpy())

@@ -1,0 +1,137 @@
+"""Which raw text there is, and how it is shared out among tasks.
+
+    *.parquet                        one document a row, in the text column
+    *.jsonl *.ndjson (.gz .zst)      one document a line, under the text column's key
+    *.txt (.gz .zst)                 one document a file
+
+An input is a file, a directory (searched to its bottom; hidden files and files of other kinds are passed over) or a
+glob, local or at any URI; or ``embedded://bbc_news``, a corpus that a Python package brings along.
+"""
+
+import hashlib
+import posixpath
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raybert import storage
+from raybert.data import embedded
+from raybert.data.embedded import bbc_news as bbc_news
+from raybert.data.readers import SUFFIXES, Bad, Piece, json_rows, kind_of, sentence_when_damaged
+from raybert.errors import InputError
+
+FRAGMENT_BYTES = 16 << 20  # of text, about: what one task reads, and what its memory is measured by
+SAMPLE_BYTES = 64 << 10  # of each end of a file, for the fingerprint
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The input, shared out: a fragment is the pieces that one task reads. ``inputs`` identifies it in a manifest."""
+
+    fragments: list[list[Piece]]
+    inputs: dict[str, Any]
+
+
+def plan(inputs: Sequence[str], text_column: str) -> Corpus:
+    """List the input files, look into each, and share them out in fragments of about FRAGMENT_BYTES.
+
+    The fingerprint is made of each file's size, first and last 64 KB, without names and in no order: the same files
+    elsewhere are the same input. A change in the middle of a large file that keeps its size goes unnoticed.
+
+    Raises:
+        InputError: an input is missing, empty or of no known kind, or its text column is missing or holds no text.
+    """
+    files = sorted({uri for name in inputs for uri in _files(name)})
+    with ThreadPoolExecutor(16) as pool:  # most of the time is waiting for the storage
+        looked = list(pool.map(partial(_look, text_column=text_column), files))
+    fragments: list[list[Piece]] = []
+    filled = FRAGMENT_BYTES
+    for piece in (piece for pieces, _ in looked for piece in pieces):
+        if filled + piece.size > FRAGMENT_BYTES:
+            fragments.append([])
+            filled = 0
+        fragments[-1].append(piece)
+        filled += max(piece.size, SAMPLE_BYTES)  # opening a file costs about as much as reading this
+    fingerprint = hashlib.sha256("".join(sorted(digest for _, digest in looked)).encode()).hexdigest()
+    return Corpus(fragments, {"files": len(files), "fingerprint": fingerprint})
+
+
+def _files(name: str) -> list[str]:
+    if name.startswith(embedded.SCHEME):
+        return [name]
+    found = storage.list_files(name)
+    if not found:
+        raise InputError(f"The input {name} does not exist or holds no files.")
+    known = [uri for uri in found if kind_of(uri)[0] and not posixpath.basename(uri).startswith((".", "_"))]
+    if not known:
+        raise InputError(f"The input {name} holds no file of a known kind ({' '.join(SUFFIXES)}; .gz or .zst of text).")
+    return known
+
+
+def _look(uri: str, *, text_column: str) -> tuple[list[Piece], str]:
+    """The pieces of one file and the digest that stands for it."""
+    kind, compression = kind_of(uri)
+    if kind == "embedded":
+        texts = embedded.texts(uri)
+        digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+        return [Piece(uri, kind, 0, 0, sum(map(len, texts)))], digest
+    fs, path = storage.filesystem(uri)
+    with sentence_when_damaged(uri):
+        size = fs.size(path)
+        head = fs.cat_file(path, start=0, end=min(size, SAMPLE_BYTES)) if size else b""
+        tail = fs.cat_file(path, start=max(0, size - SAMPLE_BYTES), end=size) if size else b""
+    digest = hashlib.sha256(b"%d " % size + head + tail).hexdigest()
+    if kind == "parquet":
+        return _look_into_parquet(uri, text_column), digest
+    if kind == "jsonl":
+        _look_into_jsonl(uri, text_column)
+    if kind == "txt" or compression:
+        return [Piece(uri, kind, 0, size, size)], digest
+    starts = range(0, size, FRAGMENT_BYTES)
+    return [Piece(uri, kind, a, min(a + FRAGMENT_BYTES, size), min(FRAGMENT_BYTES, size - a)) for a in starts], digest
+
+
+def _look_into_parquet(uri: str, text_column: str) -> list[Piece]:
+    with sentence_when_damaged(uri), storage.open_uri(uri) as file:
+        parquet = pq.ParquetFile(file)
+        metadata, schema = parquet.metadata, parquet.schema_arrow
+    if text_column not in schema.names:
+        raise _no_column(uri, text_column, schema.names)
+    kind = schema.field(text_column).type
+    if not _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
+        raise InputError(f"Column {text_column} of {uri} holds {kind}, not text; name another with --text-column.")
+    sizes = [_column_bytes(metadata.row_group(i), text_column) for i in range(metadata.num_row_groups)]
+    pieces, start = [], 0
+    for stop in range(1, len(sizes) + 1):
+        if stop == len(sizes) or sum(sizes[start : stop + 1]) > FRAGMENT_BYTES:
+            pieces.append(Piece(uri, "parquet", start, stop, sum(sizes[start:stop])))
+            start = stop
+    return pieces
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    text = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+    return kind in text
+
+
+def _column_bytes(group: pq.RowGroupMetaData, name: str) -> int:
+    columns = (group.column(i) for i in range(group.num_columns))
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == name)
+
+
+def _look_into_jsonl(uri: str, text_column: str) -> None:
+    """Refuse a file whose first object lacks the key. Lines that are no objects are counted later."""
+    for row in json_rows(uri):
+        if not isinstance(row, Bad):
+            if text_column not in row:
+                raise _no_column(uri, text_column, list(row))
+            return
+
+
+def _no_column(uri: str, text_column: str, names: Sequence[str]) -> InputError:
+    return InputError(f"{uri} has no column {text_column}; choose one of {', '.join(names)} with --text-column.")
