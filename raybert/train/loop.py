@@ -105,7 +105,7 @@ class Worker:
         if not self.config.every.validation or not self.shards.rows("validation"):
             return []
         batches = validation_batches(
-            self.config.data.shards,
+            self.shards,
             seed=self.config.data.seed,
             batch_size=self.config.train.micro_batch,
             samples=self.config.validation.samples,

@@ -1,0 +1,81 @@
+"""The plan read in this process: what every other way to get the batches is compared with."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from raybert.data.block import Columns, build, concatenate, widen
+from raybert.data.plan import Plan
+from raybert.data.rng import fold
+from raybert.data.shards import ShardSet, UnitRows, open_shards, read_unit
+
+
+class SampleReader:
+    """Builds any samples of a split by their indices, reading only the units they lie in.
+
+    A unit is kept while its samples are built: consecutive samples share it.
+    """
+
+    def __init__(self, shards: ShardSet, *, seed: int, split: str = "train", cached_units: int = 4) -> None:
+        self.shards, self.seed = shards, seed
+        self._units = shards.units(split)
+        self.plan = Plan([unit.rows for unit in self._units], seed)
+        self._read = lru_cache(maxsize=cached_units)(self._read_unit)
+
+    def _read_unit(self, unit: int) -> UnitRows:
+        return read_unit(self.shards.uri, self._units[unit])
+
+    def build(self, index: np.ndarray) -> Columns:
+        """Compact columns of the samples (N,), in their order."""
+        epochs, units, rows = self.plan.locate(index)
+        # Runs of samples in one unit of one epoch; the plan keeps a unit's samples together.
+        change = np.flatnonzero((np.diff(units) != 0) | (np.diff(epochs) != 0)) + 1
+        parts = []
+        for run in np.split(np.arange(len(index)), change):
+            epoch, unit = int(epochs[run[0]]), int(units[run[0]])
+            keys = fold(self.seed, epoch, unit, rows[run])
+            parts.append(build(self._read(unit), rows[run], keys, index[run], self.shards.seq_len))
+        return concatenate(parts)
+
+
+def iter_batches(
+    shards_uri: str,
+    *,
+    seed: int,
+    global_batch_size: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Columns]:
+    """This rank's part of every global batch from `start_step` on, without end.
+
+    Step k is the samples [k G, (k + 1) G); rank r of W has the r-th W-th of it. Starting late reads nothing of what
+    came before.
+
+    Yields:
+        A dict of numpy arrays with b = G / W: input_ids, token_type_ids (b, T) int64; attention_mask (b, T) bool;
+        masked_positions (b, P) int64, -1 = none; masked_labels (b, P) int64, -100 = none; next_sentence_label (b,)
+        int64, 0 = IsNext, 1 = NotNext; index (b,) int64.
+
+    Raises:
+        ValueError: the batch cannot be divided among the ranks.
+        InputError: `shards_uri` is no shard set.
+    """
+    if global_batch_size % world_size:
+        raise ValueError(f"a global batch of {global_batch_size} cannot be divided among {world_size} ranks")
+    reader = SampleReader(open_shards(shards_uri), seed=seed)
+    part = global_batch_size // world_size
+    step = start_step
+    while True:
+        first = step * global_batch_size + rank * part
+        yield widen(reader.build(np.arange(first, first + part)))
+        step += 1
+
+
+def validation_batches(shards: ShardSet, *, seed: int, batch_size: int, samples: int) -> Iterator[Columns]:
+    """Compact columns of the first `samples` validation samples of epoch 0: the same ones every time."""
+    reader = SampleReader(shards, seed=seed, split="validation")
+    count = min(samples, reader.plan.rows)
+    for first in range(0, count, batch_size):
+        yield reader.build(np.arange(first, min(first + batch_size, count)))

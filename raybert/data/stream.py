@@ -1,0 +1,114 @@
+"""The plan as a Ray Data stream: read and built by tasks anywhere, dealt out to the workers in order.
+
+One dataset covers the whole run, so there is no end of an epoch to get wrong. Its rows are *chapters* of S consecutive
+steps. A task reads the units of a chapter once and yields W blocks, one a worker, each with that worker's samples of
+the S steps. With `preserve_order` and equal blocks Ray Data's splitter deals block b to worker b mod W, whatever the
+order in which tasks finish; the workers check the index of every sample they get.
+
+    samples of a chapter, G = 4, W = 2, S = 2       0 1 2 3 | 4 5 6 7
+    block of worker 0 / of worker 1                 0 1 4 5 / 2 3 6 7
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import DataContext, ExecutionOptions
+
+from raybert.data.block import Columns, from_table, take, to_table
+from raybert.data.reader import SampleReader
+from raybert.data.shards import open_shards
+
+# Samples of a chapter: enough that a task costs more than its scheduling, few enough to start at once.
+CHAPTER_SAMPLES = 2048
+# Ray Data plans its read tasks ahead, one by one; a longer run has more chapters in each.
+MAX_READ_TASKS = 10_000
+PREFETCHED_BLOCKS = 2
+
+
+def execution_options() -> ExecutionOptions:
+    """What the deal in order stands on."""
+    return ExecutionOptions(preserve_order=True)
+
+
+def chapter_steps(global_batch: int) -> int:
+    """S: steps of a chapter."""
+    return max(1, CHAPTER_SAMPLES // global_batch)
+
+
+def train_stream(
+    shards_uri: str,
+    *,
+    seed: int,
+    global_batch: int,
+    world_size: int,
+    start_step: int,
+    steps: int,
+    task_cpus: float,
+) -> ray.data.Dataset:
+    """The blocks of steps [start_step, steps) in dealing order. The last chapter goes on past the last step, so that
+    all blocks are equal and none is cut; `worker_batches` stops at the last step.
+    """
+    span = chapter_steps(global_batch)
+    chapters = max(1, -(-(steps - start_step) // span))
+
+    def build_chapters(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        reader = _reader(shards_uri, seed)
+        for chapter in batch["id"]:
+            first = (start_step + int(chapter) * span) * global_batch
+            columns = reader.build(np.arange(first, first + span * global_batch))
+            # (S, W, G / W) -> one block a worker
+            places = np.arange(span * global_batch).reshape(span, world_size, -1)
+            for worker in range(world_size):
+                yield to_table(take(columns, places[:, worker].reshape(-1)))
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    chapters_ds = ray.data.range(chapters, override_num_blocks=min(chapters, MAX_READ_TASKS))
+    return chapters_ds.map_batches(build_chapters, batch_size=None, num_cpus=task_cpus).repartition(
+        target_num_rows_per_block=span * global_batch // world_size
+    )
+
+
+@lru_cache(maxsize=2)
+def _reader(shards_uri: str, seed: int) -> SampleReader:
+    """Kept by a task's process for the next task: the manifest is read once, and the last units stay."""
+    return SampleReader(open_shards(shards_uri), seed=seed)
+
+
+def worker_batches(
+    shard: Any, *, rank: int, world_size: int, global_batch: int, micro_batch: int, start_step: int, steps: int
+) -> Iterator[tuple[int, list[Columns]]]:
+    """This worker's steps from its shard of the stream.
+
+    Args:
+        shard: the worker's DataIterator.
+
+    Yields:
+        (step, micro-batches in compact columns).
+
+    Raises:
+        RuntimeError: a sample is not the one that the plan has at this place, or the stream ended early.
+    """
+    part = global_batch // world_size
+    step = start_step
+    for table in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCHED_BLOCKS):
+        columns = from_table(table)
+        for offset in range(0, len(columns["index"]), part):
+            if step == steps:
+                return
+            samples = take(columns, slice(offset, offset + part))
+            first = step * global_batch + rank * part
+            if not np.array_equal(samples["index"], np.arange(first, first + part)):
+                raise RuntimeError(
+                    f"the stream gave rank {rank} of {world_size} at step {step} the samples "
+                    f"{samples['index'][:3]}..., and the plan says {first}..{first + part - 1}; "
+                    "training was stopped so that no sample is lost or seen twice"
+                )
+            yield step, [take(samples, slice(at, at + micro_batch)) for at in range(0, part, micro_batch)]
+            step += 1
+    if step < steps:
+        raise RuntimeError(f"the stream ended at step {step} of {steps}")
