@@ -45,8 +45,8 @@ def take(columns: Columns, rows: np.ndarray | slice) -> Columns:
 def to_table(columns: Columns) -> pa.Table:
     """Arrow columns over the same memory; two-dimensional ones as fixed-size binary."""
     arrays = []
-    for name, values in columns.items():
-        values = np.ascontiguousarray(values)
+    for column in columns.values():
+        values = np.ascontiguousarray(column)
         if values.ndim == 2:
             kind = pa.binary(values.shape[1] * values.itemsize)
             arrays.append(pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, pa.py_buffer(values)]))

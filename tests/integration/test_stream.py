@@ -1,0 +1,70 @@
+"""The Ray stream against the in-process reader: the same samples, bit for bit, for any number of workers."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import ray
+
+from raybert.data.block import widen
+from raybert.data.reader import iter_batches
+from raybert.data.stream import chapter_steps, execution_options, train_stream, worker_batches
+from tests.data import make_shards
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+G, SEED = 12, 3
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(str(tmp_path_factory.mktemp("shards")))
+
+
+@ray.remote(num_cpus=0)
+def consume(shard, **where):
+    return [(step, [widen(part) for part in parts]) for step, parts in worker_batches(shard, **where)]
+
+
+def stream_steps(uri, workers, start_step, steps):
+    """Every rank's micro-batches, as a real splitter and real tasks deliver them."""
+    dataset = train_stream(
+        uri, seed=SEED, global_batch=G, world_size=workers, start_step=start_step, steps=steps, task_cpus=0.5
+    )
+    dataset.context.execution_options = execution_options()
+    where = {"world_size": workers, "global_batch": G, "micro_batch": 2, "start_step": start_step, "steps": steps}
+    splits = dataset.streaming_split(workers, equal=True)
+    return ray.get([consume.remote(split, rank=rank, **where) for rank, split in enumerate(splits)])
+
+
+@pytest.mark.parametrize(("workers", "start_step"), [(1, 0), (2, 0), (2, 1_000_003), (3, 77)])
+def test_the_stream_is_the_reader(shards, workers, start_step):
+    steps = start_step + chapter_steps(G) + 40  # into a second chapter, and not to its end
+    for rank, received in enumerate(stream_steps(shards.uri, workers, start_step, steps)):
+        assert [step for step, _ in received] == list(range(start_step, steps))
+        expected = iter_batches(
+            shards.uri, seed=SEED, global_batch_size=G, start_step=start_step, rank=rank, world_size=workers
+        )
+        for (_, parts), batch in zip(received, islice(expected, len(received)), strict=True):
+            assert all(len(part["index"]) == 2 for part in parts)
+            for name, values in batch.items():
+                found = np.concatenate([part[name] for part in parts])
+                assert found.dtype == values.dtype
+                assert np.array_equal(found, values), name
+
+
+def test_a_wrong_sample_stops_the_loop(shards):
+    dataset = train_stream(shards.uri, seed=SEED, global_batch=G, world_size=1, start_step=5, steps=10, task_cpus=0.5)
+    # The consumer was restored to another step than the stream was built for.
+    where = {"rank": 0, "world_size": 1, "global_batch": G, "micro_batch": 12, "start_step": 4, "steps": 10}
+    with pytest.raises(RuntimeError, match="no sample is lost or seen twice"):
+        next(worker_batches(dataset.iterator(), **where))
+
+
+def test_a_missing_shard_is_an_error_that_names_it(tmp_path):
+    broken = make_shards(str(tmp_path))
+    for shard in broken.shards():
+        (tmp_path / shard.name).unlink()
+    dataset = train_stream(broken.uri, seed=0, global_batch=G, world_size=1, start_step=0, steps=10, task_cpus=0.5)
+    where = {"rank": 0, "world_size": 1, "global_batch": G, "micro_batch": 12, "start_step": 0, "steps": 10}
+    with pytest.raises(Exception, match=r"train-0000\d-of-00002.parquet"):
+        next(worker_batches(dataset.iterator(), **where))
