@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from raybert.errors import InputError, RunFailed
+from raybert.probe.commands import app as probe_app
 
 app = typer.Typer(
     name="raybert",
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(probe_app)
 errors = Console(stderr=True)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key.sub=value", show_default=False)]
@@ -84,7 +86,7 @@ def pretrain(
     from raybert import cluster
     from raybert import config as configs
     from raybert.probe import client
-    from raybert.probe.service import format_block
+    from raybert.probe.show import format_block
     from raybert.telemetry import format_line
     from raybert.train.run import check, train
     from raybert.train.watch import Watcher
@@ -102,7 +104,7 @@ def pretrain(
         train(run)
         if local and run.tasks:
             # The probe service lives in this local Ray, which ends with this command.
-            client.wait(run.uri)
+            client.wait(run.uri, settings.run.storage)
     print(f"done: {steps} steps, checkpoints in {run.uri}/checkpoints", flush=True)
 
 

@@ -61,7 +61,7 @@ def open_uri(uri: str, mode: str = "rb") -> IO[Any]:
     fs, path = filesystem(uri)
     if "w" in mode and not is_remote(uri):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-    return fs.open(path, mode)  # type: ignore[no-any-return]
+    return fs.open(path, mode)
 
 
 def read_bytes(uri: str) -> bytes:

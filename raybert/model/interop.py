@@ -174,7 +174,7 @@ def read_transformers(directory: str) -> "BertForPreTraining":
     if not path.exists() or json.loads(path.read_bytes()).get("model_type") != "bert":
         raise InputError(f"{directory} is no transformers BERT directory: it needs a config.json of model type bert.")
     try:
-        return BertForPreTraining.from_pretrained(directory, local_files_only=True, use_safetensors=True)  # type: ignore[no-any-return]
+        return BertForPreTraining.from_pretrained(directory, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{directory} cannot be loaded: {' '.join(str(error).split())}") from error
 
@@ -185,7 +185,8 @@ def fast_tokenizer(max_length: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     encoder, merges = vocabulary_files()
-    pairs = [tuple(line.split()) for line in merges.read_text("utf-8").splitlines()[1:] if line.strip()]
+    lines = [line.split() for line in merges.read_text("utf-8").splitlines()[1:] if line.strip()]
+    pairs = [(left, right) for left, right in lines]
     vocabulary = json.loads(encoder.read_text("utf-8"))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

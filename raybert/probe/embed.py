@@ -62,7 +62,7 @@ def embed(
 
 
 def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Row numbers of each batch: the longest first, as many as fit the budget when padded to the first; at least one."""
+    """Row numbers of each batch: the longest first, as many as fit the budget when padded, at least one."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):

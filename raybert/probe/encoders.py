@@ -1,4 +1,4 @@
-"""The encoders that can be probed: raybert's own checkpoints, and transformers' BERT directories with their tokenizer."""
+"""The encoders that can be probed: raybert's checkpoints, and transformers' BERT directories with their tokenizer."""
 
 import hashlib
 import json

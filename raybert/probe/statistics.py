@@ -38,7 +38,9 @@ class Comparison:
     n: int
 
 
-def paired_bootstrap(correct_a: np.ndarray, correct_b: np.ndarray, *, seed: int = 0, rounds: int = 10_000) -> Comparison:
+def paired_bootstrap(
+    correct_a: np.ndarray, correct_b: np.ndarray, *, seed: int = 0, rounds: int = 10_000
+) -> Comparison:
     """Compare two classifiers by resampling the texts (percentile bootstrap, Efron and Tibshirani 1993).
 
     A text counts -1 (A alone right), 0 or +1 (B alone right). Drawing N texts with replacement is drawing the numbers

@@ -106,7 +106,9 @@ def _to_sample(task: ProbeTask, uri: str, row: tables.Row) -> Sample | None:
     if isinstance(label, int):  # True and False become 1 and 0
         label = int(label)
     elif not isinstance(label, str):
-        raise InputError(f"The label {label!r} in {uri} is no class: column {task.label} must hold integers or strings.")
+        raise InputError(
+            f"The label {label!r} in {uri} is no class: column {task.label} must hold integers or strings."
+        )
     return (parts[0] if len(parts) == 1 else (parts[0], parts[1])), str(label)
 
 

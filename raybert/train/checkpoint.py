@@ -118,7 +118,7 @@ class BackgroundWriter:
     """
 
     def __init__(self) -> None:
-        self._jobs: Queue[Callable[[], None] | None] = Queue(maxsize=1)
+        self._jobs: Queue[Callable[[], object] | None] = Queue(maxsize=1)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
         self._thread.start()
@@ -130,7 +130,7 @@ class BackgroundWriter:
             except BaseException as error:
                 self._error = error
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], object]) -> None:
         self._raise()
         self._jobs.put(job)
 

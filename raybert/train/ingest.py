@@ -40,7 +40,7 @@ class IngestConfig(DataConfig):
     ) -> None:
         super().__init__(execution_options=execution_options())
         self._run_uri = run_uri
-        self._stream = {
+        self._stream: dict[str, Any] = {
             "shards_uri": shards_uri,
             "seed": seed,
             "global_batch": global_batch,

@@ -6,14 +6,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device, prepare_model
+from torch import nn
 
 from raybert import storage
 from raybert.config import Config, from_mapping
@@ -25,6 +27,7 @@ from raybert.model.bert import Bert, flops_per_token
 from raybert.model.files import read_weights
 from raybert.model.losses import Pretraining
 from raybert.probe import client
+from raybert.probe.tasks import ProbeTask, parse_task
 from raybert.telemetry import Gauges, MetricsLog
 from raybert.train import checkpoint as checkpoints
 from raybert.train import optimizer as optimizers
@@ -38,7 +41,9 @@ FAILURE = "failure.json"
 
 def train_loop(settings: dict[str, Any]) -> None:
     """Entry point of a worker; `settings` is made by `raybert.train.run`."""
-    worker = Worker(from_mapping(settings["config"]), trial=settings["trial"], probe_cpus=settings["probe_cpus"])
+    tasks = [parse_task(task, "the run's settings") for task in settings["tasks"]]
+    config = from_mapping(settings["config"])
+    worker = Worker(config, trial=settings["trial"], tasks=tasks, probe_cpus=settings["probe_cpus"])
     try:
         worker.run()
     finally:
@@ -48,11 +53,11 @@ def train_loop(settings: dict[str, Any]) -> None:
 class Worker:
     """One rank of the run: its model replica, its part of every batch, and, on rank 0, what is written down."""
 
-    def __init__(self, config: Config, *, trial: str, probe_cpus: float) -> None:
+    def __init__(self, config: Config, *, trial: str, tasks: list[ProbeTask], probe_cpus: float) -> None:
         context = ray.train.get_context()
         self.config = config
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.probe_cpus = probe_cpus
+        self.tasks, self.probe_cpus = tasks, probe_cpus
         self.device = get_device()
         if self.device.type == "cpu":
             # Ray's default for OpenMP follows whole CPUs only; more threads than cores fight each other.
@@ -69,7 +74,7 @@ class Worker:
         compiled = config.train.compile if config.train.compile != "auto" else self.device.type == "cuda"
         self.counted = self.step  # the step up to which samples are in the counter
         self.model = prepare_model(
-            torch.compile(Pretraining(bert)) if compiled else Pretraining(bert),
+            cast(nn.Module, torch.compile(Pretraining(bert))) if compiled else Pretraining(bert),
             parallel_strategy_kwargs={"gradient_as_bucket_view": True},
         )
         self.flops_per_sample = flops_per_token(bert.config, self.shards.seq_len) * self.shards.seq_len
@@ -188,7 +193,7 @@ class Worker:
         """What is due after this step. The last step validates, probes and saves whatever the cadence."""
         every, last = self.config.every, self.step == self.config.train.steps
         cadences = {"validation": every.validation, "probe": every.probe, "checkpoint": every.checkpoint}
-        if not self.config.probe.tasks:
+        if not self.tasks:
             cadences["probe"] = 0
         return {name for name, cadence in cadences.items() if cadence and (last or self.step % cadence == 0)}
 
@@ -248,11 +253,11 @@ class Worker:
                 full = "checkpoint" in events
                 snap = checkpoints.snapshot(self.model, self.optimizer if full else None, **counters)
                 if "probe" in events:
-                    self.writer.submit(lambda snap=snap, step=self.step: self._submit_probe(snap, step))
+                    self.writer.submit(partial(self._submit_probe, snap, self.step))
                 if is_best:
                     best = checkpoints.Snapshot(snap.weights, snap.config, None)
                     uri = storage.join(self.config.run_uri, "checkpoints", "best")
-                    self.writer.submit(lambda: checkpoints.write(best, uri) and None)
+                    self.writer.submit(partial(checkpoints.write, best, uri))
         if events & {"checkpoint", "validation"}:
             metrics = {"step": self.step, "loss": record["loss"], "tokens": record["samples"] * self.shards.seq_len}
             if "validation" in record:
@@ -286,15 +291,15 @@ class Worker:
         )
 
     def _submit_probe(self, snap: checkpoints.Snapshot, step: int) -> None:
-        """Put the weights where retention never reaches, then queue the step for the probe service."""
-        uri = storage.join(self.config.run_uri, "probes", "weights", f"step-{step:08d}")
+        """Put the weights where retention never reaches and queue the step for the probe service."""
         weights_alone = checkpoints.Snapshot(snap.weights, snap.config, None)
-        checkpoints.write(weights_alone, uri)
         client.submit(
             self.config.run_uri,
+            self.config.run.storage,
             step,
-            uri,
-            self.config.probe.tasks,
+            self.tasks,
+            lambda uri: checkpoints.write(weights_alone, uri),
+            positions=snap.config.max_position_embeddings,
             cpus=self.probe_cpus,
             max_waiting=self.config.probe.max_waiting,
         )

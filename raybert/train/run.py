@@ -139,7 +139,7 @@ def train(run: Run) -> dict[str, Any]:
     if last_step(run.uri) >= config.train.steps:
         return {}
     if run.tasks and config.every.probe:
-        client.ensure_service(config.run.storage)
+        client.serve(run.uri, config.run.storage)
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
@@ -149,7 +149,7 @@ def train(run: Run) -> dict[str, Any]:
             "probe_cpus": run.shares.probe,
         },
         scaling_config=ScalingConfig(
-            num_workers=config.train.workers,
+            num_workers=config.train.workers,  # type: ignore[arg-type] # Ray's annotation lacks the elastic pair
             use_gpu=run.shares.use_gpu,
             resources_per_worker={"CPU": run.shares.worker} | ({"GPU": 1} if run.shares.use_gpu else {}),
         ),

@@ -74,7 +74,7 @@ def test_planted_pickles_are_not_run(model, tmp_path, capfd):
 
 
 def test_a_damaged_checkpoint_names_the_fault(model, tmp_path):
-    with pytest.raises(InputError, match="has no config.json"):
+    with pytest.raises(InputError, match=r"has no config\.json"):
         load(str(tmp_path / "none"))
     save(model, str(tmp_path / "c"))
     (tmp_path / "c" / "config.json").write_text((tmp_path / "c" / "config.json").read_text().replace("16", "32"))

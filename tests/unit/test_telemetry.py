@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 from raybert.telemetry import MetricsLog, format_line, format_seconds, read_metrics
 
@@ -16,7 +17,7 @@ def test_a_restarted_run_goes_on_in_the_same_file_and_the_last_line_of_a_step_co
     log.write({"step": 20, "loss": 0.8})
     log.close()
     assert read_metrics(run) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.8}]
-    for line in open(f"{run}/metrics.jsonl"):
+    for line in Path(run, "metrics.jsonl").read_text().splitlines():
         json.loads(line)
 
 

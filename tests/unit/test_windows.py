@@ -1,5 +1,7 @@
 """The laws of windows: whole sentences, nothing lost, lengths within bounds."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ def test_windows_hold_whole_sentences_within_the_length(lengths: list[int], seq_
 def test_a_window_ends_only_where_the_next_sentence_does_not_fit(lengths: list[int], seq_len: int) -> None:
     windows, short = cut_windows(np.cumsum(lengths).tolist(), seq_len)
     every = sorted(windows + short)
-    for window, following in zip(every, every[1:], strict=False):
+    for window, following in itertools.pairwise(every):
         assert following.ends[0] - window.start > seq_len - SPECIALS
         assert len(window.ends) >= 2  # so that segments A and B can be cut
 

@@ -1,0 +1,102 @@
+"""The whole way in minutes on one machine: text to shards, training with probes beside it, a table and a page."""
+
+import re
+from importlib import resources
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from raybert import cluster, storage
+from raybert import config as configs
+from raybert.data.prepare import prepare
+from raybert.probe import client
+from raybert.probe.show import format_block
+from raybert.probe.tasks import load_task
+from raybert.report import write_report
+from raybert.terminal import closing_table
+from raybert.train.run import Run, check, train
+from raybert.train.watch import Watcher
+
+CORPUS = "embedded://bbc_news"
+
+
+def run_demo(task: str, directory: str) -> str:
+    """Prepare the embedded corpus, train `demo.yaml` on it under a name of its own, and return the report's URI.
+
+    Args:
+        task: the probe task, as `load_task` takes it.
+        directory: where the shard set and the run directory go; each demo makes another run.
+
+    Raises:
+        InputError: the task is unknown or its texts cannot be read.
+        RunFailed: training stopped before its last step.
+    """
+    console = Console()
+    load_task(task)
+    directory = storage.absolute(directory)
+    console.print("[bold]1/4[/bold] starting Ray on this machine")
+    cluster.connect()
+    settings = configs.load(
+        str(resources.files("raybert") / "demo.yaml"),
+        [f"run.name={_next_name(directory)}", f"run.storage={directory}", f"probe.tasks=[{task}]"],
+    )
+    shards = storage.join(directory, "demo-shards")
+    console.print("[bold]2/4[/bold] tokenising BBC News: 2,125 articles")
+    seq_len = settings.model.bert().max_position_embeddings
+    prepare([CORPUS], shards, seq_len=seq_len, validation_fraction=0.05, overwrite=True, progress=True)
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"shards": shards})})
+    run = check(settings)
+    console.print(
+        f"[bold]3/4[/bold] training on {run.shards.tokens('train'):,} tokens with {settings.train.workers} workers; "
+        "a service beside them probes the checkpoints"
+    )
+    _train_with_bars(run, console)
+    console.print("[bold]4/4[/bold] report")
+    console.print(closing_table(run.uri))
+    return write_report(run.uri)
+
+
+def _next_name(directory: str) -> str:
+    """demo-1, demo-2, ...: one more than the runs that are there."""
+    names = (uri.rpartition("/")[2] for uri in storage.list_dir(directory))
+    numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"demo-(\d+)", name))]
+    return f"demo-{max(numbers, default=0) + 1}"
+
+
+def _train_with_bars(run: Run, console: Console) -> None:
+    """Train, then wait for the probes that are still under way, with live bars and each probe's block as it comes."""
+    steps = run.config.train.steps
+    columns = (
+        TextColumn("{task.description:>14}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        training = bars.add_task("training", total=steps, note="starting the workers")
+        probes = bars.add_task("probes", total=_probe_count(run), note="")
+
+        def on_record(record: dict[str, Any]) -> None:
+            if "loss" in record:
+                note = f"mlm loss {record['mlm_loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
+                bars.update(training, completed=record["step"], note=note)
+            if "validation" in record:
+                found = record["validation"]["mlm_loss"]
+                bars.print(f"Step {record['step']} validation MLM loss {found:.4f}", highlight=False)
+
+        def on_probe(record: dict[str, Any]) -> None:
+            bars.update(probes, advance=1)
+            bars.print(format_block(record), highlight=False, markup=False)
+
+        with Watcher(run.uri, on_record=on_record, on_probe=on_probe):
+            train(run)
+            bars.update(training, completed=steps)
+            client.wait(run.uri, run.config.run.storage)
+
+
+def _probe_count(run: Run) -> int:
+    steps, every = run.config.train.steps, run.config.every.probe
+    return -(-steps // every) * len(run.tasks) if every else 0

@@ -1,0 +1,55 @@
+"""What a probe's accuracy is compared with: no features, word counts, and the same encoder before any training.
+
+They depend on the texts (and, for the last, on the architecture) alone, so they are computed once and kept under a hash
+of both.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from raybert import storage
+from raybert.probe import classify
+from raybert.probe.texts import Texts
+
+Record = dict[str, Any]
+# Part of every cache key: raise it when the figures would come out differently for the same texts.
+VERSION = 1
+
+
+class Cache:
+    """Computed records as JSON objects in a directory at any URI."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def get(self, key: str, compute: Callable[[], Record]) -> Record:
+        """The record under `key`, computed and written if it is not there."""
+        name = hashlib.sha256(f"{VERSION}:{key}".encode()).hexdigest()
+        uri = storage.join(self._uri, f"{name}.json")
+        if storage.exists(uri):
+            found: Record = storage.read_json(uri)
+            return found
+        record = compute()
+        storage.write_json(uri, record)
+        return record
+
+
+def majority(texts: Texts) -> Record:
+    """Always answer the most frequent class of the training texts."""
+    train, test = texts.split(texts.labels)
+    winner = np.bincount(train).argmax()
+    return classify.score(np.full(len(train), winner), train, np.full(len(test), winner), test).record()
+
+
+def tfidf(texts: Texts) -> Record:
+    """TF-IDF weights of the words (scikit-learn's defaults) and the probe's own classifier."""
+    plain = [text if isinstance(text, str) else " ".join(text) for text in texts.texts]
+    train, test = texts.split(plain)
+    vectorizer = TfidfVectorizer()
+    features = vectorizer.fit_transform(train)
+    train_y, test_y = texts.split(texts.labels)
+    return classify.fit(features, train_y, vectorizer.transform(test), test_y).record()

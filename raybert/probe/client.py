@@ -1,0 +1,155 @@
+"""The probe service as runs and people reach it: by name, in the cluster that this process is connected to."""
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util import list_named_actors
+
+import raybert
+from raybert.errors import InputError, RunFailed
+from raybert.probe import queue
+from raybert.probe.queue import Record
+from raybert.probe.tasks import ProbeTask
+
+NAMESPACE = "raybert"
+PREFIX = "probe-service-"
+
+
+@functools.cache
+def service_name() -> str:
+    """The name of the service that runs this version of the code.
+
+    A detached actor keeps the code that it was started with for as long as it lives. Another version must not be given
+    its place, or be served by it: hence the digest of the package's sources in the name.
+    """
+    digest = hashlib.sha256()
+    root = Path(raybert.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return PREFIX + digest.hexdigest()[:12]
+
+
+def ensure_service(root: str) -> Any:
+    """The handle of this version's service, which is started if there is none.
+
+    Args:
+        root: any URI that all nodes can write; a service that is started keeps its list of runs and its baselines
+            there. One that runs already keeps its own.
+    """
+    from raybert.probe.service import ProbeService
+
+    name = service_name()
+    actor = ray.remote(ProbeService).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=8,
+    )
+    return actor.remote(name, root)
+
+
+def serve(run_uri: str, root: str) -> None:
+    """Have the run's queue served, by a service that is started if there is none; returns when it is known there."""
+    ray.get(ensure_service(root).submit.remote(run_uri))
+
+
+def submit(
+    run_uri: str,
+    root: str,
+    step: int,
+    tasks: Sequence[ProbeTask],
+    write_weights: Callable[[str], object],
+    *,
+    positions: int,
+    cpus: float,
+    max_waiting: int,
+) -> None:
+    """Queue a checkpoint of a run (see `queue.add`) and announce it; the service need not answer for it to count."""
+    if queue.add(run_uri, step, tasks, write_weights, positions=positions, cpus=cpus, max_waiting=max_waiting):
+        ensure_service(root).submit.remote(run_uri)
+
+
+def new_results(run_uri: str, seen: set[str]) -> list[Record]:
+    """The run's records that are not in `seen`, which they are added to."""
+    found = queue.records(run_uri, seen)
+    seen |= found.keys()
+    return sorted(found.values(), key=lambda record: (record["step"], record["task"]))
+
+
+def wait(
+    run_uri: str,
+    root: str,
+    *,
+    timeout: float | None = None,
+    interval: float = 1.0,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Return when nothing of the run is queued any more.
+
+    Args:
+        timeout: seconds; None waits for ever.
+        progress: is told how many checkpoints are left.
+
+    Raises:
+        RunFailed: the time is over.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    announced = 0.0
+    while waiting := queue.waiting_steps(run_uri):
+        if time.monotonic() - announced > 30:
+            announced = time.monotonic()
+            serve(run_uri, root)
+        if progress is not None:
+            progress(len(waiting))
+        if end is not None and time.monotonic() > end:
+            raise RunFailed(f"{len(waiting)} checkpoints of {run_uri} still wait for their probe.")
+        time.sleep(interval)
+
+
+def services() -> list[str]:
+    """Names of all probe services of the cluster; more than one when several versions are in use."""
+    actors = list_named_actors(all_namespaces=True)
+    return sorted(a["name"] for a in actors if a["namespace"] == NAMESPACE and a["name"].startswith(PREFIX))
+
+
+def statuses(timeout: float = 10.0) -> list[Record]:
+    """`ProbeService.status` of each service of the cluster; one that does not answer in time has a "reason" instead."""
+    found: list[Record] = []
+    for name in services():
+        try:
+            service: Any = ray.get_actor(name, namespace=NAMESPACE)
+            found.append(ray.get(service.status.remote(), timeout=timeout))
+        except (ray.exceptions.RayError, ValueError) as error:
+            found.append({"name": name, "runs": [], "reason": f"does not answer ({type(error).__name__})"})
+    return found
+
+
+def stop() -> list[str]:
+    """End all probe services of the cluster and return their names. What is queued stays so until one starts again."""
+    names = services()
+    for name in names:
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+    return names
+
+
+def run_of(uri: str) -> str:
+    """The run directory, if `uri` is one.
+
+    Raises:
+        InputError: it is not.
+    """
+    from raybert import storage
+
+    run_uri = storage.absolute(uri)
+    if not storage.exists(storage.join(run_uri, "config.yaml")):
+        raise InputError(f"{uri} is not a run directory: it has no config.yaml. Give the storage/name of a run.")
+    return run_uri

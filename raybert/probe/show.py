@@ -1,0 +1,108 @@
+"""Probe records as people read them: the log's block, and tables for the terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from raybert.probe.embed import POOLINGS
+from raybert.telemetry import format_seconds
+
+Record = dict[str, Any]
+
+
+def format_block(record: Record) -> str:
+    """The original process's lines for a run's log, then what stands beside them."""
+    task = record.get("title", record["task"])
+    head = f"Step {record['step']} {task} Embedding Evaluation:"
+    if record["status"] != "done":
+        return f"{head}\n  {record['status']}: {record['reason']}"
+    pooler, baselines = record["pooler"], record["baselines"]
+    low, high = pooler["interval"]
+    others = ", ".join(f"{name} {record[name]['test_accuracy']:.4f}" for name in POOLINGS[1:])
+    beside = ", ".join(
+        [
+            f"untrained {baselines['untrained']['pooler']['test_accuracy']:.4f}",
+            f"majority {baselines['majority']['test_accuracy']:.4f}",
+            f"TF-IDF {baselines['tfidf']['test_accuracy']:.4f}",
+        ]
+    )
+    return (
+        f"{head}\n  Train Accuracy: {pooler['train_accuracy']:.4f}\n  Test Accuracy: {pooler['test_accuracy']:.4f}\n"
+        f"  95 % interval {low:.4f}-{high:.4f}; beside it {beside}; other poolings: {others}"
+    )
+
+
+def status_table(statuses: Sequence[Record]) -> Table:
+    """A row for every run that a service has in hand."""
+    table = Table("service", "run", "running", "waiting", box=box.SIMPLE_HEAD, title="probe services")
+    for status in statuses:
+        if "reason" in status:
+            table.add_row(escape(status["name"]), escape(status["reason"]))
+            continue
+        counts = f"{status['done']} done, {status['failed']} failed, {status['skipped']} skipped"
+        up = format_seconds(status["seconds_up"])
+        table.add_row(escape(status["name"]), f"pid {status['pid']} on {status['node']}, up {up}, {counts}")
+        for run in status["runs"]:
+            running = ", ".join(f"{r['task']} step {r['step']:,} ({r['seconds']:.0f} s)" for r in run["running"])
+            waiting = ", ".join(f"{step:,}" for step in run["waiting"])
+            table.add_row("", escape(run["run"]), escape(running or "-"), waiting or "-")
+    if not statuses:
+        table.add_row("none", "the first run with probe tasks starts one")
+    return table
+
+
+def results_table(records: Sequence[Record]) -> Table:
+    """A row a record; accuracies in per cent of the test texts with their 95 % interval."""
+    table = Table("task", "step", *POOLINGS, "untrained", "majority", "TF-IDF", box=box.SIMPLE_HEAD)
+    for record in sorted(records, key=lambda record: (record["task"], record["step"])):
+        head = (escape(record["task"]), f"{record['step']:,}")
+        if record["status"] != "done":
+            table.add_row(*head, record["status"], escape(record["reason"]))
+            continue
+        baselines = record["baselines"]
+        untrained = " / ".join(f"{100 * baselines['untrained'][name]['test_accuracy']:.1f}" for name in POOLINGS)
+        table.add_row(
+            *head,
+            *(_percent(record[name]) for name in POOLINGS),
+            untrained,
+            f"{100 * baselines['majority']['test_accuracy']:.1f}",
+            f"{100 * baselines['tfidf']['test_accuracy']:.1f}",
+        )
+    return table
+
+
+def result_table(record: Record) -> Table:
+    """One record with its baselines, a row each."""
+    title = f"{record.get('title', record['task'])}: {record['n_train']:,} training and {record['n_test']:,} test texts"
+    table = Table("", "train %", "test % (95 % interval)", "macro F1", box=box.SIMPLE_HEAD, title=escape(title))
+    rows = [(name, record[name]) for name in POOLINGS]
+    rows += [(f"untrained {name}", record["baselines"]["untrained"][name]) for name in POOLINGS]
+    rows += [("majority class", record["baselines"]["majority"]), ("TF-IDF", record["baselines"]["tfidf"])]
+    notes = []
+    for index, (name, score) in enumerate(rows):
+        train, f1 = f"{100 * score['train_accuracy']:.1f}", f"{score['macro_f1']:.3f}"
+        table.add_row(name, train, _percent(score), f1, end_section=index % len(POOLINGS) == len(POOLINGS) - 1)
+        notes += [f"{name}: {warning}" for warning in score["warnings"]]
+    table.caption = escape("\n".join(notes)) or None
+    return table
+
+
+def comparison_table(found: Record) -> Table:
+    """A row a pooling: both accuracies, the difference with its interval, and p."""
+    title = f"{found['task']}, {found['n_test']:,} test texts: B minus A, paired bootstrap"
+    table = Table("", "A %", "B %", "points (95 % interval)", "p", box=box.SIMPLE_HEAD, title=escape(title))
+    for name in POOLINGS:
+        row = found[name]
+        low, high = row["interval"]
+        difference = f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        table.add_row(name, f"{100 * row['a']:.1f}", f"{100 * row['b']:.1f}", difference, f"{row['p_value']:.4f}")
+    table.caption = escape(f"A: {found['a']}\nB: {found['b']}")
+    return table
+
+
+def _percent(score: Record) -> str:
+    low, high = score["interval"]
+    return f"{100 * score['test_accuracy']:.1f} [dim]{100 * low:.1f}-{100 * high:.1f}[/dim]"
