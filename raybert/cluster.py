@@ -1,6 +1,7 @@
 """Reaching a Ray cluster, and sharing its CPUs between training workers, data tasks and probes."""
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -84,9 +85,16 @@ def plan_shares(
     roomy = cpus - reserved >= workers + 2
     data = task_cpus if task_cpus != "auto" else (1.0 if roomy else SMALL_SHARE)
     probe = probe_cpus if probe_cpus != "auto" else (1.0 if roomy else SMALL_SHARE)
-    # Two data tasks and a probe beside the workers, so that neither waits for the other.
-    left = cpus - reserved - 2 * data - probe
-    worker = worker_cpus if worker_cpus != "auto" else (1.0 if roomy else min(1.0, round(left / workers - 0.005, 2)))
+    # Two data tasks and a probe beside the workers, so that neither waits for the other; and a whole CPU if it can be:
+    # Ray Data 2.60 rounds what is left for it down, and its scheduler spins, at 0.7 of a core, when that gives 0.
+    left = cpus - reserved - max(1.0, 2 * data + probe)
+    if left < workers * SMALLEST_WORKER:
+        left = cpus - reserved - 2 * data - probe
+    worker = (
+        worker_cpus
+        if worker_cpus != "auto"
+        else (1.0 if roomy else min(1.0, math.floor(100 * left / workers + 1e-6) / 100))
+    )
     if worker_cpus == "auto" and worker < SMALLEST_WORKER:
         most = max(0, int(left / SMALLEST_WORKER))
         raise InputError(

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import DataContext, ExecutionOptions
+from ray.data._internal.datasource.range_datasource import RangeDatasource
 
 from raybert.data.block import Columns, from_table, take, to_table
 from raybert.data.reader import SampleReader
@@ -67,10 +68,19 @@ def train_stream(
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    chapters_ds = ray.data.range(chapters, override_num_blocks=min(chapters, MAX_READ_TASKS))
-    return chapters_ds.map_batches(build_chapters, batch_size=None, num_cpus=task_cpus).repartition(
+    # ray.data.range() with a say in its tasks' CPUs: operators that ask for the same are fused into one, and a whole
+    # CPU, the default, is never free on a machine whose workers hold nearly all.
+    chapters_ds = ray.data.read_datasource(
+        RangeDatasource(chapters, column_name="id"),
+        num_cpus=task_cpus,
+        override_num_blocks=min(chapters, MAX_READ_TASKS),
+    )
+    blocks = chapters_ds.map_batches(build_chapters, batch_size=None, num_cpus=task_cpus).repartition(
         target_num_rows_per_block=span * global_batch // world_size
     )
+    # `repartition` has no argument for it.
+    blocks._logical_plan.dag.ray_remote_args["num_cpus"] = task_cpus
+    return blocks
 
 
 @lru_cache(maxsize=2)

@@ -81,7 +81,7 @@ def submit(
 def new_results(run_uri: str, seen: set[str]) -> list[Record]:
     """The run's records that are not in `seen`, which they are added to."""
     found = queue.records(run_uri, seen)
-    seen |= found.keys()
+    seen.update(found)
     return sorted(found.values(), key=lambda record: (record["step"], record["task"]))
 
 

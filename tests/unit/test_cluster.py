@@ -24,7 +24,7 @@ def test_a_plan_always_fits_with_a_data_task_and_a_probe(cpus, workers, reserved
 
 def test_two_workers_run_on_a_laptop_of_two_cores():
     shares = plan_shares(2, 0, workers=2)
-    assert shares.worker == 0.62
+    assert shares.worker == 0.5
     assert not shares.use_gpu
 
 

@@ -1,0 +1,225 @@
+"""The probe's parts: tasks, texts, intervals, the classifier against scikit-learn, the queue's laws."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from raybert import storage
+from raybert.errors import InputError
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.probe import classify, queue
+from raybert.probe.baselines import Cache
+from raybert.probe.compare import compare
+from raybert.probe.embed import POOLINGS, batches, embed
+from raybert.probe.encoders import RaybertEncoder, tokenize
+from raybert.probe.evaluate import evaluate, pack_bits, prepare, unpack_bits
+from raybert.probe.show import format_block
+from raybert.probe.statistics import paired_bootstrap, wilson
+from raybert.probe.tasks import ProbeTask, load_task
+from raybert.probe.texts import load_texts
+from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID
+
+WORDS = {"sport": "match goal player team win cup league", "money": "bank share profit market price trade fund"}
+
+
+@pytest.fixture(scope="module")
+def task_file(tmp_path_factory):
+    """A task that the project has never seen: csv files, string labels, other column names."""
+    folder = tmp_path_factory.mktemp("task")
+    rng = np.random.default_rng(0)
+    for split, rows in (("train", 120), ("test", 60)):
+        lines = ["headline,topic"]
+        for i in range(rows):
+            topic = ("sport", "money")[i % 2]
+            lines.append(f"{' '.join(rng.choice(WORDS[topic].split(), rng.integers(3, 9)))},{topic}")
+        (folder / f"{split}.csv").write_text("\n".join(lines))
+    text = f"name: mine\ntrain: {folder}/train.csv\ntest: {folder}/test.csv\ntext: headline\nlabel: topic\n"
+    (folder / "mine.yaml").write_text(text)
+    return str(folder / "mine.yaml")
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(3)
+    return RaybertEncoder(
+        Bert(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32))
+    )
+
+
+@given(n=st.integers(1, 5000), share=st.floats(0, 1))
+def test_wilson_holds_the_share_and_stays_inside(n, share):
+    k = round(share * n)
+    low, high = wilson(k, n)
+    assert 0 <= low <= k / n <= high <= 1
+    assert high - low <= 1
+
+
+def test_wilson_agrees_with_scipy():
+    from scipy.stats import binomtest
+
+    found = binomtest(37, 120).proportion_ci(method="wilson")
+    assert wilson(37, 120) == pytest.approx((found.low, found.high))
+
+
+def test_the_bootstrap_sees_a_difference_and_sees_none():
+    rng = np.random.default_rng(1)
+    a = rng.random(2000) < 0.6
+    assert paired_bootstrap(a, a).difference == 0
+    assert paired_bootstrap(a, a).p_value == 1
+    better = a | (rng.random(2000) < 0.1)
+    found = paired_bootstrap(a, better)
+    assert found.interval[0] > 0
+    assert found.p_value < 0.01
+    assert found.difference == pytest.approx(better.mean() - a.mean())
+
+
+def test_the_classifier_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(200, 5)), rng.integers(0, 3, 200)
+    reference = LogisticRegression(max_iter=1000, random_state=42).fit(x[:150], y[:150])
+    score = classify.fit(x[:150], y[:150], x[150:], y[150:])
+    assert score.test_accuracy == reference.score(x[150:], y[150:])
+    assert score.train_accuracy == reference.score(x[:150], y[:150])
+    assert np.array(score.confusion).sum() == 50
+
+
+def test_a_classifier_that_does_not_converge_says_so(monkeypatch):
+    monkeypatch.setattr(classify, "MAX_ITER", 1)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(100, 5)), rng.integers(0, 2, 100)
+    score = classify.fit(x, y, x, y)
+    assert not score.converged
+    assert score.warnings
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=80), budget=st.integers(1, 200))
+def test_batches_hold_every_row_once_within_the_budget(lengths, budget):
+    lengths = np.array(lengths)
+    found = list(batches(lengths, budget))
+    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
+    assert all(len(rows) == 1 or lengths[rows].max() * len(rows) <= budget for rows in found)
+
+
+def test_vectors_do_not_depend_on_the_batches(encoder):
+    sequences = tokenize(["a b c", "one two three four five six", "x", "the end of it all"], 32)
+    one = embed(encoder, sequences, dtype="float32", batch_tokens=1)
+    all_ = embed(encoder, sequences, dtype="float32")
+    for name in POOLINGS:
+        np.testing.assert_allclose(one[name], all_[name], rtol=1e-4, atol=1e-5)
+
+
+def test_sequences_are_cls_text_sep_and_pairs_are_cut_fairly():
+    single = tokenize(["hello world"], 64)
+    assert single.ids[0] == CLS_ID
+    assert single.ids[-1] == SEP_ID
+    pair = tokenize([("short", "long " * 100)], 32)
+    assert len(pair.ids) == 32
+    assert (pair.ids == SEP_ID).sum() == 2
+    assert pair.truncated == 1
+    assert PAD_ID not in pair.ids
+
+
+def test_a_task_is_a_file_and_its_result_has_everything_beside_it(task_file, encoder, tmp_path):
+    task = load_task(task_file)
+    material = prepare(task, encoder.tokenize, encoder.positions)
+    cache = Cache(str(tmp_path / "cache"))
+    record = evaluate(encoder, material, cache)
+    assert (record["n_train"], record["n_test"], record["labels"]) == (120, 60, ["money", "sport"])
+    assert record["baselines"]["tfidf"]["test_accuracy"] == 1.0
+    assert record["baselines"]["majority"]["test_accuracy"] == 0.5
+    assert set(record["baselines"]["untrained"]) == set(POOLINGS)
+    json.dumps(record, allow_nan=False)
+    again = evaluate(encoder, material, cache)
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in record.items() if k != "seconds"}
+    block = format_block({**record, "step": 1000, "status": "done", "title": "AG News"})
+    assert block.startswith("Step 1000 AG News Embedding Evaluation:\n  Train Accuracy: ")
+    named = [{**record, "checkpoint": name} for name in "ab"]
+    assert compare(*named)["pooler"]["difference"] == 0
+    with pytest.raises(InputError, match="different texts"):
+        compare(named[0], {**named[1], "texts": "other"})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"labell": "topic"}, "Did you mean label"),
+        ({"label": "topics"}, "has no column topics"),
+        ({"train": "/nowhere.csv"}, "There is no file"),
+    ],
+)
+def test_a_bad_task_is_a_sentence(task_file, tmp_path, change, sentence):
+    import yaml
+
+    tree = yaml.safe_load(open(task_file).read()) | change  # noqa: SIM115
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(InputError, match=sentence):
+        load_task(str(tmp_path / "t.yaml"))
+
+
+def test_an_unknown_task_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean ag_news"):
+        load_task("agnews")
+
+
+def test_classes_unseen_in_training_are_named(tmp_path):
+    for split, labels in (("train", "abab"), ("test", "abz")):
+        rows = [json.dumps({"text": f"text {i}", "label": label}) for i, label in enumerate(labels)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    task = ProbeTask(name="t", train=str(tmp_path / "train.jsonl"), test=str(tmp_path / "test.jsonl"))
+    with pytest.raises(InputError, match="z"):
+        load_texts(task)
+
+
+def test_ag_news_is_the_first_texts_of_the_files(shared_data):
+    task = load_task(f"ag_news@{shared_data}/ag_news")
+    texts = load_texts(task)
+    assert (texts.n_train, texts.n_test) == (10_000, 2_500)
+    assert texts.names == ["World", "Sports", "Business", "Sci/Tech"]
+    assert np.bincount(texts.labels[:10_000]).tolist() == [2491, 2544, 2523, 2442]
+
+
+def test_bbc_news_comes_with_a_package_and_no_text_is_on_both_sides():
+    texts = load_texts(load_task("bbc_news"))
+    train, test = texts.split(texts.texts)
+    assert (len(train), len(test)) == (1500, 600)
+    assert not set(train) & set(test)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70))
+def test_bits_survive(flags):
+    assert unpack_bits(pack_bits(np.array(flags)), len(flags)).tolist() == flags
+
+
+def test_a_step_is_queued_once_and_leaves_nothing_behind(task_file, tmp_path):
+    run, task = str(tmp_path / "run"), load_task(task_file)
+    written = []
+
+    def add():
+        return queue.add(run, 200, [task], lambda uri: written.append(uri), positions=32, cpus=1, max_waiting=5)
+
+    assert add()
+    assert not add()
+    assert len(written) == 1
+    assert queue.waiting_steps(run) == [200]
+    entry = queue.read_entry(run, 200)
+    assert entry.tasks == (task,)
+    queue.write_record(entry, "mine", "failed", {"reason": "test"})
+    assert queue.open_tasks(entry) == []
+    queue.finish(entry)
+    assert queue.waiting_steps(run) == []
+    assert not add()  # a resumed run comes by again
+    assert list(queue.records(run)) == ["mine-00000200.json"]
+    assert queue.records(run, {"mine-00000200.json"}) == {}
+
+
+def test_a_planted_queue_entry_is_refused(tmp_path):
+    run = str(tmp_path)
+    storage.write_bytes(queue.queue_uri(run, 1), b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
+    with pytest.raises(InputError, match="no probe queue entry"):
+        queue.read_entry(run, 1)

@@ -1,0 +1,42 @@
+"""The learning rate's laws, and which parameters decay."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.train import optimizer
+from raybert.train.schedule import lr_at
+
+
+@given(
+    steps=st.integers(2, 2000),
+    warmup=st.integers(0, 500),
+    decay=st.sampled_from(["linear", "cosine", "wsd", "constant"]),
+    ratio=st.floats(0, 1),
+)
+def test_the_rate_rises_to_the_peak_then_never_rises_again(steps, warmup, decay, ratio):
+    warmup = min(warmup, steps - 1)
+    rates = [
+        lr_at(s, peak_lr=1.0, total_steps=steps, warmup_steps=warmup, decay=decay, min_lr_ratio=ratio)
+        for s in range(steps)
+    ]
+    assert all(0 < rate <= 1 + 1e-12 for rate in rates[: max(1, warmup)])
+    assert rates[max(0, warmup - 1)] == pytest.approx(1.0) or warmup == 0
+    after = rates[warmup:]
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(after))
+    assert all(rate >= ratio - 1e-9 for rate in after)
+
+
+def test_matrices_decay_and_biases_and_norms_do_not():
+    model = Bert(BertConfig(vocab_size=70, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    built = optimizer.build(model, lr=1.0, weight_decay=0.1, beta1=0.9, beta2=0.99, eps=1e-6)
+    decayed = {id(p) for p in built.param_groups[0]["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in decayed) == (not name.endswith("bias") and "norm" not in name), name
+    assert [g["weight_decay"] for g in built.param_groups] == [0.1, 0.0]
+    assert isinstance(built, torch.optim.AdamW)
