@@ -24,24 +24,12 @@ from raybert.probe.statistics import paired_bootstrap, wilson
 from raybert.probe.tasks import ProbeTask, load_task
 from raybert.probe.texts import load_texts
 from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID
-
-WORDS = {"sport": "match goal player team win cup league", "money": "bank share profit market price trade fund"}
+from tests.tasks import make_task
 
 
 @pytest.fixture(scope="module")
 def task_file(tmp_path_factory):
-    """A task that the project has never seen: csv files, string labels, other column names."""
-    folder = tmp_path_factory.mktemp("task")
-    rng = np.random.default_rng(0)
-    for split, rows in (("train", 120), ("test", 60)):
-        lines = ["headline,topic"]
-        for i in range(rows):
-            topic = ("sport", "money")[i % 2]
-            lines.append(f"{' '.join(rng.choice(WORDS[topic].split(), rng.integers(3, 9)))},{topic}")
-        (folder / f"{split}.csv").write_text("\n".join(lines))
-    text = f"name: mine\ntrain: {folder}/train.csv\ntest: {folder}/test.csv\ntext: headline\nlabel: topic\n"
-    (folder / "mine.yaml").write_text(text)
-    return str(folder / "mine.yaml")
+    return make_task(tmp_path_factory.mktemp("task"))
 
 
 @pytest.fixture(scope="module")

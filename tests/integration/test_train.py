@@ -1,0 +1,175 @@
+"""Whole runs through TorchTrainer: the number of workers, a killed worker and a second run change no loss."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from raybert import storage
+from raybert.cli import run_app
+from raybert.config import from_mapping
+from raybert.model.files import load
+from raybert.probe import client, queue
+from raybert.report import write_report
+from raybert.telemetry import read_metrics
+from raybert.terminal import closing_table
+from raybert.train.run import check, train
+from tests.data import make_shards
+from tests.tasks import make_task
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(str(tmp_path_factory.mktemp("shards")))
+
+
+def settings(folder, shards, name, **sections):
+    tree = {
+        "run": {"name": name, "storage": str(folder)},
+        "data": {"shards": shards.uri},
+        "model": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32},
+        "train": {"steps": STEPS, "global_batch": 12, "micro_batch": 3, "dtype": "float32"},
+        "schedule": {"warmup_steps": 5},
+        "every": {"log": 1, "validation": 20, "probe": 20, "checkpoint": 10},
+        "checkpoint": {"keep_last": 1},
+        "validation": {"samples": 30},
+    }
+    for section, values in sections.items():
+        tree[section] = tree.get(section, {}) | values
+    return from_mapping(tree)
+
+
+@pytest.fixture(scope="module")
+def alone(folder, shards, tmp_path_factory):
+    """One worker, with probes."""
+    task = make_task(tmp_path_factory.mktemp("task"))
+    run = check(settings(folder, shards, "alone", probe={"tasks": [task]}))
+    train(run)
+    client.wait(run.uri, str(folder), timeout=120)
+    return run.uri
+
+
+def losses(uri):
+    return np.array([record["loss"] for record in read_metrics(uri) if "loss" in record])
+
+
+def test_a_run_leaves_what_is_promised(alone):
+    records = [record for record in read_metrics(alone) if "loss" in record]
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    wanted = "step loss mlm_loss nsp_loss lr grad_norm tokens_per_second mfu wait_data wait_checkpoint wait_report "
+    assert set((wanted + "samples elapsed_seconds").split()) <= records[-1].keys()
+    assert records[-1]["samples"] == STEPS * 12
+    assert [r["step"] for r in read_metrics(alone) if "validation" in r] == [0, 20, 40, 60]
+    kept = {os.path.basename(uri) for uri in storage.list_dir(f"{alone}/checkpoints")}
+    assert kept == {f"step-{STEPS:08d}", "best"}
+    assert load(f"{alone}/checkpoints/step-{STEPS:08d}").config.hidden_size == 16
+
+
+def test_every_checkpoint_that_was_due_is_probed_though_one_is_kept(alone):
+    found = queue.records(alone)
+    assert list(found) == [f"mine-{step:08d}.json" for step in (20, 40, 60)]
+    for record in found.values():
+        assert record["status"] == "done", record
+        assert {"majority", "untrained", "tfidf"} == record["baselines"].keys()
+    assert storage.list_dir(f"{alone}/probes/weights") == []
+
+
+def test_the_report_and_the_table_tell_of_it(alone):
+    page = storage.read_bytes(write_report(alone)).decode()
+    assert "default-src 'none'" in page, "a browser must refuse to load anything from elsewhere"
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    console = Console(record=True, width=120)
+    console.print(closing_table(alone))
+    text = console.export_text()
+    assert "untrained" in text
+    assert "TF-IDF" in text
+
+
+def test_two_runs_with_one_seed_have_the_same_losses(alone, folder, shards):
+    run = check(settings(folder, shards, "again"))
+    train(run)
+    assert losses(run.uri).tolist() == losses(alone).tolist()
+
+
+def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, shards):
+    run = check(settings(folder, shards, "pair", train={"workers": 2}))
+    killed = []
+
+    def kill_one():
+        while not killed:
+            if any(record["step"] >= 25 for record in read_metrics(run.uri)):
+                killed.append(_worker_pids()[0])
+                os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    train(run)
+    assert killed
+    lines = storage.read_bytes(f"{run.uri}/metrics.jsonl").decode().splitlines()
+    steps = [record["step"] for line in lines if "loss" in (record := json.loads(line))]
+    assert len(steps) > STEPS, "no step was done again, so nothing was killed in the middle"
+    np.testing.assert_allclose(losses(run.uri), losses(alone), rtol=2e-4)
+    # A finished run is finished: the same command again does nothing.
+    assert train(check(settings(folder, shards, "pair", train={"workers": 2}))) == {}
+
+
+def _worker_pids():
+    """Processes of Ray Train's workers, which Ray names."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"ray::RayTrainWorker" in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["train.step=3"], "Did you mean"),
+        (["model.num_attention_heads=3"], "does not divide"),
+        (["train.workers=5"], "cannot be divided"),
+        (["train.workers=12", "train.micro_batch=1"], "can ever run"),
+        (["model.max_position_embeddings=16"], "16 positions"),
+        (["data.shards=/nowhere"], "/nowhere"),
+        (["probe.tasks=[agnews]"], "did you mean ag_news"),
+        (["data.seed=9", "run.name=alone"], "data.seed"),
+    ],
+)
+def test_a_wrong_setting_is_a_sentence_and_exit_code_2(alone, folder, shards, tmp_path, capsys, overrides, sentence):
+    path = tmp_path / "c.yaml"
+    path.write_text(settings(folder, shards, "bad").to_yaml())
+    assert run_app(["pretrain", str(path), *overrides]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+    assert not storage.exists(f"{folder}/bad")
+
+
+def test_a_damaged_shard_is_named(folder, tmp_path, capsys):
+    damaged = make_shards(str(tmp_path / "shards"))
+    name = damaged.units("train")[0].shard
+    content = bytearray(storage.read_bytes(f"{damaged.uri}/{name}"))
+    content[len(content) // 2] ^= 1
+    storage.write_bytes(f"{damaged.uri}/{name}", bytes(content))
+    path = tmp_path / "c.yaml"
+    path.write_text(settings(folder, damaged, "bad").to_yaml())
+    assert run_app(["pretrain", str(path)]) == 2
+    assert name in capsys.readouterr().err

@@ -1,0 +1,21 @@
+"""A small probe task made for a test: csv files, string labels, two kinds of words."""
+
+from pathlib import Path
+
+import numpy as np
+
+WORDS = {"sport": "match goal player team win cup league", "money": "bank share profit market price trade fund"}
+
+
+def make_task(folder: Path, *, n_train: int = 120, n_test: int = 60) -> str:
+    """Write the task and its texts, and return the path of its YAML file."""
+    rng = np.random.default_rng(0)
+    for split, rows in (("train", n_train), ("test", n_test)):
+        lines = ["headline,topic"]
+        for i in range(rows):
+            topic = ("sport", "money")[i % 2]
+            lines.append(f"{' '.join(rng.choice(WORDS[topic].split(), rng.integers(3, 9)))},{topic}")
+        (folder / f"{split}.csv").write_text("\n".join(lines))
+    text = f"name: mine\ntrain: {folder}/train.csv\ntest: {folder}/test.csv\ntext: headline\nlabel: topic\n"
+    (folder / "mine.yaml").write_text(text)
+    return str(folder / "mine.yaml")
