@@ -146,7 +146,7 @@ def _worker_pids():
         (["train.step=3"], "Did you mean"),
         (["model.num_attention_heads=3"], "does not divide"),
         (["train.workers=5"], "cannot be divided"),
-        (["train.workers=12", "train.micro_batch=1"], "can ever run"),
+        (["train.workers=24", "train.global_batch=24", "train.micro_batch=1"], "can ever run"),
         (["model.max_position_embeddings=16"], "16 positions"),
         (["data.shards=/nowhere"], "/nowhere"),
         (["probe.tasks=[agnews]"], "did you mean ag_news"),
