@@ -58,6 +58,8 @@ def plan(inputs: Sequence[str], text_column: str) -> Corpus:
         fragments[-1].append(piece)
         filled += max(piece.size, SAMPLE_BYTES)  # opening a file costs about as much as reading this
     fingerprint = hashlib.sha256("".join(sorted(digest for _, digest in looked)).encode()).hexdigest()
+    if not fragments:
+        raise InputError(f"The input holds no documents: {files[0]} is empty.")
     return Corpus(fragments, {"files": len(files), "fingerprint": fingerprint})
 
 
