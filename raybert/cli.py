@@ -2,6 +2,7 @@
 
 prepare -> raybert.data.prepare     pretrain -> raybert.train.run      probe -> raybert.probe.commands
 report  -> raybert.report           export, import -> raybert.model.interop
+verify  -> raybert.verify           embed   -> raybert.embed           demo -> raybert.demo
 """
 
 import logging
@@ -125,6 +126,37 @@ def demo(
     from raybert.demo import run_demo
 
     print(run_demo(task, directory))
+
+
+@app.command()
+def verify(run: Annotated[str, typer.Argument(help="run directory, at any URI")]) -> None:
+    """Check a run against itself: shards, checkpoints, log and probes. Exit code 1 when something is wrong."""
+    from raybert.verify import verify as look
+
+    faults = 0
+    for finding in look(run):
+        faults += bool(finding.fault)
+        print(f"{finding.subject:>24}  {'WRONG: ' + finding.fault if finding.fault else 'ok: ' + finding.detail}")
+    if faults:
+        raise RunFailed(f"{faults} of the run's parts are wrong.")
+
+
+@app.command()
+def embed(
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint at any URI, or a local transformers BERT directory")],
+    input: Annotated[str, typer.Option(help="parquet, csv or jsonl: a file, a directory or a glob, at any URI")],
+    output: Annotated[str, typer.Option(help="directory for the Parquet files with the column `embedding`")],
+    text_column: Annotated[str, typer.Option(help="column that holds the text")] = "text",
+    pooling: Annotated[str, typer.Option(help="mean, cls or pooler")] = "mean",
+    workers: Annotated[int, typer.Option(help="encoders that run at the same time")] = 1,
+) -> None:
+    """Turn texts into vectors."""
+    from raybert import cluster
+    from raybert.embed import run_embed
+
+    cluster.connect()
+    rows = run_embed(checkpoint, input, output, text_column=text_column, pooling=pooling, workers=workers)
+    print(f"{rows:,} rows in {output}")
 
 
 @app.command()

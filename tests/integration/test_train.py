@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -18,6 +20,8 @@ from raybert.cli import run_app
 from raybert.config import from_mapping
 from raybert.model.files import load
 from raybert.probe import client, queue
+from raybert.probe.embed import embed
+from raybert.probe.encoders import open_encoder
 from raybert.report import write_report
 from raybert.telemetry import read_metrics
 from raybert.terminal import closing_table
@@ -99,6 +103,31 @@ def test_the_report_and_the_table_tell_of_it(alone):
     text = console.export_text()
     assert "untrained" in text
     assert "TF-IDF" in text
+
+
+def test_verify_finds_nothing_wrong_and_a_changed_checkpoint(alone, capsys):
+    assert run_app(["verify", alone]) == 0
+    assert "WRONG" not in capsys.readouterr().out
+    weights = f"{alone}/checkpoints/best/model.safetensors"
+    content = storage.read_bytes(weights)
+    storage.write_bytes(weights, content[:-100])
+    assert run_app(["verify", alone]) == 1
+    assert "WRONG" in capsys.readouterr().out
+    storage.write_bytes(weights, content)
+
+
+def test_embed_writes_a_vector_a_row(alone, tmp_path):
+    texts = [f"text number {i}" for i in range(50)]
+    pq.write_table(pa.table({"text": texts, "id": range(50)}), tmp_path / "in.parquet")
+    out = str(tmp_path / "out")
+    arguments = ["embed", f"{alone}/checkpoints/best", "--input", str(tmp_path / "in.parquet"), "--output", out]
+    assert run_app(arguments) == 0
+    table = pq.read_table(out)
+    assert sorted(table["id"].to_pylist()) == list(range(50))
+    encoder = open_encoder(f"{alone}/checkpoints/best")
+    expected = embed(encoder, encoder.tokenize(table["text"].to_pylist(), 32))["mean"]
+    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), expected, atol=2e-2)
+    assert run_app(arguments) == 2, "what lies there was written over"
 
 
 def test_two_runs_with_one_seed_have_the_same_losses(alone, folder, shards):

@@ -1,0 +1,87 @@
+"""`raybert verify RUN`: does what lies in a run's directory, and the shards it names, still fit together?"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from raybert import config as configs
+from raybert import storage
+from raybert.data.shards import open_shards, verify_shards
+from raybert.errors import InputError
+from raybert.model.files import load
+from raybert.report.read import RunData, read_run
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `fault` is empty when it is in order."""
+
+    subject: str
+    fault: str
+    detail: str = ""
+
+
+def verify(run_uri: str) -> Iterator[Finding]:
+    """Look at the settings, the shards (every hash), the checkpoints (every tensor), the log and the probes.
+
+    Raises:
+        InputError: `run_uri` is no run directory.
+    """
+    run = read_run(run_uri)
+    found: dict[str, Any] = {}
+
+    def settings() -> str:
+        found["config"] = configs.load(storage.join(run.uri, "config.yaml"))
+        return f"{run.steps_done:,} of {run.steps_planned:,} steps done"
+
+    def shards() -> str:
+        found["shards"] = open_shards(found["config"].data.shards)
+        if found["shards"].manifest_hash != run.about.get("manifest"):
+            raise InputError(f"{found['shards'].uri} is not the shard set that this run was trained on.")
+        verify_shards(found["shards"])
+        return f"{found['shards'].rows('train'):,} training windows, every hash as in the manifest"
+
+    yield _look("settings", settings)
+    if "config" not in found:
+        return
+    yield _look("shards", shards)
+    for uri in storage.list_dir(storage.join(run.uri, "checkpoints")):
+        if not uri.rpartition("/")[2].startswith("."):
+            yield _look(uri.rpartition("/")[2], partial(_checkpoint, uri, found["config"]))
+    yield _look("log", partial(_log, run, found["config"]))
+    for task in run.tasks:
+        yield _look(f"probes of {task}", partial(_probes, run, task))
+
+
+def _look(subject: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, "", check())
+    except InputError as error:
+        return Finding(subject, str(error))
+
+
+def _checkpoint(uri: str, config: configs.Config) -> str:
+    model = load(uri)
+    if model.config != config.model.bert():
+        raise InputError(f"The checkpoint {uri} is of another model than the run's settings.")
+    return f"{sum(p.numel() for p in model.parameters()):,} parameters"
+
+
+def _log(run: RunData, config: configs.Config) -> str:
+    """Every step that should have been logged was, with the samples that the plan gives it."""
+    batch = config.train.global_batch
+    logged = {record["step"]: record for record in run.records if "loss" in record}
+    missing = [step for step in range(config.every.log, run.steps_done + 1, config.every.log) if step not in logged]
+    if missing:
+        raise InputError(f"metrics.jsonl lacks step {missing[0]} ({len(missing)} steps in all).")
+    for step, record in logged.items():
+        if record["samples"] != step * batch:
+            raise InputError(f"metrics.jsonl has {record['samples']} samples at step {step}, not {step * batch}.")
+    return f"{len(logged):,} logged steps, {len(run.restarts)} restarts"
+
+
+def _probes(run: RunData, task: str) -> str:
+    if missing := run.unrecorded(task):
+        raise InputError(f"No record for step {missing[0]} ({len(missing)} in all): neither a result nor a reason.")
+    return f"{len(run.of_task(task))} results, {len(run.missed_of(task))} without one and a reason"
