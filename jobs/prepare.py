@@ -1,8 +1,8 @@
-"""`ray job submit --working-dir . -- python jobs/prepare.py --input URI --output URI --seq-len N`"""
+"""`raybert prepare` as a job: ray job submit --working-dir . -- python jobs/prepare.py ARGUMENTS"""
 
 import sys
 
-from raybert.cli import app
+from raybert.cli import run_app
 
 if __name__ == "__main__":
-    app(["prepare", *sys.argv[1:]])
+    sys.exit(run_app(["prepare", *sys.argv[1:]]))

@@ -1,6 +1,7 @@
 """The command line: `raybert COMMAND`. Every command is a thin layer over the library; start reading here.
 
 prepare -> raybert.data.prepare     pretrain -> raybert.train.run      probe -> raybert.probe.commands
+sweep   -> raybert.sweep.run
 report  -> raybert.report           export, import -> raybert.model.interop
 verify  -> raybert.verify           embed   -> raybert.embed           demo -> raybert.demo
 """
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from raybert import storage
 from raybert.errors import InputError, RunFailed
 from raybert.probe.commands import app as probe_app
 
@@ -107,6 +109,29 @@ def pretrain(
             # The probe service lives in this local Ray, which ends with this command.
             client.wait(run.uri, settings.run.storage)
     print(f"done: {steps} steps, checkpoints in {run.uri}/checkpoints", flush=True)
+
+
+@app.command()
+def sweep(
+    config: Annotated[str, typer.Argument(help="YAML file of a sweep, at any URI")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was broken off")] = False,
+) -> None:
+    """Vary settings over many trials, stop the worse ones early, and say which learning rate is best for each size."""
+    from raybert import cluster
+    from raybert.sweep import space
+    from raybert.sweep.page import summary_table, write_summary
+    from raybert.sweep.run import run_sweep
+
+    settings = space.load(config, overrides or [])
+    cluster.connect()
+    try:
+        run_sweep(settings, resume=resume)
+    finally:
+        if storage.exists(storage.join(settings.uri, "sweep.json")):
+            page = write_summary(settings)
+            Console().print(summary_table(settings))
+            print(page)
 
 
 @app.command()

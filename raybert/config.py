@@ -235,14 +235,19 @@ def from_mapping(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise InputError(_sentence(error)) from error
+        raise explain(error, Config) from error
 
 
-def _sentence(error: ValidationError) -> str:
+def explain(error: ValidationError, model: type[BaseModel]) -> InputError:
+    """The first fault as a sentence; an unknown key names the nearest of the model's."""
+    return InputError(_sentence(error, model))
+
+
+def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     fault = error.errors()[0]
     path = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function-", "constrained")))
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path, all_keys(), n=1, cutoff=0.0)
+        near = difflib.get_close_matches(path, all_keys(model), n=1, cutoff=0.0)
         return f"Unknown config key {path}. Did you mean {near[0]}?"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
@@ -250,7 +255,7 @@ def _sentence(error: ValidationError) -> str:
     return f"Bad config value {path}={fault['input']!r}: {message}."
 
 
-def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every dotted key, sections included."""
     keys = []
     for name, field in model.model_fields.items():

@@ -37,6 +37,8 @@ from raybert.train.schedule import lr_at
 from raybert.train.step import all_reduce_sums, means, pick_dtype, train_step, validate
 
 FAILURE = "failure.json"
+# A run whose loss is so many times that of guessing has diverged.
+DIVERGED = 3.0
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -64,6 +66,8 @@ class Worker:
             torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.dtype = self._agree_on_dtype()
         self.shards = open_shards(config.data.shards)
+        # Of guessing: ln(vocabulary) for a masked token and ln(2) for a pair, which is where training starts.
+        self.loss_limit = DIVERGED * (math.log(config.model.bert().vocab_size) + math.log(2))
 
         torch.manual_seed(config.train.seed)
         bert = Bert(config.model.bert()).to(self.device)
@@ -169,7 +173,7 @@ class Worker:
             totals = all_reduce_sums(torch.cat([sums, torch.tensor([float(tokens)], device=self.device)]))
             sums, tokens = torch.zeros(6, device=self.device), 0
             record = self._record(totals, lr, grad_norm)
-            if not math.isfinite(record["loss"] + record["grad_norm"]):
+            if not math.isfinite(record["grad_norm"]) or not record["loss"] <= self.loss_limit:
                 self._diverged(record)
                 return
             if "validation" in events:
@@ -308,7 +312,8 @@ class Worker:
         """Note why the run ends. Replaying the same batches would diverge again, so this is no failure to retry."""
         if self.rank == 0:
             reason = (
-                f"The loss is not a number at step {self.step} (lr {record['lr']:.2e}); lower optimizer.lr or "
+                f"The loss is {record['loss']:.3g} at step {self.step} (lr {record['lr']:.2e}), which is no number or "
+                f"more than {DIVERGED} times where training starts; lower optimizer.lr or "
                 "raise schedule.warmup_steps, and start again under another run.name or from the last checkpoint."
             )
             failure = {"step": self.step, "reason": reason, "kind": "diverged"}

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ FULL_VERIFY_BYTES = 4 * 2**30
 
 # A resumed run must see the same batches and the same model. Its length, cadences and resources may change.
 FIXED = ("data.seed", "model", "train.global_batch", "train.seed")
+
+
+class Diverged(RunFailed):
+    """The loss is no number any more, or far above where it began."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,11 @@ def _lookup(tree: dict[str, Any], dotted: str) -> Any:
     return value
 
 
-def train(run: Run) -> dict[str, Any]:
+def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Train until the last step. A run that was begun before goes on from its newest checkpoint.
+
+    Args:
+        callbacks: Ray Train's `UserCallback`s; they are told of every report.
 
     Returns:
         The metrics that were reported last (empty if nothing was reported in this call).
@@ -158,6 +166,7 @@ def train(run: Run) -> dict[str, Any]:
             storage_path=config.run.storage,
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
+            callbacks=list(callbacks),
         ),
         datasets={"train": placeholder},
         dataset_config=IngestConfig(
@@ -175,7 +184,8 @@ def train(run: Run) -> dict[str, Any]:
         raise RunFailed(_failure_sentence(run, error)) from error
     failure = storage.join(run.uri, FAILURE)
     if storage.exists(failure):
-        raise RunFailed(storage.read_json(failure)["reason"])
+        found = storage.read_json(failure)
+        raise Diverged(found["reason"]) if found["kind"] == "diverged" else RunFailed(found["reason"])
     return result.metrics or {}
 
 

@@ -1,0 +1,8 @@
+"""`raybert sweep` as a job: ray job submit --working-dir . -- python jobs/sweep.py ARGUMENTS"""
+
+import sys
+
+from raybert.cli import run_app
+
+if __name__ == "__main__":
+    sys.exit(run_app(["sweep", *sys.argv[1:]]))

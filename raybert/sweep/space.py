@@ -1,0 +1,127 @@
+"""What a sweep varies: a YAML file becomes a list of trials, each a full configuration, before the first one starts."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from raybert import storage
+from raybert.config import Config, Section, explain, from_mapping, read_yaml_mapping, set_dotted
+from raybert.errors import InputError
+
+
+class Dimension(Section):
+    """One setting's values: a grid of them, or draws from a range whose logarithm is uniform."""
+
+    grid: list[Any] | None = Field(default=None, min_length=1)
+    log_uniform: tuple[float, float] | None = Field(default=None, description="low, high")
+    draws: int = Field(default=4, ge=1, description="values to draw from the range")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.grid is None) == (self.log_uniform is None):
+            raise ValueError("give either grid or log_uniform")
+        if self.log_uniform and not 0 < self.log_uniform[0] < self.log_uniform[1]:
+            raise ValueError(f"log_uniform needs 0 < low < high, not {list(self.log_uniform)}")
+        return self
+
+    def values(self, seed: int, key: str) -> list[Any]:
+        """The values in order; draws depend on the sweep's seed and the key alone."""
+        if self.grid is not None:
+            return self.grid
+        assert self.log_uniform is not None
+        low, high = map(math.log, self.log_uniform)
+        rng = np.random.default_rng([seed, *key.encode()])
+        # One draw from each of `draws` equal parts of the range: as random, and better spread.
+        places = (np.arange(self.draws) + rng.random(self.draws)) / self.draws
+        return [float(f"{math.exp(low + place * (high - low)):.4g}") for place in places]
+
+
+class AshaConfig(Section):
+    """Asynchronous successive halving (https://arxiv.org/abs/1810.05934) on validation loss at equal tokens."""
+
+    enabled: bool = True
+    grace_fraction: float = Field(
+        default=0.25, gt=0, le=1, description="no trial stops before this share of its tokens"
+    )
+    reduction_factor: float = Field(default=2.0, gt=1, description="at each rung the best 1 / factor go on")
+
+
+class SweepConfig(Section):
+    """`base` holds settings as `raybert pretrain` takes them; `space` maps dotted keys of them to their values."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "sweep"
+    storage: str = "runs"
+    base: dict[str, Any] = Field(default_factory=dict)
+    space: dict[str, Dimension] = Field(min_length=1)
+    seed: int = Field(default=0, ge=0)
+    max_concurrent: Annotated[int, Field(ge=1)] | None = Field(default=None, description="default: what fits")
+    asha: AshaConfig = AshaConfig()
+
+    @property
+    def uri(self) -> str:
+        return storage.join(storage.absolute(self.storage), self.name)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the space. Its run directory is SWEEP/trials/NAME."""
+
+    name: str
+    point: Mapping[str, Any]
+    config: Config
+
+
+def load(path: str, overrides: Iterable[str] = ()) -> SweepConfig:
+    """Read a sweep's YAML file and apply overrides (``base.train.steps=100``, ``name=second``).
+
+    Raises:
+        InputError: the file is missing, a key is unknown or a value will not do.
+    """
+    if not storage.exists(path):
+        raise InputError(f"There is no sweep file {path}.")
+    tree = read_yaml_mapping(path)
+    for override in overrides:
+        set_dotted(tree, override)
+    try:
+        return SweepConfig.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, SweepConfig) from error
+
+
+def trials(sweep: SweepConfig) -> list[Trial]:
+    """Every combination of the space's values.
+
+    Raises:
+        InputError: a key of the space is none of the settings, or a combination will not do.
+    """
+    dimensions = [[(key, value) for value in d.values(sweep.seed, key)] for key, d in sweep.space.items()]
+    found = []
+    for number, combination in enumerate(itertools.product(*dimensions)):
+        name = f"trial-{number:04d}"
+        tree = _copy(sweep.base)
+        for key, value in combination:
+            _set(tree, key, value)
+        _set(tree, "run.name", name)
+        _set(tree, "run.storage", storage.join(sweep.uri, "trials"))
+        config = from_mapping(tree)
+        if not config.every.validation:
+            raise InputError("A sweep compares validation losses: set base.every.validation to a number of steps.")
+        found.append(Trial(name, dict(combination), config))
+    return found
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[last] = value
+
+
+def _copy(tree: Any) -> Any:
+    return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
