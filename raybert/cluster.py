@@ -29,7 +29,7 @@ def connect(*, quiet: bool = True) -> bool:
         return False
     address = os.environ.get("RAY_ADDRESS")
     # Ray's servers and their clients must not talk to each other through a web proxy.
-    options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.WARNING if quiet else logging.INFO}
+    options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.ERROR if quiet else logging.INFO}
     if address:
         try:
             ray.init(address=address, **options)
@@ -39,7 +39,9 @@ def connect(*, quiet: bool = True) -> bool:
             ) from error
         return False
     # The dashboard stays on: Train's clean-up after a killed controller depends on it.
-    ray.init(include_dashboard=True, dashboard_host="127.0.0.1", **options)
+    # A worker, its data tasks and a probe need two CPUs to be placed, which a machine of one core has to share.
+    cpus = max(2, os.cpu_count() or 1)
+    ray.init(num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **options)
     return True
 
 

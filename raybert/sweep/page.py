@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from typing import Any
 
 import jinja2
 import matplotlib
@@ -17,13 +18,19 @@ from rich.table import Table
 from raybert import storage
 from raybert.report.read import POOLINGS, percent
 from raybert.sweep.space import SweepConfig, trials
-from raybert.sweep.summary import LR, BestRate, Outcome, best, best_rates, read_sweep, to_json
+from raybert.sweep.summary import BestRate, Outcome, best, best_rates, read_sweep, to_json
 
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
 
 
 def write_summary(sweep: SweepConfig) -> str:
-    """Write SWEEP/{summary.json, winner.yaml, *.png, sweep.html} from the trials' directories, and return the page's URI.
+    """Write SWEEP/{summary.json, winner.yaml, *.png, sweep.html} from the trials' directories; return the page's URI.
 
     `winner.yaml` is what `raybert pretrain` takes unchanged; it is missing while no trial is finished.
     """
