@@ -204,3 +204,7 @@ def import_(
     from raybert.model.interop import import_dir
 
     import_dir(directory, checkpoint)
+
+
+if __name__ == "__main__":
+    main()

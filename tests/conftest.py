@@ -4,7 +4,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is no fault of the code.
+hypothesis.settings.register_profile("raybert", deadline=None)
+hypothesis.settings.load_profile("raybert")
 
 # A stalled stream or a dead rank must fail in seconds, not in Ray's half hour; workers inherit these.
 os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "60")

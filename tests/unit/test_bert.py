@@ -37,7 +37,7 @@ def inputs(config, batch, length, seed):
     return ids, types, mask
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(config=configs(), batch=st.integers(1, 4), length=st.integers(3, 12), seed=st.integers(0, 2**31))
 def test_outputs_and_gradients_equal_transformers(config, batch, length, seed):
     torch.manual_seed(seed)
@@ -93,7 +93,7 @@ def test_padding_changes_nothing():
     torch.testing.assert_close(alone["mlm_logits"], among["mlm_logits"][:, :9], **TOLERANCE)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(rows=st.integers(1, 300), width=st.integers(2, 20), classes=st.integers(2, 80), seed=st.integers(0, 1000))
 def test_the_fused_cross_entropy_is_the_plain_one(rows, width, classes, seed):
     generator = torch.Generator().manual_seed(seed)

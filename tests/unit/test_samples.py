@@ -16,7 +16,7 @@ from tests.data import make_shards, random_rows
 UNITS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(units=UNITS, seed=st.integers(0, 100), start=st.integers(0, 10**12))
 def test_an_epoch_holds_every_row_once_and_seeking_changes_nothing(units, seed, start):
     plan = Plan(units, seed)
@@ -113,7 +113,7 @@ def test_fifteen_per_cent_are_chosen_and_treated_80_10_10(samples):
     assert abs(off.mean()) < 4 * 0.29 / np.sqrt(n)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.lists(st.integers(0, 199), min_size=1, max_size=30, unique=True), seed=st.integers(0, 9))
 def test_a_sample_does_not_depend_on_its_batch(rows, seed):
     unit = random_rows(200, 32, documents=20, seed=1)

@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raybert.data import sentences
@@ -60,7 +60,6 @@ def test_long_sentences_are_cut_into_even_pieces(lengths: list[int], limit: int)
     assert np.diff(pieces, prepend=0).min() >= min(min(lengths), (limit + 1) // 2)
 
 
-@settings(deadline=None)
 @given(PROSE, st.sampled_from([16, 32, 64, 512]))
 def test_the_windows_of_a_document_are_its_text(text: str, seq_len: int) -> None:
     tokenizer = Tokenizer()
