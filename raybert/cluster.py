@@ -41,6 +41,9 @@ def connect(*, quiet: bool = True) -> bool:
     # The dashboard stays on: Train's clean-up after a killed controller depends on it.
     # A worker, its data tasks and a probe need two CPUs to be placed, which a machine of one core has to share.
     cpus = max(2, os.cpu_count() or 1)
+    # Workers, data tasks, the controller and probes are more processes than a small machine has CPUs, each with a
+    # fraction of one: no reason for Ray to warn, in the middle of a progress bar, that there are many.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, cpus)))
     ray.init(num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **options)
     return True
 

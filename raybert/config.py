@@ -5,12 +5,25 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raybert import storage
 from raybert.errors import InputError
 from raybert.model.config import BertConfig
 from raybert.model.sizes import SIZES
+
+
+def _absolute_task(spec: str) -> str:
+    """A probe task's name as it is; the directory or the YAML file that it names under its absolute path."""
+    name, at, folder = spec.partition("@")
+    if spec.endswith((".yaml", ".yml")):
+        return storage.absolute(spec)
+    return f"{name}@{storage.absolute(folder)}" if at and folder else spec
+
+
+# Workers and trials run in other directories than the command that names a path.
+AbsolutePath = Annotated[str, AfterValidator(lambda path: storage.absolute(path) if path else path)]
+TaskSpec = Annotated[str, AfterValidator(_absolute_task)]
 
 
 class Section(BaseModel):
@@ -21,11 +34,11 @@ class RunConfig(Section):
     """Where the run lives: its directory is ``storage/name``. A run that is started again under its name goes on."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "bert"
-    storage: str = "runs"
+    storage: AbsolutePath = Field(default="runs", validate_default=True)
 
 
 class DataConfig(Section):
-    shards: str = Field(default="", description="URI of a shard set that `raybert prepare` wrote")
+    shards: AbsolutePath = Field(default="", description="URI of a shard set that `raybert prepare` wrote")
     seed: int = Field(default=0, ge=0, description="seed of the sample order, the pairs and the masks")
     task_cpus: float | Literal["auto"] = Field(default="auto", description="CPUs of one Ray Data task")
     verify: Literal["auto", "full", "sizes"] = Field(
@@ -128,13 +141,13 @@ class ValidationConfig(Section):
 
 
 class ProbeConfig(Section):
-    tasks: list[str] = Field(default_factory=list, description="names or YAML files of probe tasks")
+    tasks: list[TaskSpec] = Field(default_factory=list, description="names or YAML files of probe tasks")
     cpus: float | Literal["auto"] = Field(default="auto", description="CPUs of one probe")
     max_waiting: int = Field(default=20, ge=1, description="checkpoints of one run that may wait; older are skipped")
 
 
 class Config(Section):
-    run: RunConfig = RunConfig()
+    run: RunConfig = Field(default_factory=RunConfig)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig(size="compact")
     train: TrainConfig = TrainConfig()
@@ -147,7 +160,7 @@ class Config(Section):
 
     @property
     def run_uri(self) -> str:
-        return storage.join(storage.absolute(self.run.storage), self.run.name)
+        return storage.join(self.run.storage, self.run.name)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

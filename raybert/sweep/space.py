@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from raybert import storage
-from raybert.config import Config, Section, explain, from_mapping, read_yaml_mapping, set_dotted
+from raybert.config import AbsolutePath, Config, Section, explain, from_mapping, read_yaml_mapping, set_dotted
 from raybert.errors import InputError
 
 
@@ -55,7 +55,7 @@ class SweepConfig(Section):
     """`base` holds settings as `raybert pretrain` takes them; `space` maps dotted keys of them to their values."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "sweep"
-    storage: str = "runs"
+    storage: AbsolutePath = Field(default="runs", validate_default=True)
     base: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Dimension] = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
@@ -64,7 +64,7 @@ class SweepConfig(Section):
 
     @property
     def uri(self) -> str:
-        return storage.join(storage.absolute(self.storage), self.name)
+        return storage.join(self.storage, self.name)
 
 
 @dataclass(frozen=True)

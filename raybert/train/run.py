@@ -53,7 +53,6 @@ def check(config: Config, *, trial: str = "", reserved_cpus: float = 0.0) -> Run
     """
     if not config.data.shards:
         raise InputError("data.shards is not set: give the directory that `raybert prepare --output` wrote.")
-    config = _with_absolute_paths(config)
     shards = open_shards(config.data.shards)
     positions = config.model.bert().max_position_embeddings
     if shards.seq_len > positions:
@@ -80,16 +79,6 @@ def check(config: Config, *, trial: str = "", reserved_cpus: float = 0.0) -> Run
     )
     _check_resume(config, shards)
     return Run(config, shards, shares, tasks, trial)
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Workers run in other directories than the driver."""
-    return config.model_copy(
-        update={
-            "run": config.run.model_copy(update={"storage": storage.absolute(config.run.storage)}),
-            "data": config.data.model_copy(update={"shards": storage.absolute(config.data.shards)}),
-        }
-    )
 
 
 def _check_resume(config: Config, shards: ShardSet) -> None:

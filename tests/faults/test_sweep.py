@@ -32,13 +32,14 @@ def wait_until_free(cpus):
 
 
 @pytest.mark.timeout(290)
-def test_a_killed_driver_leaves_nothing_and_resume_finishes_the_rest(tmp_path):
-    shards = make_shards(str(tmp_path / "shards"))
+def test_a_killed_driver_leaves_nothing_and_resume_finishes_the_rest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # trials run elsewhere, and must find what was named from here
+    make_shards("shards")
     tree = {
         "name": "s",
         "storage": str(tmp_path),
         "base": {
-            "data": {"shards": shards.uri},
+            "data": {"shards": "shards"},
             "model": {
                 "hidden_size": 16,
                 "num_hidden_layers": 1,

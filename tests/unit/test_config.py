@@ -68,3 +68,14 @@ def test_every_key_of_the_shipped_configs_is_real(request):
     for path in sorted((request.config.rootpath / "jobs").glob("*.yaml")):
         if path.name != "sweep.yaml":
             assert config.load(str(path)).train.steps > 0
+
+
+def test_paths_are_named_as_every_process_can_find_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree = {"data": {"shards": "s"}, "probe": {"tasks": ["bbc_news", "ag_news@texts", "mine.yaml", "gs://b/t.yaml"]}}
+    found = config.from_mapping(tree)
+    assert found.data.shards == str(tmp_path / "s")
+    assert found.run_uri == str(tmp_path / "runs" / "bert")
+    places = [f"ag_news@{tmp_path}/texts", f"{tmp_path}/mine.yaml"]
+    assert found.probe.tasks == ["bbc_news", *places, "gs://b/t.yaml"]
+    assert config.from_mapping(yaml.safe_load(found.to_yaml())) == found
