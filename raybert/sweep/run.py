@@ -84,7 +84,7 @@ def _last(error: BaseException) -> str:
 def _trainable(planned: list[Trial]) -> Callable[[dict[str, Any]], None]:
     def run_trial(point: dict[str, Any]) -> None:
         trial = planned[point["trial"]]
-        run = check(trial.config, trial=trial.name, reserved_cpus=DRIVER_CPUS)
+        run = check(trial.config, trial=trial.name, reserved_cpus=DRIVER_CPUS, hashes_known=True)
         try:
             train(run, [ValidationReports()])
         except Diverged:

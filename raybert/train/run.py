@@ -43,8 +43,13 @@ class Run:
         return self.config.run_uri
 
 
-def check(config: Config, *, trial: str = "", reserved_cpus: float = 0.0) -> Run:
+def check(config: Config, *, trial: str = "", reserved_cpus: float = 0.0, hashes_known: bool = False) -> Run:
     """Verify all that can be known before training, with Ray connected. Nothing is written.
+
+    Args:
+        trial: name of the sweep's trial that the run is.
+        reserved_cpus: CPUs that others hold.
+        hashes_known: the shards' hashes were verified by who planned this run; their sizes are enough.
 
     Raises:
         InputError: the shards are missing, damaged or made for another tokenizer, too long for the model or too few
@@ -64,7 +69,7 @@ def check(config: Config, *, trial: str = "", reserved_cpus: float = 0.0) -> Run
     if not shards.rows("train"):
         raise InputError(f"The shard set {shards.uri} has no training rows.")
     sizes_only = config.data.verify == "sizes" or (config.data.verify == "auto" and shards.bytes > FULL_VERIFY_BYTES)
-    verify_shards(shards, sizes_only=sizes_only)
+    verify_shards(shards, sizes_only=sizes_only or hashes_known)
     tasks = [load_task(task) for task in config.probe.tasks]
     cpus, gpus = largest_resources()
     shares = plan_shares(
