@@ -35,6 +35,7 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "bert"
     storage: AbsolutePath = Field(default="runs", validate_default=True)
+    patience: float = Field(default=300, ge=0, description="seconds that storage may fail before a worker gives up")
 
 
 class DataConfig(Section):
@@ -87,7 +88,12 @@ class TrainConfig(Section):
     worker_cpus: float | Literal["auto"] = "auto"
     use_gpu: Literal["auto"] | bool = "auto"
     grad_clip: float = Field(default=1.0, gt=0)
-    max_failures: int = Field(default=10, ge=0, description="worker failures to recover from before giving up")
+    max_failures: int = Field(
+        default=10, ge=0, description="failures to recover from, without a new checkpoint between, before giving up"
+    )
+    max_bad_steps: int = Field(
+        default=10, ge=1, description="steps in a row whose gradient is not finite, and whose update is left out"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -136,6 +136,12 @@ def remove(uri: str) -> None:
         return
 
 
+def move(uri: str, target: str) -> None:
+    """Give a file or a whole directory another name on the same file system; an object store copies and deletes."""
+    fs, path = filesystem(uri)
+    fs.mv(path, filesystem(target)[1], recursive=True)
+
+
 def upload_file(local: str | Path, uri: str) -> None:
     """Copy a local file to ``uri`` without reading it into memory."""
     fs, path = filesystem(uri)

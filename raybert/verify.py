@@ -5,12 +5,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from raybert import config as configs
 from raybert import storage
-from raybert.data.shards import open_shards, verify_shards
+from raybert.data.block import take
+from raybert.data.reader import SampleReader
+from raybert.data.shards import ShardSet, open_shards, verify_shards
 from raybert.errors import InputError
 from raybert.model.files import load
 from raybert.report.read import RunData, read_run
+from raybert.train.ingest import last_step
+from raybert.train.ledger import digest, read_account
+
+CHECKED_SAMPLES = 4096  # built at once when the ledger is computed again
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ def verify(run_uri: str) -> Iterator[Finding]:
         if not uri.rpartition("/")[2].startswith("."):
             yield _look(uri.rpartition("/")[2], partial(_checkpoint, uri, found["config"]))
     yield _look("log", partial(_log, run, found["config"]))
+    yield _look("ledger", partial(_ledger, run, found["config"], found.get("shards")))
     for task in run.tasks:
         yield _look(f"probes of {task}", partial(_probes, run, task))
 
@@ -71,7 +80,7 @@ def _checkpoint(uri: str, config: configs.Config) -> str:
 def _log(run: RunData, config: configs.Config) -> str:
     """Every step that should have been logged was, with the samples that the plan gives it."""
     batch = config.train.global_batch
-    logged = {record["step"]: record for record in run.records if "loss" in record}
+    logged = {record["step"]: record for record in run.records if "samples" in record}
     missing = [step for step in range(config.every.log, run.steps_done + 1, config.every.log) if step not in logged]
     if missing:
         raise InputError(f"metrics.jsonl lacks step {missing[0]} ({len(missing)} steps in all).")
@@ -79,6 +88,30 @@ def _log(run: RunData, config: configs.Config) -> str:
         if record["samples"] != step * batch:
             raise InputError(f"metrics.jsonl has {record['samples']} samples at step {step}, not {step * batch}.")
     return f"{len(logged):,} logged steps, {len(run.restarts)} restarts"
+
+
+def _ledger(run: RunData, config: configs.Config, shards: ShardSet | None) -> str:
+    """The ledger covers every step up to the newest checkpoint, and the shards give the same digest for each."""
+    account = read_account(run.uri)
+    steps, due = len(account.digests), last_step(run.uri)
+    if steps < due:
+        raise InputError(f"The ledger ends at step {steps}, and there is a checkpoint of step {due}.")
+    if shards is None:
+        raise InputError(f"The {steps:,} steps of the ledger cannot be checked without the shards.")
+    batch, at_once = config.train.global_batch, max(1, CHECKED_SAMPLES // config.train.global_batch)
+    reader = SampleReader(shards, seed=config.data.seed)
+    for start in range(0, steps, at_once):
+        stop = min(start + at_once, steps)
+        columns = reader.build(np.arange(start * batch, stop * batch))
+        for step in range(start, stop):
+            expected = digest(take(columns, slice((step - start) * batch, (step - start + 1) * batch)))
+            if expected != int(account.digests[step]):
+                raise InputError(
+                    f"Step {step + 1} was trained on with the digest {int(account.digests[step]):016x}, and the shards "
+                    f"give {expected:016x} for it: other samples or masks than planned."
+                )
+    done = f"{steps:,} steps, each with the samples and masks that the shards give"
+    return f"{done}; {len(account.attempts)} starts, {account.repeated} steps done again, {account.skipped} left out"
 
 
 def _probes(run: RunData, task: str) -> str:

@@ -2,9 +2,12 @@
 
 A checkpoint is a directory: ``model.safetensors``, ``config.json`` and, where training can go on from it,
 ``training_state.pt`` (optimizer and counters; loaded with ``weights_only=True``, so it can hold no code).
+``SHA256SUMS`` is what
+`sha256sum -c` takes.
 The step only waits for a copy of the tensors to main memory; writing is a background thread's work.
 """
 
+import hashlib
 import shutil
 import tempfile
 import threading
@@ -21,10 +24,12 @@ from raybert import storage
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.files import weights, write_weights
+from raybert.model.files import CONFIG, WEIGHTS, weights, write_weights
 
 TRAINING_STATE = "training_state.pt"
 STATE_FORMAT = 1
+SUMS = "SHA256SUMS"
+REQUIRED = (CONFIG, WEIGHTS, TRAINING_STATE)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,9 @@ def write(snap: Snapshot, uri: str) -> int:
         write_weights(snap.weights, snap.config, directory)
         if snap.state is not None:
             torch.save(snap.state, directory / TRAINING_STATE)
+        (directory / SUMS).write_text(
+            "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(directory.iterdir()))
+        )
         size = sum(file.stat().st_size for file in directory.iterdir())
         if storage.is_remote(uri):
             for file in sorted(directory.iterdir(), key=lambda file: file.name == "config.json"):
@@ -91,6 +99,32 @@ def write(snap: Snapshot, uri: str) -> int:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return size
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify_files(uri: str) -> None:
+    """Read the files of a checkpoint that training can go on from and compare them with its checksums.
+
+    Raises:
+        InputError: a file is missing or not the one that was written, or there are no checksums.
+    """
+    try:
+        lines = storage.read_bytes(storage.join(uri, SUMS)).decode("ascii").splitlines()
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise InputError(f"{uri} has no {SUMS} that can be read.") from error
+    for name in (*REQUIRED, *(name for name in sums if name not in REQUIRED)):
+        try:
+            with storage.open_uri(storage.join(uri, name)) as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        except FileNotFoundError as error:
+            raise InputError(f"{uri} lacks {name}.") from error
+        if found != sums.get(name):
+            raise InputError(f"{uri}/{name} is not what was written (its SHA-256 differs).")
 
 
 def load_state(directory: Path) -> dict[str, Any]:

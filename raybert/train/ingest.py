@@ -9,6 +9,7 @@ from raybert import storage
 from raybert.data.stream import execution_options, train_stream
 
 CHECKPOINTS = "checkpoints"
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's record of what was committed
 
 
 def checkpoint_name(step: int) -> str:
@@ -21,7 +22,7 @@ def last_step(run_uri: str) -> int:
 
     Ray Train's own record is asked, since a directory may have been left by an upload that was cut off.
     """
-    record = storage.join(run_uri, "checkpoint_manager_snapshot.json")
+    record = storage.join(run_uri, SNAPSHOT)
     if not storage.exists(record):
         return 0
     latest = storage.read_json(record)["latest_checkpoint_result"]

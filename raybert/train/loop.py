@@ -4,11 +4,10 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import ray.train
 import torch
@@ -26,15 +25,21 @@ from raybert.data.stream import worker_batches
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.files import read_weights
 from raybert.model.losses import Pretraining
+from raybert.patience import patiently
 from raybert.probe import client
 from raybert.probe.tasks import ProbeTask, parse_task
 from raybert.telemetry import Gauges, MetricsLog
 from raybert.train import checkpoint as checkpoints
+from raybert.train import clock
 from raybert.train import optimizer as optimizers
-from raybert.train.ingest import checkpoint_name
+from raybert.train.ingest import checkpoint_name, last_step
+from raybert.train.interval import Interval, Streak, Totals
+from raybert.train.ledger import Ledger
 from raybert.train.peak import peak_flops
 from raybert.train.schedule import lr_at
 from raybert.train.step import all_reduce_sums, means, pick_dtype, train_step, validate
+
+T = TypeVar("T")
 
 FAILURE = "failure.json"
 # A run whose loss is so many times that of guessing has diverged.
@@ -84,7 +89,8 @@ class Worker:
         self.flops_per_sample = flops_per_token(bert.config, self.shards.seq_len) * self.shards.seq_len
         self.peak = peak_flops(self.device, self.dtype) * self.world_size
         self.validation = self._validation_part()
-        self.clock = Clock()
+        self.clock = clock.Clock()
+        self.streak = Streak(config.train.max_bad_steps)
         self.writer = checkpoints.BackgroundWriter() if self.rank == 0 else None
         self.log = MetricsLog(config.run_uri) if self.rank == 0 else None
         self.gauges = Gauges(config.run.name, trial) if self.rank == 0 else None
@@ -139,7 +145,9 @@ class Worker:
             start_step=self.step,
             steps=train.steps,
         )
-        sums, tokens, grad_norm = torch.zeros(6, device=self.device), 0, torch.zeros(())
+        # Made here, so that a run which was done already leaves no trace of another start.
+        self.ledger = self._patiently(self._open_ledger, "opening the ledger") if self.rank == 0 else None
+        interval = Interval(self.step + 1, self.device)
         self.clock.start()
         for step, columns in self._timed(batches):
             micro_batches = [to_torch(part, self.device) for part in columns]
@@ -152,7 +160,7 @@ class Worker:
                 decay_fraction=config.schedule.decay_fraction,
                 min_lr_ratio=config.schedule.min_lr_ratio,
             )
-            part, grad_norm = train_step(
+            sums, norm = train_step(
                 self.model,
                 self.optimizer,
                 micro_batches,
@@ -164,23 +172,27 @@ class Worker:
                 first_micro_batch=first_micro_batch,
                 global_batch=train.global_batch,
             )
-            sums += part
-            tokens += sum(int(part["length"].sum()) for part in columns)
+            interval.add(columns, sums, norm)
             self.step = step + 1
             events = self._events()
             if not events and self.step % config.every.log:
                 continue
-            totals = all_reduce_sums(torch.cat([sums, torch.tensor([float(tokens)], device=self.device)]))
-            sums, tokens = torch.zeros(6, device=self.device), 0
-            record = self._record(totals, lr, grad_norm)
-            if not math.isfinite(record["grad_norm"]) or not record["loss"] <= self.loss_limit:
-                self._diverged(record)
+            totals, interval = interval.close(), Interval(self.step + 1, self.device)
+            self._note(totals)
+            record = self._record(totals, lr)
+            if (bad := self.streak.reached(totals)) is not None:
+                self._stop(self._not_finite(bad, totals))
+                return
+            if not record.get("loss", 0.0) <= self.loss_limit:
+                self._stop(self._diverged(record))
                 return
             if "validation" in events:
                 record |= self._validate()
             waits = self.clock.lap()
             self._write(record, waits)
             self._save(events, record)
+        if self.ledger is not None:
+            self._patiently(self.ledger.flush, "writing the ledger")
         if self.writer is not None:
             self.writer.close()
 
@@ -201,17 +213,18 @@ class Worker:
             cadences["probe"] = 0
         return {name for name, cadence in cadences.items() if cadence and (last or self.step % cadence == 0)}
 
-    def _record(self, totals: torch.Tensor, lr: float, grad_norm: torch.Tensor) -> dict[str, Any]:
-        samples = totals[4].item()
+    def _record(self, totals: Totals, lr: float) -> dict[str, Any]:
+        """A line of the log. Without a single finite step there is nothing to say of losses."""
         seconds = self.clock.since_lap()
-        rate = samples / seconds
+        rate = len(totals.norms) * self.config.train.global_batch / seconds
         remaining = self.config.train.steps - self.step
+        finite = not all(totals.skipped)
         return {
             "step": self.step,
-            **means(totals[:6]),
+            **(means(totals.sums) | {"grad_norm": totals.grad_norm} if finite else {}),
             "lr": lr,
-            "grad_norm": grad_norm.item(),
-            "tokens_per_second": totals[6].item() / seconds,
+            "skipped": sum(totals.skipped),
+            "tokens_per_second": totals.tokens / seconds,
             "mfu": rate * self.flops_per_sample / self.peak,
             "samples": self.step * self.config.train.global_batch,
             "epoch": self.step * self.config.train.global_batch / self.shards.rows("train"),
@@ -229,15 +242,26 @@ class Worker:
 
     # -- what is written ----------------------------------------------------------------------------------------
 
+    def _patiently(self, action: Callable[[], T], what: str) -> T:
+        return patiently(action, f"{what} of {self.config.run_uri}", seconds=self.config.run.patience)
+
+    def _open_ledger(self) -> Ledger:
+        return Ledger(self.config.run_uri, restored=self.step, workers=self.world_size)
+
+    def _note(self, totals: Totals) -> None:
+        if self.ledger is not None:
+            noted = partial(self.ledger.add, totals.first, totals.digests, totals.skipped)
+            self._patiently(noted, "writing the ledger")
+
     def _write(self, record: dict[str, Any], waits: dict[str, float]) -> None:
         if self.log is None or self.gauges is None or not record:
             return
         seconds = waits.get("seconds", 0.0)
-        shares = {f"wait_{name}": waits[name] / seconds for name in Clock.KINDS if seconds}
-        self.log.write({**record, **shares})
+        shares = {f"wait_{name}": waits[name] / seconds for name in clock.KINDS if seconds}
+        self._patiently(partial(self.log.write, {**record, **shares}), "writing the log")
         flat = {"validation_loss": record["validation"]["loss"]} if "validation" in record else {}
         self.gauges.set({**record, **flat})
-        counted = {f"wait_{name}_seconds_total": waits.get(name, 0.0) for name in Clock.KINDS}
+        counted = {f"wait_{name}_seconds_total": waits.get(name, 0.0) for name in clock.KINDS}
         self.gauges.add({**counted, "samples_total": (self.step - self.counted) * self.config.train.global_batch})
         self.counted = self.step
 
@@ -263,7 +287,9 @@ class Worker:
                     uri = storage.join(self.config.run_uri, "checkpoints", "best")
                     self.writer.submit(partial(checkpoints.write, best, uri))
         if events & {"checkpoint", "validation"}:
-            metrics = {"step": self.step, "loss": record["loss"], "tokens": record["samples"] * self.shards.seq_len}
+            metrics = {"step": self.step, "tokens": record["samples"] * self.shards.seq_len}
+            if "loss" in record:
+                metrics["loss"] = record["loss"]
             if "validation" in record:
                 metrics["validation_loss"] = validation_loss
             with self.clock.waiting("report"):
@@ -279,7 +305,9 @@ class Worker:
         def upload(_: Checkpoint, directory: str) -> Checkpoint:
             assert snap is not None
             uri, start = storage.join(self.config.run_uri, directory), time.monotonic()
-            size = checkpoints.write(snap, uri)
+            if self.ledger is not None:
+                self._patiently(self.ledger.flush, "writing the ledger")
+            size = self._patiently(partial(checkpoints.write, snap, uri), f"writing {directory}")
             if self.gauges is not None:
                 self.gauges.set({"checkpoint_bytes": size, "checkpoint_seconds": time.monotonic() - start})
             return Checkpoint(uri)
@@ -308,52 +336,33 @@ class Worker:
             max_waiting=self.config.probe.max_waiting,
         )
 
-    def _diverged(self, record: dict[str, Any]) -> None:
-        """Note why the run ends. Replaying the same batches would diverge again, so this is no failure to retry."""
+    def _diverged(self, record: dict[str, Any]) -> str:
+        return (
+            f"The loss is {record['loss']:.3g} at step {self.step} (lr {record['lr']:.2e}), more than {DIVERGED} times "
+            "that where training starts; lower optimizer.lr or raise schedule.warmup_steps, and start again under "
+            "another run.name or from the last checkpoint."
+        )
+
+    def _not_finite(self, step: int, totals: Totals) -> str:
+        batch = self.config.train.global_batch
+        kept = last_step(self.config.run_uri) if self.rank == 0 else 0
+        checkpoint = f"the last checkpoint is {checkpoint_name(kept)}" if kept else "there is no checkpoint yet"
+        return (
+            f"The gradient was not finite for train.max_bad_steps={self.config.train.max_bad_steps} steps in a row, up "
+            f"to step {step} (samples {(step - 1) * batch} to {step * batch - 1}, batch digest "
+            f"{totals.digests[step - totals.first]:016x}); {checkpoint}, and no update was made since. Lower "
+            "optimizer.lr, raise schedule.warmup_steps or set train.dtype=float32, and start again under another "
+            "run.name or from that checkpoint."
+        )
+
+    def _stop(self, reason: str) -> None:
+        """Note why the run ends. Replaying the same batches would end there again, so it is no failure to retry."""
+        if self.ledger is not None:
+            self._patiently(self.ledger.flush, "writing the ledger")
         if self.rank == 0:
-            reason = (
-                f"The loss is {record['loss']:.3g} at step {self.step} (lr {record['lr']:.2e}), which is no number or "
-                f"more than {DIVERGED} times where training starts; lower optimizer.lr or "
-                "raise schedule.warmup_steps, and start again under another run.name or from the last checkpoint."
-            )
             failure = {"step": self.step, "reason": reason, "kind": "diverged"}
             storage.write_json(storage.join(self.config.run_uri, FAILURE), failure)
 
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
-
-
-class Clock:
-    """Where wall time goes. `lap` closes an interval and starts the next."""
-
-    KINDS = ("data", "checkpoint", "report", "validation")
-
-    def __init__(self) -> None:
-        self._begun = self._lap = time.perf_counter()
-        self._waits = dict.fromkeys(self.KINDS, 0.0)
-
-    def start(self) -> None:
-        self._begun = self._lap = time.perf_counter()
-        self._waits = dict.fromkeys(self.KINDS, 0.0)
-
-    @contextmanager
-    def waiting(self, kind: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._waits[kind] += time.perf_counter() - start
-
-    def since_lap(self) -> float:
-        return time.perf_counter() - self._lap
-
-    def total(self) -> float:
-        return time.perf_counter() - self._begun
-
-    def lap(self) -> dict[str, float]:
-        """Seconds of the interval, and seconds of it spent waiting for each kind."""
-        found = {"seconds": self.since_lap(), **self._waits}
-        self._lap = time.perf_counter()
-        self._waits = dict.fromkeys(self.KINDS, 0.0)
-        return found

@@ -53,7 +53,9 @@ def train_step(
 
     Returns:
         (6,) float tensor of this rank's sums in the order MLM_SUM ... NSP_CORRECT, and the gradient norm before
-        clipping. Both stay on the device: reading them is the caller's choice of when to wait.
+        clipping. Both stay on the device: reading them is the caller's choice of when to wait. With a norm that is not
+        finite the update was left out, on every rank since the norm is that of the exchanged gradients, and the sums
+        are 0.
     """
     device = micro_batches[0]["input_ids"].device
     world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -75,9 +77,12 @@ def train_step(
             loss.backward()
         sums += part.detach()
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    finite = torch.isfinite(grad_norm)
+    # The fused AdamW leaves parameters and moments alone where this is 1, and nobody has to wait for the answer.
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return sums, grad_norm
+    return torch.where(finite, sums, torch.zeros_like(sums)), grad_norm
 
 
 def forward_sums(model: nn.Module, batch: MicroBatch, dtype: torch.dtype) -> Tensor:

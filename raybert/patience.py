@@ -1,0 +1,46 @@
+"""Waiting out a storage that fails for a while: down, throttled, or a disk that is full until somebody makes room."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from raybert.errors import InputError
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
+# What waiting does not change: wrong names and settings, and faults of the program.
+FINAL = (InputError, FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError)
+
+
+def patiently(action: Callable[[], T], what: str, *, seconds: float) -> T:
+    """Do it, again and again with growing pauses while it fails, for at most so many seconds.
+
+    Args:
+        action: may be done again after it failed half-way.
+        what: names it in the log, as in "writing gs://bucket/x".
+
+    Raises:
+        Exception: the last one, when the time is over; one of `FINAL` at once.
+    """
+    end, pause, told = time.monotonic() + seconds, FIRST_PAUSE, False
+    while True:
+        try:
+            result = action()
+        except FINAL:
+            raise
+        except Exception as error:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise
+            if not told:
+                logger.warning("%s failed (%s: %s); trying again for %.0f s", what, type(error).__name__, error, left)
+                told = True
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            if told:
+                logger.warning("%s succeeded after a while", what)
+            return result

@@ -1,0 +1,94 @@
+"""What went wrong in a run, as sentences: printed while it goes on, and kept in RUN/faults.jsonl.
+
+Each line is ``{"time", "kind", "text"}`` and what else is known: rank, step, node, pid, stack. The run went on after
+each of them, or said why it could not.
+"""
+
+import errno
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ray.train import UserCallback
+
+from raybert import storage
+
+logger = logging.getLogger(__name__)
+
+FAULTS = "faults.jsonl"
+OUT_OF_MEMORY = ("running low on memory", "can't allocate memory", "out of memory", "cannot allocate memory")
+
+
+def note(run_uri: str, kind: str, text: str, **details: Any) -> None:
+    """Append a fault to the run's list. It is no reason to fail that this cannot be written."""
+    logger.warning("%s: %s", run_uri, text)
+    line = json.dumps({"time": time.time(), "kind": kind, "text": text, **details}, default=str) + "\n"
+    uri = storage.join(run_uri, FAULTS)
+    try:
+        if storage.is_remote(uri):
+            storage.write_bytes(uri, storage.read_from(uri, 0) + line.encode())
+        else:
+            with open(uri, "a", encoding="utf-8") as file:
+                file.write(line)
+    except Exception as error:
+        logger.warning("The fault could not be noted in %s: %s", uri, error)
+
+
+def read(run_uri: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The faults noted from byte `offset` on, and the offset behind them."""
+    content = storage.read_from(storage.join(run_uri, FAULTS), offset)
+    whole = content[: content.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+
+
+def describe(error: BaseException) -> tuple[str, str]:
+    """(kind, what happened) for an error that ended a worker."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, MemoryError) or any(mark in text.lower() for mark in OUT_OF_MEMORY):
+        return "out_of_memory", (
+            "ran out of memory; lower train.micro_batch, or give each worker more memory (fewer workers on a node). "
+            f"({_first(lines, OUT_OF_MEMORY) or last})"
+        )
+    if (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or "No space left on device" in text:
+        return "disk_full", f"found no space left on its disk; make room there. ({last})"
+    if getattr(error, "preempted", False):
+        return "preempted", "was lost with its node, which was preempted"
+    if _is_actor_loss(error):
+        if "node" in text and ("terminated" in text or "died" in text) and "SIGKILL" not in text:
+            return "node_lost", f"was lost with its node. ({_first(lines, ('node',)) or last})"
+        return "process_died", (
+            "died without a word: killed from outside (by the kernel when memory runs out, or by somebody), or crashed"
+        )
+    return "error", last
+
+
+def _is_actor_loss(error: BaseException) -> bool:
+    from ray.exceptions import RayActorError
+
+    return isinstance(error, RayActorError) or type(error).__name__ == "WorkerHealthCheckFailedError"
+
+
+def _first(lines: list[str], marks: tuple[str, ...]) -> str:
+    return next((line for line in lines if any(mark in line.lower() for mark in marks)), "")
+
+
+class FaultLog(UserCallback):
+    """Notes the workers' failures; lives in Ray Train's controller, where an exception would end the run."""
+
+    def __init__(self, run_uri: str) -> None:
+        self._run_uri = run_uri
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:
+        try:
+            found = {rank: describe(error) for rank, error in worker_exceptions.items()}
+            # When one rank is lost, the others' exchanges fail: that is no news.
+            causes = {rank: what for rank, what in found.items() if what[0] != "error"} or found
+            for rank, (kind, text) in sorted(causes.items()):
+                note(self._run_uri, kind, f"rank {rank} {text}", rank=rank)
+        except Exception:
+            logger.exception("The workers' failure could not be noted")

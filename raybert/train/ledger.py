@@ -1,0 +1,233 @@
+"""The ledger: which samples, with which masks, each step was trained on, so that anyone can check it afterwards.
+
+The *digest* of a step is the sum modulo 2**64 of one 64-bit hash a sample, so it depends neither on the order of the
+samples nor on how they were spread over workers. The hash of a sample is BLAKE2b with 8 bytes of digest, read as a
+little-endian number, over these bytes, all little endian:
+
+    index int64 | next_sentence_label int8 | cut int32 | length int32 | input_ids uint16[T]
+    | masked_positions int32[P] | masked_labels uint16[P]
+
+``cut`` is the number of tokens before segment B and ``length`` that of all tokens without padding; in unused places a
+position is -1 and a label [PAD] (50260). These are the columns that the training step turns into tensors.
+
+Files: ``RUN/ledger/AAAAA-SSSSSSSSSS.jsonl``, A the number of the start of the worker group, S the file's first step.
+The first line tells of the start, ``{"attempt", "restored", "workers"}``, `restored` being the step of the checkpoint
+it went on from; every further line is ``{"step", "digest"}``, the digest as 16 hexadecimal digits. Step s holds the
+samples [(s - 1) G, s G). A step whose update was left out because its gradient was not finite has ``"skipped": true``.
+A checkpoint is committed only when the lines of its steps lie in storage.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import posixpath
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from raybert import storage
+from raybert.data.block import Columns
+from raybert.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+LEDGER = "ledger"
+FILE_STEPS = 10_000  # of one file; where nothing can be appended to, a file is written again while it grows
+REMOTE_INTERVAL = 10.0  # seconds between two writes of a growing remote file
+_HASHED = ("index", "next_sentence_label", "cut", "length", "input_ids", "masked_positions", "masked_labels")
+_NAME = re.compile(r"(\d{5})-(\d{10})\.jsonl")
+
+
+def digest(columns: Columns) -> int:
+    """The sum modulo 2**64 of the hashes of some samples in compact columns (see `raybert.data.block`)."""
+    parts = [np.ascontiguousarray(columns[name]) for name in _HASHED]
+    rows = np.concatenate([part.view(np.uint8).reshape(len(part), -1) for part in parts], axis=1)
+    hashes = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    return int(np.frombuffer(hashes, "<u8").sum(dtype=np.uint64))
+
+
+def sum_over_ranks(digests: Sequence[int], device: torch.device) -> list[int]:
+    """The digests of whole steps from those of each rank's samples: one small exchange for many steps."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(digests)
+    # In halves, whose sums cannot overflow.
+    halves = torch.tensor([[d >> 32 for d in digests], [d & 0xFFFFFFFF for d in digests]], device=device)
+    dist.all_reduce(halves)
+    return [((high << 32) + low) % 2**64 for high, low in zip(*halves.tolist(), strict=True)]
+
+
+class Ledger:
+    """Writes the lines of one start of the worker group; rank 0 has one.
+
+    Lines of a local run are appended to a file. A remote object is written again as it grows, by a thread, and at
+    `flush`.
+    """
+
+    def __init__(self, run_uri: str, *, restored: int, workers: int) -> None:
+        self._directory = storage.join(run_uri, LEDGER)
+        self._remote = storage.is_remote(run_uri)
+        before = [int(match[1]) for match in map(_NAME.fullmatch, _names(run_uri)) if match]
+        self._header = {"attempt": max(before, default=0) + 1, "restored": restored, "workers": workers}
+        self._lock = threading.Lock()
+        self._uploader: threading.Thread | None = None
+        self._written = time.monotonic()
+        self._begin(restored + 1)
+
+    def _begin(self, first: int) -> None:
+        uri = storage.join(self._directory, f"{self._header['attempt']:05d}-{first:010d}.jsonl")
+        lines = [json.dumps(self._header)]
+        if not self._remote:
+            os.makedirs(self._directory, exist_ok=True)
+            _append(uri, lines)
+        self._uri, self._lines, self._steps, self._dirty = uri, lines, 0, False
+
+    def add(self, first: int, digests: Sequence[int], skipped: Sequence[bool]) -> None:
+        """Note consecutive steps from `first` on. After an exception nothing was noted, and it may be done again."""
+        lines = []
+        for step, (value, left_out) in enumerate(zip(digests, skipped, strict=True), first):
+            line = {"step": step, "digest": f"{value:016x}"}
+            lines.append(json.dumps(line | {"skipped": True} if left_out else line))
+        with self._lock:
+            if self._steps >= FILE_STEPS:
+                self._upload()
+                self._begin(first)
+            if self._remote:
+                self._lines += lines
+                self._dirty = True
+            else:
+                _append(self._uri, lines)
+            self._steps += len(lines)
+        busy = self._uploader is not None and self._uploader.is_alive()
+        if self._remote and not busy and time.monotonic() - self._written > REMOTE_INTERVAL:
+            self._written = time.monotonic()
+            self._uploader = threading.Thread(target=self._try_to_flush, name="ledger", daemon=True)
+            self._uploader.start()
+
+    def _try_to_flush(self) -> None:
+        try:
+            self.flush()
+        except Exception as error:  # `flush` before the next checkpoint will say so, or succeed
+            logger.warning("The ledger could not be written for now: %s", error)
+
+    def flush(self) -> None:
+        """Return when all that was added lies in storage."""
+        with self._lock:
+            self._upload()
+
+    def _upload(self) -> None:
+        if self._remote and self._dirty:
+            storage.write_bytes(self._uri, "".join(f"{line}\n" for line in self._lines).encode())
+            self._dirty = False
+
+
+def _append(path: str, lines: Sequence[str]) -> None:
+    """Append all lines to a local file, or none of them."""
+    with open(path, "ab", buffering=0) as file:
+        before, content = file.tell(), "".join(f"{line}\n" for line in lines).encode()
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the worker group, as the ledger tells it. Steps `restored` + 1 to `last` have a line."""
+
+    number: int
+    restored: int
+    workers: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a ledger holds: 8 bytes a step, whatever the number of restarts."""
+
+    digests: np.ndarray  # uint64 (steps,), of step 1 and on
+    attempts: Sequence[Attempt]
+    repeated: int  # lines of steps that an earlier start had trained on before it was cut off
+    skipped: int  # steps whose update was left out, in the course that counts
+
+
+def read_account(run_uri: str) -> Account:
+    """Read the ledger of a run and check that it is one course without a gap.
+
+    Every start must go on right behind the checkpoint that it restored, that checkpoint must lie within what was
+    trained on before, and a step that was trained on again must have the same digest.
+
+    Raises:
+        InputError: there is no ledger, a line is damaged, a step is missing or out of order, or two lines of one step
+            differ.
+    """
+    digests, size = np.zeros(1024, np.uint64), 0
+    attempts: list[Attempt] = []
+    skipped: set[int] = set()
+    repeated = 0
+    for name in (name for name in _names(run_uri) if _NAME.fullmatch(name)):
+        uri = storage.join(run_uri, LEDGER, name)
+        lines = _read_lines(uri)
+        header = next(lines, None)
+        if header is None:
+            continue  # cut off before its first line was whole
+        try:
+            attempt, restored, workers = header["attempt"], header["restored"], header["workers"]
+        except KeyError as error:
+            raise InputError(f"The first line of {uri} does not tell of a start: it lacks {error}.") from error
+        if not attempts or attempts[-1].number != attempt:
+            if restored > size:
+                raise InputError(
+                    f"The ledger lacks the steps {size + 1} to {restored}, and start {attempt} went on from there."
+                )
+            attempts.append(Attempt(attempt, restored, workers, restored))
+            skipped = {step for step in skipped if step <= restored}
+        last = attempts[-1].last
+        for line in lines:
+            step, value = line["step"], np.uint64(int(line["digest"], 16))
+            if step != last + 1:
+                raise InputError(f"{uri} has step {step} where step {last + 1} should be.")
+            last = step
+            if step <= size:
+                repeated += 1
+                if digests[step - 1] != value:
+                    raise InputError(
+                        f"Step {step} was trained on with the digest {int(digests[step - 1]):016x} and again, after a "
+                        f"restart, with {int(value):016x} ({uri}): the samples differ."
+                    )
+            else:
+                if step > len(digests):
+                    digests = np.concatenate([digests, np.zeros_like(digests)])
+                digests[step - 1], size = value, step
+            if line.get("skipped"):
+                skipped.add(step)
+        attempts[-1] = Attempt(attempt, restored, workers, last)
+    if not attempts:
+        raise InputError(f"The run {run_uri} has no ledger.")
+    return Account(digests[:size], attempts, repeated, len(skipped))
+
+
+def _names(run_uri: str) -> list[str]:
+    return [posixpath.basename(uri) for uri in storage.list_dir(storage.join(run_uri, LEDGER))]
+
+
+def _read_lines(uri: str) -> Iterator[dict[str, Any]]:
+    """The objects of a file's lines; the last one may be half written, if its writer was killed."""
+    content = storage.read_bytes(uri)
+    for line in content[: content.rfind(b"\n") + 1].splitlines():
+        try:
+            found = json.loads(line)
+            if "step" in found:
+                int(found["digest"], 16)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{uri} has a damaged line: {line[:80]!r}.") from error
+        yield found

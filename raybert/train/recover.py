@@ -1,0 +1,100 @@
+"""Which checkpoint a run goes on from, and what becomes of one that is damaged.
+
+Ray Train's own record, ``checkpoint_manager_snapshot.json``, says which checkpoints were committed, and its newest is
+what the workers restore. Before a run goes on, the newest one is read and compared with its checksums. One that is
+damaged is taken off the record and moved aside, so that the one before it is the newest.
+"""
+
+import json
+import re
+from typing import Any
+
+import ray
+
+from raybert import storage
+from raybert.errors import InputError
+from raybert.train import faults
+from raybert.train.checkpoint import verify_files
+from raybert.train.ingest import CHECKPOINTS, SNAPSHOT
+
+_STEP = re.compile(r"step-\d{8}")
+DAMAGED = "damaged-"
+
+
+def repair(run_uri: str) -> list[str]:
+    """Make sure that the record can be read and that its newest checkpoint is whole.
+
+    Returns:
+        A sentence for each checkpoint that was passed over; they are noted in the run's faults too.
+    """
+    uri = storage.join(run_uri, SNAPSHOT)
+    if not storage.exists(uri):
+        return []
+    told = []
+    try:
+        record = json.loads(storage.read_bytes(uri))
+        results, indices = record["checkpoint_results"], record["checkpoint_report_indices"]
+        entries = list(zip([result["checkpoint_dir_name"] for result in results], results, indices, strict=True))
+    except (ValueError, KeyError, TypeError):
+        told.append("The list of checkpoints was damaged; it was made again from the checkpoints themselves.")
+        record, entries = _new_record(run_uri)
+    kept = [entry for entry in entries if storage.list_dir(storage.join(run_uri, entry[0]))]
+    told += [f"The checkpoint {name} is listed and gone." for name, *_ in entries if name not in {k[0] for k in kept}]
+    damaged = []
+    while kept:
+        name = kept[-1][0]
+        try:
+            verify_files(storage.join(run_uri, name))
+        except InputError as error:
+            before = kept[-2][0] if len(kept) > 1 else "the beginning"
+            told.append(
+                f"The newest checkpoint is damaged: {error} It is passed over, and the run goes on from {before}."
+            )
+            damaged.append(kept.pop()[0])
+        else:
+            break
+    if told:
+        _write(uri, record, kept)
+        for name in damaged:
+            _set_aside(run_uri, name)
+        for text in told:
+            faults.note(run_uri, "damaged_checkpoint", text)
+    return told
+
+
+def _new_record(run_uri: str) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any], int]]]:
+    """A record of the checkpoints that lie there whole, in the order of their steps."""
+    names = [uri.rpartition("/")[2] for uri in storage.list_dir(storage.join(run_uri, CHECKPOINTS))]
+    whole = []
+    for name in sorted(name for name in names if _STEP.fullmatch(name)):
+        try:
+            verify_files(storage.join(run_uri, CHECKPOINTS, name))
+        except InputError:
+            continue
+        result = {"version": 0, "checkpoint_dir_name": f"{CHECKPOINTS}/{name}", "metrics": {"step": int(name[5:])}}
+        whole.append((f"{CHECKPOINTS}/{name}", result, len(whole)))
+    return {"ray_version": ray.__version__, "current_report_index": len(whole)}, whole
+
+
+def _write(uri: str, record: dict[str, Any], entries: list[tuple[str, dict[str, Any], int]]) -> None:
+    names = {name for name, *_ in entries}
+    results = [result for _, result, _ in entries]
+    record |= {
+        "checkpoint_results": results,
+        "checkpoint_report_indices": [index for *_, index in entries],
+        "latest_checkpoint_result": results[-1] if results else None,
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+    }
+    for key in ("validated", "timed_out_validation", "failed_validation"):
+        key += "_checkpoint_dir_names"
+        record[key] = [name for name in record.get(key, []) if name in names]
+    storage.write_json(uri, record)
+
+
+def _set_aside(run_uri: str, name: str) -> None:
+    """Keep the damaged files for whoever wants to look, under a name that nothing reads."""
+    directory, _, last = name.rpartition("/")
+    aside = storage.join(run_uri, directory, DAMAGED + last)
+    storage.remove(aside)
+    storage.move(storage.join(run_uri, name), aside)
