@@ -2,7 +2,7 @@
 
 prepare -> raybert.data.prepare     pretrain -> raybert.train.run      probe -> raybert.probe.commands
 sweep   -> raybert.sweep.run
-report  -> raybert.report           export, import -> raybert.model.interop
+report  -> raybert.report           export, import -> raybert.export
 verify  -> raybert.verify           embed   -> raybert.embed           demo -> raybert.demo
 """
 
@@ -187,12 +187,17 @@ def embed(
 @app.command()
 def export(
     checkpoint: Annotated[str, typer.Argument(help="checkpoint directory, at any URI")],
-    directory: Annotated[str, typer.Argument(help="local directory for the transformers model")],
+    directory: Annotated[str, typer.Argument(help="local directory for the model, its tokenizer and its card")],
+    push: Annotated[str, typer.Option(help="also upload to the Hugging Face Hub: USER/NAME")] = "",
+    revision: Annotated[str, typer.Option(help="branch of the upload; stepN for a checkpoint of step N")] = "",
 ) -> None:
-    """Write a checkpoint as a `transformers` BERT with its tokenizer; the logits stay the same."""
-    from raybert.model.interop import export_dir
+    """Write a checkpoint for transformers and sentence-transformers."""
+    from raybert import export as exports
 
-    export_dir(checkpoint, directory)
+    exports.export_dir(checkpoint, directory)
+    print(directory)
+    if push:
+        print(exports.push(directory, push, revision or exports.revision_of(checkpoint)))
 
 
 @app.command(name="import")
@@ -200,10 +205,13 @@ def import_(
     directory: Annotated[str, typer.Argument(help="local directory of a transformers BERT")],
     checkpoint: Annotated[str, typer.Argument(help="checkpoint directory to write, at any URI")],
 ) -> None:
-    """Turn a `transformers` BERT into a checkpoint; the logits stay the same."""
-    from raybert.model.interop import import_dir
+    """Turn a transformers BERT into a checkpoint."""
+    from raybert.export import import_dir
 
-    import_dir(directory, checkpoint)
+    missing = import_dir(directory, checkpoint)
+    print(checkpoint)
+    if missing:
+        print(f"{len(missing)} tensors of heads that {directory} lacks begin at random, {missing[0]} for one")
 
 
 if __name__ == "__main__":
