@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raybert import storage
 from raybert.errors import InputError, RunFailed
@@ -169,18 +170,37 @@ def verify(run: Annotated[str, typer.Argument(help="run directory, at any URI")]
 @app.command()
 def embed(
     checkpoint: Annotated[str, typer.Argument(help="checkpoint at any URI, or a local transformers BERT directory")],
-    input: Annotated[str, typer.Option(help="parquet, csv or jsonl: a file, a directory or a glob, at any URI")],
-    output: Annotated[str, typer.Option(help="directory for the Parquet files with the column `embedding`")],
+    input: Annotated[str, typer.Option(help="txt (a text a line), jsonl, csv or parquet at any URI; - is stdin")],
+    output: Annotated[str, typer.Option(help="FILE.npy or FILE.parquet; or a directory, written by a Ray Data job")],
     text_column: Annotated[str, typer.Option(help="column that holds the text")] = "text",
     pooling: Annotated[str, typer.Option(help="mean, cls or pooler")] = "mean",
-    workers: Annotated[int, typer.Option(help="encoders that run at the same time")] = 1,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: what is fast here")] = "float32",
+    workers: Annotated[
+        int | None, typer.Option(help="encoders of the job at the same time; default: what fits")
+    ] = None,
 ) -> None:
     """Turn texts into vectors."""
     from raybert import cluster
-    from raybert.embed import run_embed
+    from raybert import embed as embedding
 
-    cluster.connect()
-    rows = run_embed(checkpoint, input, output, text_column=text_column, pooling=pooling, workers=workers)
+    settings = embedding.Settings(checkpoint, text_column, pooling, dtype)
+    if output.endswith((".npy", ".parquet")):
+        rows = embedding.embed_file(settings, input, output)
+    elif input == embedding.STDIN:
+        raise InputError("Texts from standard input go into one file: give an --output named .npy or .parquet.")
+    else:
+        cluster.connect()
+        with Progress(
+            TextColumn("pieces"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=errors
+        ) as bars:
+            shown = bars.add_task("pieces", total=None)
+            rows = embedding.embed_job(
+                settings,
+                input,
+                output,
+                workers=workers,
+                progress=lambda done, total: bars.update(shown, completed=done, total=total),
+            )
     print(f"{rows:,} rows in {output}")
 
 
