@@ -87,24 +87,17 @@ def pretrain(
     config: Annotated[str, typer.Argument(help="YAML file of settings, at any URI")], overrides: Overrides = None
 ) -> None:
     """Train an encoder. The same command again goes on from the newest checkpoint."""
-    from raybert import cluster
+    from raybert import cluster, live, trackers
     from raybert import config as configs
     from raybert.probe import client
-    from raybert.probe.show import format_block
-    from raybert.telemetry import format_line
     from raybert.train.run import check, train
-    from raybert.train.watch import Watcher
 
     settings = configs.load(config, overrides or [])
     local = cluster.connect()
     run = check(settings)
     steps = settings.train.steps
     print(f"run {run.uri}: {steps} steps, {run.shards.rows('train'):,} training windows", flush=True)
-    with Watcher(
-        run.uri,
-        on_record=lambda record: print(format_line(record, steps), flush=True),
-        on_probe=lambda result: print(format_block(result), flush=True),
-    ):
+    with trackers.following(run.config), live.showing(run.config, Console()):
         train(run)
         if local and run.tasks:
             # The probe service lives in this local Ray, which ends with this command.
@@ -141,6 +134,17 @@ def report(run: Annotated[str, typer.Argument(help="run directory, at any URI")]
     from raybert.report import write_report
 
     print(write_report(run))
+
+
+@app.command()
+def watch(
+    run: Annotated[str, typer.Argument(help="run directory, at any URI")],
+    once: Annotated[bool, typer.Option("--once", help="show the present state and return")] = False,
+) -> None:
+    """Show a run live: losses, speed, waits and probes, from its directory alone."""
+    from raybert import live
+
+    live.watch(run, once=once)
 
 
 @app.command()

@@ -35,6 +35,9 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "bert"
     storage: AbsolutePath = Field(default="runs", validate_default=True)
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        default=["tensorboard"], description="where figures go beside metrics.jsonl"
+    )
 
 
 class DataConfig(Section):
