@@ -2,7 +2,7 @@
 
 prepare -> raybert.data.prepare     pretrain -> raybert.train.run      probe -> raybert.probe.commands
 sweep   -> raybert.sweep.run
-report  -> raybert.report           export, import -> raybert.model.interop
+report  -> raybert.report           export, import -> raybert.export
 verify  -> raybert.verify           embed   -> raybert.embed           demo -> raybert.demo
 """
 
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raybert import storage
 from raybert.errors import InputError, RunFailed
@@ -86,24 +87,17 @@ def pretrain(
     config: Annotated[str, typer.Argument(help="YAML file of settings, at any URI")], overrides: Overrides = None
 ) -> None:
     """Train an encoder. The same command again goes on from the newest checkpoint."""
-    from raybert import cluster
+    from raybert import cluster, live, trackers
     from raybert import config as configs
     from raybert.probe import client
-    from raybert.probe.show import format_block
-    from raybert.telemetry import format_line
     from raybert.train.run import check, train
-    from raybert.train.watch import Watcher
 
     settings = configs.load(config, overrides or [])
     local = cluster.connect()
     run = check(settings)
     steps = settings.train.steps
     print(f"run {run.uri}: {steps} steps, {run.shards.rows('train'):,} training windows", flush=True)
-    with Watcher(
-        run.uri,
-        on_record=lambda record: print(format_line(record, steps), flush=True),
-        on_probe=lambda result: print(format_block(result), flush=True),
-    ):
+    with trackers.following(run.config), live.showing(run.config, Console()):
         train(run)
         if local and run.tasks:
             # The probe service lives in this local Ray, which ends with this command.
@@ -143,6 +137,17 @@ def report(run: Annotated[str, typer.Argument(help="run directory, at any URI")]
 
 
 @app.command()
+def watch(
+    run: Annotated[str, typer.Argument(help="run directory, at any URI")],
+    once: Annotated[bool, typer.Option("--once", help="show the present state and return")] = False,
+) -> None:
+    """Show a run live: losses, speed, waits and probes, from its directory alone."""
+    from raybert import live
+
+    live.watch(run, once=once)
+
+
+@app.command()
 def demo(
     task: Annotated[str, typer.Option(help="probe task: bbc_news (embedded), ag_news, or a task's YAML")] = "bbc_news",
     directory: Annotated[str, typer.Option(help="where the run and its data go")] = "runs",
@@ -169,30 +174,54 @@ def verify(run: Annotated[str, typer.Argument(help="run directory, at any URI")]
 @app.command()
 def embed(
     checkpoint: Annotated[str, typer.Argument(help="checkpoint at any URI, or a local transformers BERT directory")],
-    input: Annotated[str, typer.Option(help="parquet, csv or jsonl: a file, a directory or a glob, at any URI")],
-    output: Annotated[str, typer.Option(help="directory for the Parquet files with the column `embedding`")],
+    input: Annotated[str, typer.Option(help="txt (a text a line), jsonl, csv or parquet at any URI; - is stdin")],
+    output: Annotated[str, typer.Option(help="FILE.npy or FILE.parquet; or a directory, written by a Ray Data job")],
     text_column: Annotated[str, typer.Option(help="column that holds the text")] = "text",
     pooling: Annotated[str, typer.Option(help="mean, cls or pooler")] = "mean",
-    workers: Annotated[int, typer.Option(help="encoders that run at the same time")] = 1,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: what is fast here")] = "float32",
+    workers: Annotated[
+        int | None, typer.Option(help="encoders of the job at the same time; default: what fits")
+    ] = None,
 ) -> None:
     """Turn texts into vectors."""
     from raybert import cluster
-    from raybert.embed import run_embed
+    from raybert import embed as embedding
 
-    cluster.connect()
-    rows = run_embed(checkpoint, input, output, text_column=text_column, pooling=pooling, workers=workers)
+    settings = embedding.Settings(checkpoint, text_column, pooling, dtype)
+    if output.endswith((".npy", ".parquet")):
+        rows = embedding.embed_file(settings, input, output)
+    elif input == embedding.STDIN:
+        raise InputError("Texts from standard input go into one file: give an --output named .npy or .parquet.")
+    else:
+        cluster.connect()
+        with Progress(
+            TextColumn("pieces"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=errors
+        ) as bars:
+            shown = bars.add_task("pieces", total=None)
+            rows = embedding.embed_job(
+                settings,
+                input,
+                output,
+                workers=workers,
+                progress=lambda done, total: bars.update(shown, completed=done, total=total),
+            )
     print(f"{rows:,} rows in {output}")
 
 
 @app.command()
 def export(
     checkpoint: Annotated[str, typer.Argument(help="checkpoint directory, at any URI")],
-    directory: Annotated[str, typer.Argument(help="local directory for the transformers model")],
+    directory: Annotated[str, typer.Argument(help="local directory for the model, its tokenizer and its card")],
+    push: Annotated[str, typer.Option(help="also upload to the Hugging Face Hub: USER/NAME")] = "",
+    revision: Annotated[str, typer.Option(help="branch of the upload; stepN for a checkpoint of step N")] = "",
 ) -> None:
-    """Write a checkpoint as a `transformers` BERT with its tokenizer; the logits stay the same."""
-    from raybert.model.interop import export_dir
+    """Write a checkpoint for transformers and sentence-transformers."""
+    from raybert import export as exports
 
-    export_dir(checkpoint, directory)
+    exports.export_dir(checkpoint, directory)
+    print(directory)
+    if push:
+        print(exports.push(directory, push, revision or exports.revision_of(checkpoint)))
 
 
 @app.command(name="import")
@@ -200,10 +229,13 @@ def import_(
     directory: Annotated[str, typer.Argument(help="local directory of a transformers BERT")],
     checkpoint: Annotated[str, typer.Argument(help="checkpoint directory to write, at any URI")],
 ) -> None:
-    """Turn a `transformers` BERT into a checkpoint; the logits stay the same."""
-    from raybert.model.interop import import_dir
+    """Turn a transformers BERT into a checkpoint."""
+    from raybert.export import import_dir
 
-    import_dir(directory, checkpoint)
+    missing = import_dir(directory, checkpoint)
+    print(checkpoint)
+    if missing:
+        print(f"{len(missing)} tensors of heads that {directory} lacks begin at random, {missing[0]} for one")
 
 
 if __name__ == "__main__":

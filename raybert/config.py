@@ -36,6 +36,9 @@ class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "bert"
     storage: AbsolutePath = Field(default="runs", validate_default=True)
     patience: float = Field(default=300, ge=0, description="seconds that storage may fail before a worker gives up")
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        default=["tensorboard"], description="where figures go beside metrics.jsonl"
+    )
 
 
 class DataConfig(Section):

@@ -2,21 +2,17 @@
 
 import re
 from importlib import resources
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from raybert import cluster, storage
+from raybert import cluster, live, storage, trackers
 from raybert import config as configs
 from raybert.data.prepare import prepare
 from raybert.probe import client
-from raybert.probe.show import format_block
 from raybert.probe.tasks import load_task
 from raybert.report import write_report
 from raybert.terminal import closing_table
-from raybert.train.run import Run, check, train
-from raybert.train.watch import Watcher
+from raybert.train.run import check, train
 
 CORPUS = "embedded://bbc_news"
 
@@ -51,7 +47,9 @@ def run_demo(task: str, directory: str) -> str:
         f"[bold]3/4[/bold] training on {run.shards.tokens('train'):,} tokens with {settings.train.workers} workers; "
         "a service beside them probes the checkpoints"
     )
-    _train_with_bars(run, console)
+    with trackers.following(run.config), live.bars(run.config, console):
+        train(run)
+        client.wait(run.uri, run.config.run.storage)
     console.print("[bold]4/4[/bold] report")
     console.print(closing_table(run.uri))
     return write_report(run.uri)
@@ -62,41 +60,3 @@ def _next_name(directory: str) -> str:
     names = (uri.rpartition("/")[2] for uri in storage.list_dir(directory))
     numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"demo-(\d+)", name))]
     return f"demo-{max(numbers, default=0) + 1}"
-
-
-def _train_with_bars(run: Run, console: Console) -> None:
-    """Train, then wait for the probes that are still under way, with live bars and each probe's block as it comes."""
-    steps = run.config.train.steps
-    columns = (
-        TextColumn("{task.description:>14}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console) as bars:
-        training = bars.add_task("training", total=steps, note="starting the workers")
-        probes = bars.add_task("probes", total=_probe_count(run), note="")
-
-        def on_record(record: dict[str, Any]) -> None:
-            if "loss" in record:
-                note = f"mlm loss {record['mlm_loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
-                bars.update(training, completed=record["step"], note=note)
-            if "validation" in record:
-                found = record["validation"]["mlm_loss"]
-                bars.print(f"Step {record['step']} validation MLM loss {found:.4f}", highlight=False)
-
-        def on_probe(record: dict[str, Any]) -> None:
-            bars.update(probes, advance=1)
-            bars.print(format_block(record), highlight=False, markup=False)
-
-        with Watcher(run.uri, on_record=on_record, on_probe=on_probe):
-            train(run)
-            bars.update(training, completed=steps)
-            client.wait(run.uri, run.config.run.storage)
-
-
-def _probe_count(run: Run) -> int:
-    steps, every = run.config.train.steps, run.config.every.probe
-    return -(-steps // every) * len(run.tasks) if every else 0

@@ -161,5 +161,6 @@ def local_copy(uri: str, names: Sequence[str]) -> Iterator[Path]:
         for name in names:
             fs, path = filesystem(join(uri, name))
             if fs.exists(path):
+                os.makedirs(os.path.dirname(os.path.join(directory, name)), exist_ok=True)
                 fs.get_file(path, os.path.join(directory, name))
         yield Path(directory)

@@ -10,10 +10,11 @@ from rich.table import Table
 from raybert.report.read import POOLINGS, Probe, RunData, Score, read_run
 
 
-def closing_table(run_uri: str) -> Table:
+def closing_table(run_uri: str, *, last: int | None = None) -> Table:
     """Losses, speed and probe accuracy by step; a row for every validation, every probe (missed ones too), the end.
 
-    Accuracies are in per cent of the test texts, followed by their 95 % interval.
+    Accuracies are in per cent of the test texts, followed by their 95 % interval. With `last` the table has so many
+    of these rows, the newest.
 
     Raises:
         InputError: `run_uri` is no run directory.
@@ -35,7 +36,7 @@ def closing_table(run_uri: str) -> Table:
     for pooling in poolings:
         table.add_column(escape(f"{pooling} %\n95 % interval"), justify="right", no_wrap=True)
     curves = [run.series(key) for key in ("loss", "validation.mlm_loss", "tokens_per_second")]
-    for step in _steps(run):
+    for step in _steps(run)[-last if last else None :]:
         figures = [_at(step, curve, form) for curve, form in zip(curves, ("{:.3f}", "{:.3f}", "{:,.0f}"), strict=True)]
         tasks = [task for task in run.tasks if step in _probed(run, task)] or [""]
         for place, task in enumerate(tasks):

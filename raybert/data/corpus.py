@@ -37,8 +37,12 @@ class Corpus:
     inputs: dict[str, Any]
 
 
-def plan(inputs: Sequence[str], text_column: str) -> Corpus:
-    """List the input files, look into each, and share them out in fragments of about FRAGMENT_BYTES.
+def plan(
+    inputs: Sequence[str], text_column: str, *, fragment_bytes: int = FRAGMENT_BYTES, lines: bool = False
+) -> Corpus:
+    """List the input files, look into each, and share them out in fragments of about `fragment_bytes`.
+
+    With `lines` a text file is a text a line instead of one document, and may be cut between lines.
 
     The fingerprint is made of each file's size, first and last 64 KB, without names and in no order: the same files
     elsewhere are the same input. A change in the middle of a large file that keeps its size goes unnoticed.
@@ -48,11 +52,12 @@ def plan(inputs: Sequence[str], text_column: str) -> Corpus:
     """
     files = sorted({uri for name in inputs for uri in _files(name)})
     with ThreadPoolExecutor(16) as pool:  # most of the time is waiting for the storage
-        looked = list(pool.map(partial(_look, text_column=text_column), files))
+        look = partial(_look, text_column=text_column, fragment_bytes=fragment_bytes, lines=lines)
+        looked = list(pool.map(look, files))
     fragments: list[list[Piece]] = []
-    filled = FRAGMENT_BYTES
+    filled = fragment_bytes
     for piece in (piece for pieces, _ in looked for piece in pieces):
-        if filled + piece.size > FRAGMENT_BYTES:
+        if filled + piece.size > fragment_bytes:
             fragments.append([])
             filled = 0
         fragments[-1].append(piece)
@@ -75,7 +80,7 @@ def _files(name: str) -> list[str]:
     return known
 
 
-def _look(uri: str, *, text_column: str) -> tuple[list[Piece], str]:
+def _look(uri: str, *, text_column: str, fragment_bytes: int, lines: bool) -> tuple[list[Piece], str]:
     """The pieces of one file and the digest that stands for it."""
     kind, compression = kind_of(uri)
     if kind == "embedded":
@@ -89,16 +94,16 @@ def _look(uri: str, *, text_column: str) -> tuple[list[Piece], str]:
         tail = fs.cat_file(path, start=max(0, size - SAMPLE_BYTES), end=size) if size else b""
     digest = hashlib.sha256(b"%d " % size + head + tail).hexdigest()
     if kind == "parquet":
-        return _look_into_parquet(uri, text_column), digest
+        return _look_into_parquet(uri, text_column, fragment_bytes), digest
     if kind == "jsonl":
         _look_into_jsonl(uri, text_column)
-    if kind == "txt" or compression:
+    if (kind == "txt" and not lines) or compression:
         return [Piece(uri, kind, 0, size, size)], digest
-    starts = range(0, size, FRAGMENT_BYTES)
-    return [Piece(uri, kind, a, min(a + FRAGMENT_BYTES, size), min(FRAGMENT_BYTES, size - a)) for a in starts], digest
+    ranges = [(start, min(start + fragment_bytes, size)) for start in range(0, size, fragment_bytes)]
+    return [Piece(uri, kind, start, stop, stop - start) for start, stop in ranges], digest
 
 
-def _look_into_parquet(uri: str, text_column: str) -> list[Piece]:
+def _look_into_parquet(uri: str, text_column: str, fragment_bytes: int) -> list[Piece]:
     with sentence_when_damaged(uri), storage.open_uri(uri) as file:
         parquet = pq.ParquetFile(file)
         metadata, schema = parquet.metadata, parquet.schema_arrow
@@ -110,7 +115,7 @@ def _look_into_parquet(uri: str, text_column: str) -> list[Piece]:
     sizes = [_column_bytes(metadata.row_group(i), text_column) for i in range(metadata.num_row_groups)]
     pieces, start = [], 0
     for stop in range(1, len(sizes) + 1):
-        if stop == len(sizes) or sum(sizes[start : stop + 1]) > FRAGMENT_BYTES:
+        if stop == len(sizes) or sum(sizes[start : stop + 1]) > fragment_bytes:
             pieces.append(Piece(uri, "parquet", start, stop, sum(sizes[start:stop])))
             start = stop
     return pieces

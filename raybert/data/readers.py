@@ -110,6 +110,13 @@ def open_text(uri: str) -> Iterator[IO[bytes]]:
 
 def json_rows(uri: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any] | Bad]:
     """The objects on the lines that begin in bytes ``start`` to ``stop``; blank lines are passed over."""
+    for line in lines(uri, start, stop):
+        if not line.isspace():
+            yield _parse(line)
+
+
+def lines(uri: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The lines that begin in bytes ``start`` to ``stop``, with their ends; of a line too large its first part."""
     with open_text(uri) as file:
         if start:  # a line that began before is not ours; one that begins exactly here is
             file.seek(start - 1)
@@ -120,8 +127,7 @@ def json_rows(uri: str, start: int = 0, stop: int | None = None) -> Iterator[dic
                 return
             if len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                 _skip_line(file)
-            if not line.isspace():
-                yield _parse(line)
+            yield line
 
 
 def _skip_line(file: IO[bytes]) -> None:

@@ -4,6 +4,10 @@ Shapes: B samples, T tokens, D hidden size, H heads, V vocabulary, M masked posi
 Paper: https://arxiv.org/abs/1810.04805
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +28,9 @@ class Bert(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
+        self.tokenizer: Any = (
+            None  # of an imported model that brought its own, as transformers knows it; else raybert's
+        )
         rows = -(-config.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         self.word_embeddings = nn.Embedding(rows, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -103,6 +110,36 @@ class Bert(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, mask)
         return hidden, torch.tanh(self.pooler(hidden[:, 0]))
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        pooling: str = "mean",
+        device: torch.device | str | None = None,
+        dtype: str = "float32",
+        batch_tokens: int | None = None,
+    ) -> np.ndarray:
+        """Vectors of texts, float32 (N, D), in the order of the texts.
+
+        Texts of like length share a batch, so that padding costs little; each is cut to the model's positions. No
+        gradient is kept, and dropout is off meanwhile.
+
+        Args:
+            texts: any number of texts.
+            pooling: "mean" over the tokens of the last hidden state, its "cls" token, or the "pooler"'s output.
+            device: moves the model there first; by default it computes where it is.
+            dtype: "float32"; "bfloat16"; or "auto", which is bfloat16 where the hardware multiplies it natively.
+            batch_tokens: tokens of a batch, padding included; by default what suits the device.
+
+        Raises:
+            InputError: there is no such pooling or dtype, or raybert's tokenizer does not fit the model's vocabulary.
+            TypeError: `texts` is one text instead of a list of them.
+        """
+        # Texts are the probe's business; the encoder only knows ids.
+        from raybert.probe.embed import embed_texts
+
+        return embed_texts(self, texts, pooling=pooling, device=device, dtype=dtype, batch_tokens=batch_tokens)
 
     def mlm_features(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., D): the MLM head up to its output layer, which is the transposed embedding table."""

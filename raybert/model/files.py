@@ -1,8 +1,10 @@
 """Weights and configuration on disk: ``model.safetensors`` and ``config.json``. Reading them runs no code."""
 
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -15,6 +17,8 @@ from raybert.model.config import BertConfig
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+TOKENIZER = "tokenizer"  # directory of an imported model's own tokenizer, in transformers' format
+TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 MODEL_TYPE = "raybert"
 FORMAT = 1
 
@@ -35,7 +39,13 @@ def save(model: Bert, uri: str) -> None:
     """Write the model as a checkpoint of weights alone to a directory at any URI."""
     from raybert.train.checkpoint import Snapshot, write
 
-    write(Snapshot(weights(model), model.config, None), storage.absolute(uri))
+    uri = storage.absolute(uri)
+    write(Snapshot(weights(model), model.config, None), uri)
+    if model.tokenizer is not None:
+        with tempfile.TemporaryDirectory(prefix="raybert-") as directory:
+            model.tokenizer.save_pretrained(Path(directory, TOKENIZER))
+            for name in TOKENIZER_FILES:
+                storage.write_bytes(storage.join(uri, name), Path(directory, name).read_bytes())
 
 
 def load(uri: str) -> Bert:
@@ -44,10 +54,12 @@ def load(uri: str) -> Bert:
     Raises:
         InputError: no checkpoint lies there, it is of another kind or format, or its tensors do not fit its config.
     """
-    with storage.local_copy(uri, [CONFIG, WEIGHTS]) as directory:
+    with storage.local_copy(uri, [CONFIG, WEIGHTS, *TOKENIZER_FILES]) as directory:
         config = read_config(directory, uri)
         tensors = read_weights(directory, uri)
+        tokenizer = read_tokenizer(directory)
     model = Bert(config)
+    model.tokenizer = tokenizer
     expected = {name: value.shape for name, value in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in tensors:
@@ -84,6 +96,21 @@ def read_config(directory: Path, name: str) -> BertConfig:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{name}/{CONFIG} cannot be read: {error}.") from error
+
+
+def read_tokenizer(directory: Path) -> Any:
+    """The tokenizer that an imported model brought, None where there is none and raybert's own is meant.
+
+    Raises:
+        InputError: there is one, and transformers, which knows how to use it, is not installed.
+    """
+    if not (directory / TOKENIZER).is_dir():
+        return None
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise InputError("An imported model with its own tokenizer needs: pip install 'raybert[hf]'.") from error
+    return AutoTokenizer.from_pretrained(directory / TOKENIZER, local_files_only=True)
 
 
 def read_weights(directory: Path, name: str | None = None) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
 """Lossless to and from ``transformers``' BERT: the same weights give the same outputs."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,6 @@ from torch import Tensor
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.files import load, save
 from raybert.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, VOCAB_SIZE, vocabulary_files
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ INNER = {
     "ffn_norm": "output.LayerNorm",
 }
 WORDS = "bert.embeddings.word_embeddings.weight"
+NEW_HEADS_SEED = 0
 
 
 def to_transformers(model: Bert) -> "BertForPreTraining":
@@ -145,38 +147,50 @@ def to_our_names(state: dict[str, Tensor], model: Bert) -> dict[str, Tensor]:
     return out
 
 
-def export_dir(checkpoint: str, directory: str) -> None:
-    """Write a checkpoint as a transformers directory that AutoModel and AutoTokenizer open without network."""
-    model = load(checkpoint)
-    to_transformers(model).save_pretrained(directory)
-    if model.config.vocab_size == VOCAB_SIZE:
-        fast_tokenizer(model.config.max_position_embeddings).save_pretrained(directory)
+def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
+    """Open a local transformers BERT directory, with or without its pre-training heads; safetensors only.
 
-
-def import_dir(directory: str, checkpoint: str) -> None:
-    """Read a transformers BERT directory (with pre-training heads) and write it as our checkpoint.
+    Returns:
+        The model, and the names of the tensors that the directory lacks (of heads that it was saved without), which
+        begin as training does: at random, with a fixed seed.
 
     Raises:
-        InputError: it is no BERT directory, or it uses what our encoder does not have.
-    """
-    save(from_transformers(read_transformers(directory)), checkpoint)
-
-
-def read_transformers(directory: str) -> "BertForPreTraining":
-    """Open a local transformers BERT directory; safetensors only.
-
-    Raises:
-        InputError: there is no config.json of model type bert, or no safetensors weights.
+        InputError: there is no config.json of model type bert, no safetensors weights, or a part of the encoder lacks.
     """
     from transformers import BertForPreTraining
 
     path = Path(directory, "config.json")
     if not path.exists() or json.loads(path.read_bytes()).get("model_type") != "bert":
         raise InputError(f"{directory} is no transformers BERT directory: it needs a config.json of model type bert.")
+    with torch.random.fork_rng(devices=[]), _quiet_transformers():
+        torch.manual_seed(NEW_HEADS_SEED)
+        try:
+            model, report = BertForPreTraining.from_pretrained(
+                directory, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"{directory} cannot be loaded: {' '.join(str(error).split())}") from error
+    missing = sorted(report["missing_keys"])
+    encoder = [name for name in missing if not name.startswith(("cls.", "bert.pooler."))]
+    if encoder:
+        raise InputError(f"{directory} lacks the tensor {encoder[0]}; it holds no whole BERT encoder.")
+    return model, missing
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its bars and its report of new heads, which the caller states in a sentence of its own."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        return BertForPreTraining.from_pretrained(directory, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{directory} cannot be loaded: {' '.join(str(error).split())}") from error
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def fast_tokenizer(max_length: int) -> Any:

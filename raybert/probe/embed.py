@@ -3,19 +3,54 @@
 Shapes: B sequences of a batch, T tokens of its longest one, D hidden size, N sequences in all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raybert.probe.encoders import Encoder, Sequences
+from raybert.errors import InputError
+from raybert.model.bert import Bert
+from raybert.probe.encoders import Encoder, RaybertEncoder, Sequences
 from raybert.train.step import pick_dtype
 
 POOLINGS = ("pooler", "cls", "mean")
+DTYPES = ("auto", "bfloat16", "float32")
 # Tokens of a batch: enough for efficient matrix products; on a CPU more would only leave its caches.
 CPU_BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 65_536
+
+
+def embed_texts(
+    model: Bert,
+    texts: Sequence[str],
+    *,
+    pooling: str,
+    device: torch.device | str | None,
+    dtype: str,
+    batch_tokens: int | None,
+) -> np.ndarray:
+    """`Bert.embed`: its arguments and its result, and the model is left in the mode that it was in."""
+    if isinstance(texts, str):
+        raise TypeError("give a list of texts: [text] instead of text")
+    check_choices(pooling, dtype)
+    encoder = RaybertEncoder(model)
+    if not len(texts):
+        return np.empty((0, encoder.hidden_size), dtype=np.float32)
+    where = next(model.parameters()).device if device is None else torch.device(device)
+    training = model.training
+    try:
+        sequences = encoder.tokenize(texts, encoder.positions)
+        return embed(encoder, sequences, device=where, dtype=dtype, batch_tokens=batch_tokens)[pooling]
+    finally:
+        model.train(training)
+
+
+def check_choices(pooling: str, dtype: str) -> None:
+    """Raises InputError, naming the choices, when there is no such pooling or dtype."""
+    for name, value, choices in (("pooling", pooling, POOLINGS), ("dtype", dtype, DTYPES)):
+        if value not in choices:
+            raise InputError(f"There is no {name} {value!r}; use one of {', '.join(choices)}.")
 
 
 def embed(

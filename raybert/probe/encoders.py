@@ -64,17 +64,32 @@ class Encoder:
 
 
 class RaybertEncoder(Encoder):
-    """A checkpoint of this project."""
+    """A checkpoint of this project, with raybert's tokenizer or the one that an imported model brought.
+
+    Raises:
+        InputError: raybert's tokenizer does not fit the model's vocabulary.
+    """
 
     pad_id = PAD_ID
 
     def __init__(self, model: Bert) -> None:
-        self.module = self._model = model.eval()
+        self.module = self._model = model
+        self._tokenizer = model.tokenizer
         self.positions = model.config.max_position_embeddings
         self.hidden_size = model.config.hidden_size
         self.hash = architecture_hash(model.config)
+        if self._tokenizer is not None:
+            self.pad_id = int(self._tokenizer.pad_token_id)
+            self.hash = _digest({"model": self.hash, **_describe_tokenizer(self._tokenizer)})
+        elif model.config.vocab_size != VOCAB_SIZE:
+            raise InputError(
+                f"The model has a vocabulary of {model.config.vocab_size} and raybert's tokenizer has {VOCAB_SIZE}; "
+                "import it with its tokenizer, or use the transformers directory, which has it."
+            )
 
     def tokenize(self, texts: Sequence[Text], max_tokens: int) -> Sequences:
+        if self._tokenizer is not None:
+            return _tokenize_with(self._tokenizer, texts, min(max_tokens, self.positions))
         return tokenize(texts, max_tokens)
 
     def encode(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -83,7 +98,9 @@ class RaybertEncoder(Encoder):
     def untrained(self) -> "RaybertEncoder":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(UNTRAINED_SEED)
-            return RaybertEncoder(Bert(self._model.config))
+            model = Bert(self._model.config)
+        model.tokenizer = self._tokenizer
+        return RaybertEncoder(model.eval())
 
 
 class TransformersEncoder(Encoder):
@@ -95,26 +112,13 @@ class TransformersEncoder(Encoder):
         self.pad_id = int(tokenizer.pad_token_id)
         self.positions = int(model.config.max_position_embeddings)
         self.hidden_size = int(model.config.hidden_size)
-        description = model.config.to_diff_dict() | {"tokenizer": type(tokenizer).__name__, "rows": len(tokenizer)}
+        description = model.config.to_diff_dict() | _describe_tokenizer(tokenizer)
         for key in ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"):
             description.pop(key, None)
         self.hash = _digest(description)
 
     def tokenize(self, texts: Sequence[Text], max_tokens: int) -> Sequences:
-        limit = min(max_tokens, self.positions)
-        first = [text if isinstance(text, str) else text[0] for text in texts]
-        second = None if isinstance(texts[0], str) else [text[1] for text in texts]
-        encoded = self._tokenizer(
-            first, second, truncation="longest_first", max_length=limit, return_token_type_ids=True
-        )
-        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-        cuts = [len(types) - sum(types) for types in encoded["token_type_ids"]]
-        return Sequences(
-            ids=np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            cuts=np.array(cuts, dtype=np.int32),
-            truncated=int((lengths == limit).sum()),  # a text of exactly this length counts, which nobody will notice
-        )
+        return _tokenize_with(self._tokenizer, texts, min(max_tokens, self.positions))
 
     def encode(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         out = self._model(input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=attention_mask)
@@ -143,13 +147,7 @@ def open_encoder(uri: str) -> Encoder:
         raise InputError(f"{config} is not JSON: {error}.") from error
     if isinstance(described, dict) and described.get("model_type") == "bert":
         return _open_transformers(uri)
-    model = files.load(uri)
-    if model.config.vocab_size != VOCAB_SIZE:
-        raise InputError(
-            f"{uri} has a vocabulary of {model.config.vocab_size} and raybert's tokenizer has {VOCAB_SIZE}; "
-            "probe the transformers directory that it was imported from, which has its tokenizer."
-        )
-    return RaybertEncoder(model)
+    return RaybertEncoder(files.load(uri))
 
 
 def _open_transformers(uri: str) -> Encoder:
@@ -168,6 +166,24 @@ def _open_transformers(uri: str) -> Encoder:
     if tokenizer.pad_token_id is None or len(tokenizer) > model.config.vocab_size:
         raise InputError(f"The tokenizer in {uri} does not fit its model, or has no padding token.")
     return TransformersEncoder(model, tokenizer)
+
+
+def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    return {"tokenizer": type(tokenizer).__name__, "rows": len(tokenizer)}
+
+
+def _tokenize_with(tokenizer: Any, texts: Sequence[Text], limit: int) -> Sequences:
+    """The sequences of a transformers tokenizer."""
+    first = [text if isinstance(text, str) else text[0] for text in texts]
+    second = None if isinstance(texts[0], str) else [text[1] for text in texts]
+    encoded = tokenizer(first, second, truncation="longest_first", max_length=limit, return_token_type_ids=True)
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+    return Sequences(
+        ids=np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        cuts=np.array([len(types) - sum(types) for types in encoded["token_type_ids"]], dtype=np.int32),
+        truncated=int((lengths == limit).sum()),  # a text of exactly this length counts, which nobody will notice
+    )
 
 
 def tokenize(texts: Sequence[Text], max_tokens: int) -> Sequences:

@@ -9,7 +9,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from raybert import storage
+from raybert import storage, trackers
 from raybert.cluster import largest_resources
 from raybert.data.shards import open_shards
 from raybert.errors import InputError, RunFailed
@@ -86,7 +86,8 @@ def _trainable(planned: list[Trial]) -> Callable[[dict[str, Any]], None]:
         trial = planned[point["trial"]]
         run = check(trial.config, trial=trial.name, reserved_cpus=DRIVER_CPUS, hashes_known=True)
         try:
-            train(run, [ValidationReports()])
+            with trackers.following(run.config):
+                train(run, [ValidationReports()])
         except Diverged:
             return  # the trial's result, recorded in its directory; no fault of the sweep
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from raybert import storage
+from raybert import storage, trackers
 from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping
 from raybert.data.shards import ShardSet, open_shards, verify_shards
@@ -83,6 +83,7 @@ def check(config: Config, *, trial: str = "", reserved_cpus: float = 0.0, hashes
         reserved=reserved_cpus,
     )
     _check_resume(config, shards)
+    trackers.require(config.run.trackers, config.run_uri)
     return Run(config, shards, shares, tasks, trial)
 
 

@@ -15,19 +15,25 @@ class Watcher:
     """Calls back for every new line of metrics.jsonl and every new probe record, from a thread of its own.
 
     Use it as a context manager around `raybert.train.run.train`. It reads the run directory, so what is shown is what
-    was recorded, wherever the workers are.
+    was recorded, wherever the workers are. With `history` it begins with what lies there already.
     """
 
     def __init__(
-        self, run_uri: str, *, on_record: Callable[[Record], None], on_probe: Callable[[Record], None]
+        self,
+        run_uri: str,
+        *,
+        on_record: Callable[[Record], None],
+        on_probe: Callable[[Record], None],
+        history: bool = False,
     ) -> None:
         self._run_uri = run_uri
         self._metrics = storage.join(run_uri, "metrics.jsonl")
         self._on_record, self._on_probe = on_record, on_probe
-        # What an earlier start of the same run left is not news.
-        self._offset = len(storage.read_from(self._metrics, 0))
+        self._offset = 0
         self._seen: set[str] = set()
-        client.new_results(run_uri, self._seen)
+        if not history:  # what an earlier start of the same run left is not news
+            self._offset = len(storage.read_from(self._metrics, 0))
+            client.new_results(run_uri, self._seen)
         self._interval = 10.0 if storage.is_remote(run_uri) else 0.5
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="run-watcher", daemon=True)

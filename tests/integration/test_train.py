@@ -18,10 +18,9 @@ from rich.console import Console
 from raybert import storage
 from raybert.cli import run_app
 from raybert.config import from_mapping
+from raybert.data import rows
 from raybert.model.files import load
 from raybert.probe import client, queue
-from raybert.probe.embed import embed
-from raybert.probe.encoders import open_encoder
 from raybert.report import write_report
 from raybert.telemetry import read_metrics
 from raybert.terminal import closing_table
@@ -116,18 +115,29 @@ def test_verify_finds_nothing_wrong_and_a_changed_checkpoint(alone, capsys):
     storage.write_bytes(weights, content)
 
 
-def test_embed_writes_a_vector_a_row(alone, tmp_path):
+def test_embed_as_a_job_goes_on_where_it_was_cut_off(alone, tmp_path, monkeypatch, capsys):
     texts = [f"text number {i}" for i in range(50)]
-    pq.write_table(pa.table({"text": texts, "id": range(50)}), tmp_path / "in.parquet")
-    out = str(tmp_path / "out")
-    arguments = ["embed", f"{alone}/checkpoints/best", "--input", str(tmp_path / "in.parquet"), "--output", out]
+    pq.write_table(pa.table({"text": texts, "id": range(50)}), tmp_path / "in.parquet", row_group_size=10)
+    monkeypatch.setattr(rows, "PIECE_BYTES", 100)
+    out = tmp_path / "out"
+    arguments = ["embed", f"{alone}/checkpoints/best", "--input", str(tmp_path / "in.parquet"), "--output", str(out)]
     assert run_app(arguments) == 0
     table = pq.read_table(out)
-    assert sorted(table["id"].to_pylist()) == list(range(50))
-    encoder = open_encoder(f"{alone}/checkpoints/best")
-    expected = embed(encoder, encoder.tokenize(table["text"].to_pylist(), 32))["mean"]
-    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), expected, atol=2e-2)
-    assert run_app(arguments) == 2, "what lies there was written over"
+    assert table["id"].to_pylist() == list(range(50)), "the rows' order"
+    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), load_best(alone).embed(texts), atol=1e-5)
+    parts = sorted(out.glob("part-*.parquet"))
+    assert len(parts) == 5
+    before = {part: part.stat().st_mtime_ns for part in parts}
+    parts[3].unlink()
+    assert run_app(arguments) == 0
+    assert [part for part in parts if part.stat().st_mtime_ns != before[part]] == [parts[3]]
+    assert pq.read_table(out) == table
+    assert run_app([*arguments, "--pooling", "cls"]) == 2
+    assert "made otherwise (pooling differ)" in capsys.readouterr().err
+
+
+def load_best(run):
+    return load(f"{run}/checkpoints/best")
 
 
 def test_two_runs_with_one_seed_have_the_same_losses(alone, folder, shards):

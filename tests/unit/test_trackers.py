@@ -1,0 +1,123 @@
+"""What the trackers were told, read back by their own readers."""
+
+import json
+import logging
+import struct
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raybert import trackers
+from raybert.config import from_mapping
+from raybert.errors import InputError
+from tests.runs import make_run, probe, record, write_probe
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return make_run(tmp_path, steps=100, done=60, log_every=10, validation_every=30, probe_every=30)
+
+
+def losses(run):
+    return {r["step"]: r["loss"] for r in map(json.loads, Path(run, "metrics.jsonl").open()) if "loss" in r}
+
+
+def follow(run, *names):
+    """Follow a run that was begun already, and that gets two records and a probe more meanwhile."""
+    import random
+
+    tree = yaml.safe_load(Path(run, "config.yaml").read_text())
+    tree.pop("about")
+    tree["run"]["trackers"] = list(names)
+    with trackers.following(from_mapping(tree)), Path(run, "metrics.jsonl").open("a") as file:
+        last = max(losses(run))
+        for step in (last + 10, last + 20):
+            file.write(json.dumps(record(step, 100, random.Random(step))) + "\n")
+        write_probe(run, probe("bbc_news", last + 10, 100))
+
+
+def test_tensorboard_holds_every_figure_once(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    follow(run, "tensorboard")
+    follow(run, "tensorboard")  # another start of the driver
+    events = EventAccumulator(str(Path(run, "tensorboard")))
+    events.Reload()
+    found = {e.step: e.value for e in events.Scalars("train/loss")}
+    assert len(events.Scalars("train/loss")) == len(found)
+    assert found == pytest.approx(losses(run))
+    assert [e.step for e in events.Scalars("validation/mlm_loss")] == [0, 30, 60]
+    assert [e.step for e in events.Scalars("probe/bbc_news/mean")] == [30, 60, 70, 90]
+    tags = events.Tags()["scalars"]
+    wanted = {"machine/tokens_per_second", "machine/wait_data", "train/lr"}
+    assert wanted | {f"probe/bbc_news/{name}" for name in ("mean_untrained", "tfidf", "majority")} <= set(tags)
+
+
+def test_mlflow_goes_on_in_the_same_run(run):
+    mlflow = pytest.importorskip("mlflow")
+    follow(run, "mlflow")
+    follow(run, "mlflow")
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{run}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("raybert").experiment_id])
+    assert len(found) == 1
+    assert found[0].info.status == "FINISHED"
+    assert found[0].data.params["optimizer.lr"] == "0.0006"
+    history = client.get_metric_history(found[0].info.run_id, "train/loss")
+    assert {metric.step: metric.value for metric in history} == pytest.approx(losses(run))
+    assert len(history) == len(losses(run))
+    probes = client.get_metric_history(found[0].info.run_id, "probe/bbc_news/mean")
+    assert sorted(metric.step for metric in probes) == [30, 60, 70, 90]
+
+
+def test_wandb_offline_holds_every_figure(run):
+    pytest.importorskip("wandb")
+    follow(run, "wandb")
+    (path,) = Path(run, "wandb").glob("offline-run-*/*.wandb")
+    rows = list(wandb_history(path))
+    assert {row["step"]: row["train/loss"] for row in rows if "train/loss" in row} == pytest.approx(losses(run))
+    assert [row["step"] for row in rows if "probe/bbc_news/mean" in row] == [30, 60, 70]
+
+
+def wandb_history(path):
+    """Rows of a .wandb file: records of W&B's own protobuf, framed as in LevelDB's log after 7 bytes of its own.
+
+    https://github.com/google/leveldb/blob/main/doc/log_format.md
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, whole = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if (32768 - place % 32768) < 7:
+            place += 32768 - place % 32768
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # full, last
+            found, whole = Record.FromString(whole), b""
+            if found.HasField("history"):
+                items = found.history.item
+                yield {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+def test_a_tracker_that_fails_does_no_harm(run, monkeypatch, caplog):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(trackers.TensorBoard, "log", full)
+    with caplog.at_level(logging.WARNING):
+        follow(run, "tensorboard")
+    assert caplog.text.count("tensorboard failed and is left out from here on: No space left") == 1
+
+
+def test_a_tracker_that_cannot_work_is_refused_early(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError, match="set MLFLOW_TRACKING_URI"):
+        trackers.require(["mlflow"], "gs://bucket/run")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'raybert\[wandb\]'"):
+        trackers.require(["wandb"], "run")
