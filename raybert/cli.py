@@ -84,7 +84,9 @@ def prepare(
 
 @app.command()
 def pretrain(
-    config: Annotated[str, typer.Argument(help="YAML file of settings, at any URI")], overrides: Overrides = None
+    config: Annotated[str, typer.Argument(help="YAML file of settings, at any URI", show_default=False)] = "",
+    overrides: Overrides = None,
+    resume: Annotated[str, typer.Option(help="run directory to go on with, instead of a YAML file")] = "",
 ) -> None:
     """Train an encoder. The same command again goes on from the newest checkpoint."""
     from raybert import cluster, live, trackers
@@ -92,7 +94,9 @@ def pretrain(
     from raybert.probe import client
     from raybert.train.run import check, train
 
-    settings = configs.load(config, overrides or [])
+    # With --resume the first word behind the command is a setting too.
+    words = [word for word in (config, *(overrides or [])) if word]
+    settings = configs.load_run(resume, words) if resume else configs.load(config, overrides or [])
     local = cluster.connect()
     run = check(settings)
     steps = settings.train.steps

@@ -1,6 +1,7 @@
 """Every setting of a run, typed. YAML files and dotted ``key.sub=value`` overrides become one checked ``Config``."""
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -97,19 +98,29 @@ class TrainConfig(Section):
     max_bad_steps: int = Field(
         default=10, ge=1, description="steps in a row whose gradient is not finite, and whose update is left out"
     )
+    hang_factor: float = Field(
+        default=30, gt=1, description="a rank without progress for so many usual steps hangs, and is ended"
+    )
+    hang_seconds: float = Field(default=120, gt=0, description="no rank hangs before so many seconds")
+    resize_seconds: float = Field(default=60, gt=0, description="elastic: how often to look for more or fewer nodes")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         lo, hi = self.worker_range
         if not 1 <= lo <= hi:
             raise ValueError(f"train.workers must be N >= 1 or [min, max] with 1 <= min <= max, not {self.workers}")
-        for workers in range(lo, hi + 1):
-            if self.global_batch % (self.micro_batch * workers):
-                raise ValueError(
-                    f"train.global_batch={self.global_batch} cannot be divided into micro-batches of "
-                    f"{self.micro_batch} over {workers} workers; make it a multiple of {self.micro_batch * workers}"
-                )
+        if lo not in self.worker_counts:
+            raise ValueError(
+                f"train.global_batch={self.global_batch} cannot be divided into micro-batches of "
+                f"{self.micro_batch} over {lo} workers; make it a multiple of {self.micro_batch * lo}"
+            )
         return self
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that the run may have: those in its range that divide the global batch."""
+        lo, hi = self.worker_range
+        return [n for n in range(lo, hi + 1) if self.global_batch % (self.micro_batch * n) == 0]
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -199,6 +210,19 @@ def load(path: str | None, overrides: Iterable[str] = ()) -> Config:
     for override in overrides:
         set_dotted(tree, override)
     return from_mapping(tree)
+
+
+def load_run(run_uri: str, overrides: Iterable[str] = ()) -> Config:
+    """The settings that a run was started with, wherever its directory lies now.
+
+    Raises:
+        InputError: it is no run directory, or an override does not fit.
+    """
+    storage_uri, _, name = storage.absolute(run_uri).rpartition("/")
+    path = storage.join(storage_uri, name, "config.yaml")
+    if not storage.exists(path):
+        raise InputError(f"{run_uri} is not a run directory: it has no config.yaml. Give the storage/name of a run.")
+    return load(path, [f"run.storage={storage_uri}", f"run.name={json.dumps(name)}", *overrides])
 
 
 def read_yaml_mapping(path: str) -> dict[str, Any]:

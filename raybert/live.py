@@ -42,7 +42,13 @@ def showing(config: Config, console: Console) -> Iterator[None]:
     def on_record(record: Record) -> None:
         print(format_line(record, config.train.steps), flush=True)
 
-    with Watcher(config.run_uri, on_record=on_record, on_probe=lambda record: print(format_block(record), flush=True)):
+    def on_fault(fault: Record) -> None:
+        print(f"fault: {fault['text']}", flush=True)
+
+    def on_probe(record: Record) -> None:
+        print(format_block(record), flush=True)
+
+    with Watcher(config.run_uri, on_record=on_record, on_probe=on_probe, on_fault=on_fault):
         yield
 
 
@@ -74,7 +80,10 @@ def bars(config: Config, console: Console) -> Iterator[None]:
             shown.update(probes, advance=1)
             shown.print(format_block(record), highlight=False, markup=False)
 
-        with Watcher(config.run_uri, on_record=on_record, on_probe=on_probe):
+        def on_fault(fault: Record) -> None:
+            shown.print(f"fault: {fault['text']}", highlight=False, markup=False)
+
+        with Watcher(config.run_uri, on_record=on_record, on_probe=on_probe, on_fault=on_fault):
             yield
 
 

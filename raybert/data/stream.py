@@ -10,7 +10,7 @@ order in which tasks finish; the workers check the index of every sample they ge
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ray.data._internal.datasource.range_datasource import RangeDatasource
 from raybert.data.block import Columns, from_table, take, to_table
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
+from raybert.patience import patiently
 
 # Samples of a chapter: enough that a task costs more than its scheduling, few enough to start at once.
 CHAPTER_SAMPLES = 2048
@@ -49,18 +50,21 @@ def train_stream(
     start_step: int,
     steps: int,
     task_cpus: float,
+    patience: float = 0.0,
 ) -> ray.data.Dataset:
     """The blocks of steps [start_step, steps) in dealing order. The last chapter goes on past the last step, so that
-    all blocks are equal and none is cut; `worker_batches` stops at the last step.
+    all blocks are equal and none is cut; `worker_batches` stops at the last step. A read that fails is tried again for
+    `patience` seconds.
     """
     span = chapter_steps(global_batch)
     chapters = max(1, -(-(steps - start_step) // span))
 
     def build_chapters(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-        reader = _reader(shards_uri, seed)
+        reader = patiently(partial(_reader, shards_uri, seed), f"opening {shards_uri}", seconds=patience)
         for chapter in batch["id"]:
             first = (start_step + int(chapter) * span) * global_batch
-            columns = reader.build(np.arange(first, first + span * global_batch))
+            samples = np.arange(first, first + span * global_batch)
+            columns = patiently(partial(reader.build, samples), f"reading {shards_uri}", seconds=patience)
             # (S, W, G / W) -> one block a worker
             places = np.arange(span * global_batch).reshape(span, world_size, -1)
             for worker in range(world_size):

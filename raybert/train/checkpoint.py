@@ -2,9 +2,8 @@
 
 A checkpoint is a directory: ``model.safetensors``, ``config.json`` and, where training can go on from it,
 ``training_state.pt`` (optimizer and counters; loaded with ``weights_only=True``, so it can hold no code).
-``SHA256SUMS`` is what
-`sha256sum -c` takes.
-The step only waits for a copy of the tensors to main memory; writing is a background thread's work.
+``SHA256SUMS`` is what `sha256sum -c` takes. The step only waits for a copy of the tensors to main memory; writing is
+a background thread's work.
 """
 
 import hashlib

@@ -8,10 +8,15 @@ KINDS = ("data", "checkpoint", "report", "validation")
 
 
 class Clock:
-    """Times what a worker waits for. `lap` closes an interval and starts the next; `phase` says what it is at."""
+    """Times what a worker waits for. `lap` closes an interval and starts the next.
+
+    Other threads may read what it is at (`phase`) and how far it is.
+    """
 
     def __init__(self) -> None:
         self.phase = "start"
+        self.step = 0  # the last one that was done
+        self.progress = 0  # grows whenever anything was done
         self.start()
 
     def start(self) -> None:
@@ -23,11 +28,17 @@ class Clock:
     def waiting(self, kind: str) -> Iterator[None]:
         start, before = time.perf_counter(), self.phase
         self.phase = kind
+        self.progress += 1
         try:
             yield
         finally:
             self._waits[kind] += time.perf_counter() - start
             self.phase = before
+            self.progress += 1
+
+    def done(self, step: int) -> None:
+        self.step = step
+        self.progress += 1
 
     def since_lap(self) -> float:
         return time.perf_counter() - self._lap

@@ -8,10 +8,7 @@ import errno
 import json
 import logging
 import time
-from collections.abc import Mapping
 from typing import Any
-
-from ray.train import UserCallback
 
 from raybert import storage
 
@@ -75,20 +72,3 @@ def _is_actor_loss(error: BaseException) -> bool:
 
 def _first(lines: list[str], marks: tuple[str, ...]) -> str:
     return next((line for line in lines if any(mark in line.lower() for mark in marks)), "")
-
-
-class FaultLog(UserCallback):
-    """Notes the workers' failures; lives in Ray Train's controller, where an exception would end the run."""
-
-    def __init__(self, run_uri: str) -> None:
-        self._run_uri = run_uri
-
-    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:
-        try:
-            found = {rank: describe(error) for rank, error in worker_exceptions.items()}
-            # When one rank is lost, the others' exchanges fail: that is no news.
-            causes = {rank: what for rank, what in found.items() if what[0] != "error"} or found
-            for rank, (kind, text) in sorted(causes.items()):
-                note(self._run_uri, kind, f"rank {rank} {text}", rank=rank)
-        except Exception:
-            logger.exception("The workers' failure could not be noted")

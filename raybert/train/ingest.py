@@ -7,6 +7,9 @@ from ray.train import DataConfig
 
 from raybert import storage
 from raybert.data.stream import execution_options, train_stream
+from raybert.errors import InputError
+from raybert.patience import patiently
+from raybert.train.checkpoint import verify_files
 
 CHECKPOINTS = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's record of what was committed
@@ -29,6 +32,10 @@ def last_step(run_uri: str) -> int:
     return int(latest["checkpoint_dir_name"].rpartition("-")[2]) if latest else 0
 
 
+class DamagedCheckpoint(InputError):  # noqa: N818 - reads as what was found
+    """The newest checkpoint is not what was written; the driver passes it over and starts again."""
+
+
 class IngestConfig(DataConfig):
     """Builds the stream when a worker group asks for it: only then are its size and its first step known.
 
@@ -37,22 +44,45 @@ class IngestConfig(DataConfig):
     """
 
     def __init__(
-        self, *, run_uri: str, shards_uri: str, seed: int, global_batch: int, steps: int, task_cpus: float
+        self,
+        *,
+        run_uri: str,
+        shards_uri: str,
+        seed: int,
+        global_batch: int,
+        steps: int,
+        task_cpus: float,
+        patience: float,
     ) -> None:
         super().__init__(execution_options=execution_options())
-        self._run_uri = run_uri
+        self._run_uri, self._patience = run_uri, patience
         self._stream: dict[str, Any] = {
             "shards_uri": shards_uri,
             "seed": seed,
             "global_batch": global_batch,
             "steps": steps,
             "task_cpus": task_cpus,
+            "patience": patience,
         }
 
     def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-        start_step = last_step(self._run_uri)
+        start_step = patiently(self._start_step, f"looking into {self._run_uri}", seconds=self._patience)
         stream = train_stream(world_size=world_size, start_step=start_step, **self._stream)
         return super().configure(dict.fromkeys(datasets, stream), world_size, *args, **kwargs)
+
+    def _start_step(self) -> int:
+        """Step of the checkpoint that the workers are about to restore.
+
+        Raises:
+            DamagedCheckpoint: its files are not what was written.
+        """
+        step = last_step(self._run_uri)
+        if step:
+            try:
+                verify_files(storage.join(self._run_uri, checkpoint_name(step)))
+            except InputError as error:
+                raise DamagedCheckpoint(str(error)) from error
+        return step
 
 
 def placeholder() -> ray.data.Dataset:

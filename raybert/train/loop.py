@@ -30,12 +30,13 @@ from raybert.probe import client
 from raybert.probe.tasks import ProbeTask, parse_task
 from raybert.telemetry import Gauges, MetricsLog
 from raybert.train import checkpoint as checkpoints
-from raybert.train import clock
+from raybert.train import clock, preemption
 from raybert.train import optimizer as optimizers
 from raybert.train.ingest import checkpoint_name, last_step
 from raybert.train.interval import Interval, Streak, Totals
 from raybert.train.ledger import Ledger
 from raybert.train.peak import peak_flops
+from raybert.train.pulse import Pulse
 from raybert.train.schedule import lr_at
 from raybert.train.step import all_reduce_sums, means, pick_dtype, train_step, validate
 
@@ -90,6 +91,7 @@ class Worker:
         self.peak = peak_flops(self.device, self.dtype) * self.world_size
         self.validation = self._validation_part()
         self.clock = clock.Clock()
+        self.pulse: Pulse | None = None
         self.streak = Streak(config.train.max_bad_steps)
         self.writer = checkpoints.BackgroundWriter() if self.rank == 0 else None
         self.log = MetricsLog(config.run_uri) if self.rank == 0 else None
@@ -148,7 +150,17 @@ class Worker:
         # Made here, so that a run which was done already leaves no trace of another start.
         self.ledger = self._patiently(self._open_ledger, "opening the ledger") if self.rank == 0 else None
         interval = Interval(self.step + 1, self.device)
+        self.clock.done(self.step)
         self.clock.start()
+        self.pulse = Pulse(
+            config.run_uri,
+            rank=self.rank,
+            world_size=self.world_size,
+            clock=self.clock,
+            factor=train.hang_factor,
+            least=train.hang_seconds,
+            patience=config.run.patience,
+        )
         for step, columns in self._timed(batches):
             micro_batches = [to_torch(part, self.device) for part in columns]
             lr = lr_at(
@@ -174,10 +186,14 @@ class Worker:
             )
             interval.add(columns, sums, norm)
             self.step = step + 1
+            self.clock.done(self.step)
             events = self._events()
             if not events and self.step % config.every.log:
                 continue
-            totals, interval = interval.close(), Interval(self.step + 1, self.device)
+            totals, interval = interval.close(preemption.noticed()), Interval(self.step + 1, self.device)
+            if totals.flagged:
+                # Kept by the last checkpoint of this group, whatever the cadence.
+                events.add("checkpoint")
             self._note(totals)
             record = self._record(totals, lr)
             if (bad := self.streak.reached(totals)) is not None:
@@ -191,6 +207,8 @@ class Worker:
             waits = self.clock.lap()
             self._write(record, waits)
             self._save(events, record)
+            if totals.flagged and self.step < train.steps:
+                preemption.leave(config.run_uri, self.step, self.clock)
         if self.ledger is not None:
             self._patiently(self.ledger.flush, "writing the ledger")
         if self.writer is not None:
@@ -236,9 +254,14 @@ class Worker:
     def _validate(self) -> dict[str, Any]:
         """Validation losses over the fixed samples, every rank scoring a part."""
         with self.clock.waiting("validation"):
-            batches = (to_torch(part, self.device) for part in self.validation)
+            batches = (to_torch(part, self.device) for part in self._moving(self.validation))
             sums = all_reduce_sums(validate(self.model, batches, self.dtype, self.device))
             return {"step": self.step, "validation": means(sums)} if sums[4] > 0 else {}
+
+    def _moving(self, batches: list[Any]) -> Iterator[Any]:
+        for batch in batches:
+            yield batch
+            self.clock.progress += 1
 
     # -- what is written ----------------------------------------------------------------------------------------
 
@@ -364,5 +387,7 @@ class Worker:
             storage.write_json(storage.join(self.config.run_uri, FAILURE), failure)
 
     def close(self) -> None:
+        if self.pulse is not None:
+            self.pulse.close()
         if self.log is not None:
             self.log.close()

@@ -126,25 +126,50 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         The metrics that were reported last (empty if nothing was reported in this call).
 
     Raises:
-        RunFailed: a worker failed too often, the loss diverged, or the run ended before its last step.
+        RunFailed: the run failed too often without a new checkpoint, or the loss diverged.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train import TrainingFailedError as Failed
-    from ray.train.torch import TorchTrainer
-
-    from raybert.train.ingest import IngestConfig, last_step, placeholder
-    from raybert.train.loop import FAILURE, train_loop
+    from raybert.train.ingest import last_step
+    from raybert.train.loop import FAILURE
+    from raybert.train.recover import repair
+    from raybert.train.supervise import keep_going
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     config = run.config
     _write_config(run)
     storage.remove(storage.join(run.uri, FAILURE))
+    repair(run.uri)
     if last_step(run.uri) >= config.train.steps:
         return {}
     if run.tasks and config.every.probe:
         client.serve(run.uri, config.run.storage)
-    trainer = TorchTrainer(
-        train_loop,
+    result = keep_going(
+        lambda: _trainer(run, callbacks).fit(),
+        run.uri,
+        max_failures=config.train.max_failures,
+        patience=config.run.patience,
+    )
+    failure = storage.join(run.uri, FAILURE)
+    if storage.exists(failure):
+        found = storage.read_json(failure)
+        raise Diverged(found["reason"]) if found["kind"] == "diverged" else RunFailed(found["reason"])
+    return result.metrics or {}
+
+
+def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+    from raybert.train.elastic import ElasticTrainer
+    from raybert.train.ingest import IngestConfig, placeholder
+    from raybert.train.loop import train_loop
+    from raybert.train.supervise import FaultLog
+
+    config = run.config
+    return ElasticTrainer(
+        run.uri,
+        config.train.worker_counts,
+        run.shares.data_task,
+        train_loop_per_worker=train_loop,
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "trial": run.trial,
@@ -155,13 +180,14 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
             num_workers=config.train.workers,  # type: ignore[arg-type] # Ray's annotation lacks the elastic pair
             use_gpu=run.shares.use_gpu,
             resources_per_worker={"CPU": run.shares.worker} | ({"GPU": 1} if run.shares.use_gpu else {}),
+            elastic_resize_monitor_interval_s=config.train.resize_seconds,
         ),
         run_config=RunConfig(
             name=config.run.name,
             storage_path=config.run.storage,
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
-            callbacks=list(callbacks),
+            callbacks=[FaultLog(run.uri), *callbacks],
         ),
         datasets={"train": placeholder},
         dataset_config=IngestConfig(
@@ -171,17 +197,9 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
             global_batch=config.train.global_batch,
             steps=config.train.steps,
             task_cpus=run.shares.data_task,
+            patience=config.run.patience,
         ),
     )
-    try:
-        result = trainer.fit()
-    except Failed as error:
-        raise RunFailed(_failure_sentence(run, error)) from error
-    failure = storage.join(run.uri, FAILURE)
-    if storage.exists(failure):
-        found = storage.read_json(failure)
-        raise Diverged(found["reason"]) if found["kind"] == "diverged" else RunFailed(found["reason"])
-    return result.metrics or {}
 
 
 def _write_config(run: Run) -> None:
@@ -190,19 +208,3 @@ def _write_config(run: Run) -> None:
     about = {"about": {"versions": versions, "manifest": run.shards.manifest_hash, "seq_len": run.shards.seq_len}}
     text = run.config.to_yaml() + yaml.safe_dump(about, sort_keys=False)
     storage.write_bytes(storage.join(run.uri, "config.yaml"), text.encode())
-
-
-def _failure_sentence(run: Run, error: Exception) -> str:
-    """Which rank failed with what, in one sentence; Ray's logs have the rest."""
-    failures = getattr(error, "worker_failures", {})
-    causes = "; ".join(f"rank {rank}: {_last_line(cause)}" for rank, cause in sorted(failures.items())[:3])
-    return (
-        f"Training of {run.uri} stopped: {causes or _last_line(error)}. Ray's logs of this session have the full "
-        "trace; running the same command again goes on from the newest checkpoint."
-    )
-
-
-def _last_line(error: BaseException) -> str:
-    """The line of a (remote) traceback that says what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -1,18 +1,21 @@
-"""Following a run from its driver: what is logged, and probe results as they arrive."""
+"""Following a run from its driver: what is logged, what went wrong, and probe results as they arrive."""
 
 import json
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from raybert import storage
 from raybert.probe import client
+from raybert.train import faults
 
+logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
 class Watcher:
-    """Calls back for every new line of metrics.jsonl and every new probe record, from a thread of its own.
+    """Calls back for every new line of metrics.jsonl, every probe record and every fault, from a thread of its own.
 
     Use it as a context manager around `raybert.train.run.train`. It reads the run directory, so what is shown is what
     was recorded, wherever the workers are. With `history` it begins with what lies there already.
@@ -24,15 +27,17 @@ class Watcher:
         *,
         on_record: Callable[[Record], None],
         on_probe: Callable[[Record], None],
+        on_fault: Callable[[Record], None] | None = None,
         history: bool = False,
     ) -> None:
         self._run_uri = run_uri
         self._metrics = storage.join(run_uri, "metrics.jsonl")
-        self._on_record, self._on_probe = on_record, on_probe
-        self._offset = 0
+        self._on_record, self._on_probe, self._on_fault = on_record, on_probe, on_fault
+        self._offset = self._fault_offset = 0
         self._seen: set[str] = set()
         if not history:  # what an earlier start of the same run left is not news
             self._offset = len(storage.read_from(self._metrics, 0))
+            self._fault_offset = faults.read(run_uri)[1]
             client.new_results(run_uri, self._seen)
         self._interval = 10.0 if storage.is_remote(run_uri) else 0.5
         self._stop = threading.Event()
@@ -49,7 +54,10 @@ class Watcher:
 
     def _follow(self) -> None:
         while not self._stop.wait(self._interval):
-            self.poll()
+            try:
+                self.poll()
+            except Exception as error:  # storage is away for a while: what was missed is shown at the next look
+                logger.warning("Cannot look into %s for now: %s", self._run_uri, error)
 
     def poll(self) -> None:
         """Pass on what is new since the last call."""
@@ -58,5 +66,9 @@ class Watcher:
         self._offset += len(whole)
         for line in whole.splitlines():
             self._on_record(json.loads(line))
+        if self._on_fault is not None:
+            news, self._fault_offset = faults.read(self._run_uri, self._fault_offset)
+            for fault in news:
+                self._on_fault(fault)
         for result in client.new_results(self._run_uri, self._seen):
             self._on_probe(result)

@@ -1,0 +1,147 @@
+"""Finding the rank that hangs: every rank tells a watch how far it is, and the watch names and ends the one that stops.
+
+A rank that stands still stops all others in their next exchange, so the silence of a run says nothing about who is to
+blame. Each rank has a thread that tells the watch its step, what it is at and, once it stands still, where in the code.
+The watch is an actor in a process of its own, so a rank that is stopped altogether is missed by it.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raybert.train import faults
+
+BEAT = 1.0  # seconds between two messages of a rank
+FIRST_STEP = 900.0  # seconds that the first step may take: compilation, first reads
+# A rank whose innermost frames are in one of these waits for the others.
+EXCHANGES = ("all_reduce", "backward", "broadcast", "barrier", "in report", "_engine_run_backward")
+WAITS_FOR_STORAGE = ("data", "checkpoint", "report")
+
+
+@dataclass
+class Rank:
+    """What the watch knows of one rank."""
+
+    node: str
+    pid: int
+    step: int = 0
+    progress: int = -1
+    phase: str = ""
+    stack: str = ""
+    moved: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.monotonic)
+
+
+def stalled_ranks(ranks: dict[int, Rank], *, now: float, limit: float, patience: float) -> list[int]:
+    """Who is to blame, if nobody gets ahead: those not heard of, else those not waiting in an exchange, else all.
+
+    Args:
+        limit: seconds without progress.
+        patience: so many more while a rank waits for storage.
+    """
+    silent = [rank for rank, known in ranks.items() if now - known.heard > limit]
+    if silent:
+        return silent
+    allowed = {r: limit + (patience if k.phase in WAITS_FOR_STORAGE else 0.0) for r, k in ranks.items()}
+    if any(now - known.moved <= allowed[rank] for rank, known in ranks.items()):
+        return []
+    working = [r for r, k in ranks.items() if not any(mark in k.stack for mark in EXCHANGES)]
+    behind = min(known.step for known in ranks.values())
+    return working or [rank for rank, known in ranks.items() if known.step == behind]
+
+
+class HangWatch:
+    """The actor. It notes a hang in the run's faults and ends the process, and Ray Train restarts the group."""
+
+    def __init__(self, run_uri: str, factor: float, least: float, patience: float) -> None:
+        self._run_uri, self._factor, self._least, self._patience = run_uri, factor, least, patience
+        self._ranks: dict[int, Rank] = {}
+        self._seconds: deque[float] = deque(maxlen=50)  # of a step, lately
+        self._lock = threading.Lock()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def beat(self, rank: int, node: str, pid: int, step: int, progress: int, phase: str, stack: str) -> None:
+        now = time.monotonic()
+        with self._lock:
+            known = self._ranks.setdefault(rank, Rank(node, pid, step))
+            if (step, progress) != (known.step, known.progress):
+                if step > known.step:
+                    self._seconds.append((now - known.moved) / (step - known.step))
+                known.moved = now
+            known.step, known.progress, known.phase, known.stack, known.heard = step, progress, phase, stack, now
+
+    def leave(self, rank: int) -> None:
+        """The rank is done, well or not: it will be silent from now on."""
+        with self._lock:
+            self._ranks.pop(rank, None)
+
+    @property
+    def limit(self) -> float:
+        if not self._seconds:
+            return max(FIRST_STEP, self._least)
+        return max(self._least, self._factor * statistics.median(self._seconds))
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(BEAT)
+            with self._lock:
+                now, limit = time.monotonic(), self.limit
+                blamed = stalled_ranks(self._ranks, now=now, limit=limit, patience=self._patience)
+                found = [(rank, self._ranks.pop(rank)) for rank in blamed]
+                if found:
+                    self._ranks.clear()  # the others end with them
+            for rank, known in found:
+                self._end(rank, known, now)
+
+    def _end(self, rank: int, known: Rank, now: float) -> None:
+        where = NodeAffinitySchedulingStrategy(known.node, soft=False)
+        task: Any = ray.remote(num_cpus=0, max_retries=0)(end_process).options(scheduling_strategy=where)
+        try:
+            stack = ray.get(task.remote(known.pid), timeout=60)
+        except Exception as error:
+            stack = f"(none: {type(error).__name__})"
+        stack = known.stack or stack
+        seconds = now - known.moved
+        faults.note(
+            self._run_uri,
+            "hang",
+            f"rank {rank} (process {known.pid} on node {known.node[:12]}) made no progress for {seconds:.0f} s, at "
+            f"step {known.step + 1} in {known.phase or 'start'}; it was ended, and the group starts again from the "
+            f"newest checkpoint. It stood at: {last_frame(stack)}",
+            rank=rank,
+            node=known.node,
+            pid=known.pid,
+            step=known.step + 1,
+            phase=known.phase,
+            stack=stack,
+        )
+
+
+def last_frame(stack: str) -> str:
+    lines = [line.strip() for line in stack.splitlines() if line.strip()]
+    return " ".join(lines[-2:])[:300]
+
+
+def end_process(pid: int) -> str:
+    """Runs on the node of the process: its stack, as far as it can be had, and its end."""
+    title = Path(f"/proc/{pid}/cmdline").read_bytes()
+    if not title.startswith(b"ray::"):
+        raise RuntimeError(f"process {pid} is no Ray worker any more")
+    py_spy = Path(sys.executable).with_name("py-spy")
+    stack = ""
+    if py_spy.exists():
+        command = [str(py_spy), "dump", "--nonblocking", "--pid", str(pid)]
+        stack = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+    state = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("State")]
+    os.kill(pid, 9)
+    return f"{stack}\n{state[0] if state else ''}".strip()

@@ -1,0 +1,117 @@
+"""A Ray cluster of several nodes on this machine, each a process tree of its own that can be stopped like a machine."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ray._raylet import GcsClient
+
+from tests.processes import descendants, titled
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@dataclass
+class Node:
+    """`ray start --block` and what it started."""
+
+    process: subprocess.Popen
+    cpus: float
+    log: Path
+    gone: bool = False
+
+    def pids(self, *marks: str) -> list[int]:
+        return titled(self.process.pid, *marks)
+
+    def lose(self) -> None:
+        """As a machine that is switched off."""
+        self.gone = True
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass
+class Cluster:
+    folder: Path
+    environment: dict[str, str]
+    port: int = field(default_factory=free_port)
+    nodes: list[Node] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def add(self, cpus: float) -> Node:
+        """Start a node, the first one as the head, and wait until the cluster knows it."""
+        options = {"num-cpus": f"{cpus:g}", "node-ip-address": "127.0.0.1", "object-store-memory": "200000000"}
+        if self.nodes:
+            options["address"] = self.address
+        else:
+            options |= {"port": str(self.port), "dashboard-port": str(free_port()), "temp-dir": str(self.folder)}
+            options |= {"include-dashboard": "true", "dashboard-host": "127.0.0.1"}
+        given = [f"--{name}={value}" for name, value in options.items()]
+        kind = [] if self.nodes else ["--head"]
+        command = [RAY, "start", "--block", "--disable-usage-stats", *kind, *given]
+        log = self.folder / f"node-{len(self.nodes)}.log"
+        with open(log, "w") as file:
+            process = subprocess.Popen(
+                command, env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        node = Node(process, cpus, log)
+        self.nodes.append(node)
+        self.wait_for(sum(not node.gone for node in self.nodes), node)
+        return node
+
+    def wait_for(self, count: int, node: Node, seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(Exception):
+                if len(self.alive()) >= count:
+                    return
+            assert node.process.poll() is None, f"the node ended: {node.log.read_text()[-2000:]}"
+            assert time.monotonic() < end, f"the node did not come up: {node.log.read_text()[-2000:]}"
+            time.sleep(0.3)
+
+    def alive(self) -> list[str]:
+        """Ids of the nodes that are up, asked without becoming a driver of the cluster."""
+        client = GcsClient(address=self.address)
+        return [key.hex() for key, info in client.get_all_node_info().items() if info.state == 0]
+
+    def pids(self, *marks: str) -> list[int]:
+        return sorted(pid for node in self.nodes if not node.gone for pid in node.pids(*marks))
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            if not node.gone:
+                node.lose()
+
+
+@contextlib.contextmanager
+def ray_nodes(*cpus: float, **environment: str) -> Iterator[Cluster]:
+    """A cluster of nodes with so many CPUs each; the first is the head."""
+    # Sockets have paths of at most 107 characters, so no test's own folder will do.
+    with tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(Path(folder), {**os.environ, **environment})
+        cluster.environment.pop("RAY_ADDRESS", None)
+        try:
+            for count in cpus:
+                cluster.add(count)
+            yield cluster
+        finally:
+            cluster.stop()

@@ -1,0 +1,164 @@
+"""Runs of the real command line on a cluster, as subprocesses that can be watched and killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raybert.config import from_mapping
+from raybert.data.reader import iter_batches
+from raybert.telemetry import read_metrics
+from raybert.train import faults, ledger
+from tests.faults.cluster import Cluster
+
+STEPS, BATCH, MICRO, SEED = 240, 24, 4, 3
+SEQ_LEN = 64
+
+
+def settings(storage: str, shards: str, name: str, **sections: Any) -> str:
+    """The YAML of a run that takes about ten seconds, and can be spread over 1, 2, 3 or 6 workers."""
+    tree: dict[str, Any] = {
+        "run": {"name": name, "storage": storage},
+        "data": {"shards": shards, "seed": SEED},
+        "model": {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": SEQ_LEN,
+        },
+        "train": {"steps": STEPS, "global_batch": BATCH, "micro_batch": MICRO, "dtype": "float32", "workers": 2},
+        "schedule": {"warmup_steps": 20},
+        "every": {"log": 2, "validation": 0, "probe": 0, "checkpoint": 20},
+        "checkpoint": {"keep_last": 3, "keep_best": False},
+    }
+    for section, values in sections.items():
+        tree[section] = tree.get(section, {}) | values
+    return from_mapping(tree).to_yaml()
+
+
+@dataclass
+class Driver:
+    """`raybert pretrain` as a process of its own."""
+
+    cluster: Cluster
+    uri: str
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen | None = None
+
+    @classmethod
+    def of(cls, cluster: Cluster, folder: Path, shards: str, name: str, **sections: Any) -> "Driver":
+        """Write the run's YAML and start it."""
+        path = folder / f"{name}.yaml"
+        storage = sections.get("run", {}).get("storage", str(folder))
+        path.write_text(settings(storage, shards, name, **sections))
+        driver = cls(cluster, f"{storage}/{name}", folder / f"{name}.log")
+        driver.start(str(path))
+        return driver
+
+    def start(self, *arguments: str) -> None:
+        with open(self.log, "a") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "raybert.cli", "pretrain", *arguments],
+                env={**self.cluster.environment, **self.environment, "RAY_ADDRESS": self.cluster.address},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def kill(self, sign: int = signal.SIGKILL) -> None:
+        assert self.process is not None
+        self.process.send_signal(sign)
+        self.process.wait()
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def step(self) -> int:
+        return max((record["step"] for record in read_metrics(self.uri)), default=0)
+
+    def wait_for_step(self, step: int, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while self.step() < step:
+            self.check_alive(end, f"step {step}")
+            time.sleep(0.02)
+
+    def wait_for(self, what: str, found: Any, seconds: float = 120) -> Any:
+        """Poll until `found()` is true, and return it."""
+        end = time.monotonic() + seconds
+        while not (result := found()):
+            self.check_alive(end, what)
+            time.sleep(0.01)
+        return result
+
+    def check_alive(self, end: float, what: str) -> None:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the driver ended before {what}:\n{self.said[-4000:]}"
+        assert time.monotonic() < end, f"{what} did not come:\n{self.said[-4000:]}"
+
+    def wait(self, seconds: float = 200) -> int:
+        assert self.process is not None
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the run did not end:\n{self.said[-4000:]}") from None
+
+    def faults(self, kind: str) -> list[dict[str, Any]]:
+        return [fault for fault in faults.read(self.uri)[0] if fault["kind"] == kind]
+
+
+def recomputed_digests(shards: str, steps: int) -> list[int]:
+    """The ledger's digests from the widened batches, as docs/guarantees.md tells another reader to compute them."""
+    import hashlib
+
+    found = []
+    for _, batch in zip(range(steps), iter_batches(shards, seed=SEED, global_batch_size=BATCH), strict=False):
+        total = 0
+        for i in range(BATCH):
+            real = batch["attention_mask"][i]
+            length = int(real.sum())
+            cut = length - int(batch["token_type_ids"][i].sum())
+            labels = np.where(batch["masked_labels"][i] < 0, 50260, batch["masked_labels"][i])
+            content = (
+                batch["index"][i].astype("<i8").tobytes()
+                + batch["next_sentence_label"][i].astype("<i1").tobytes()
+                + np.array([cut, length], "<i4").tobytes()
+                + batch["input_ids"][i].astype("<u2").tobytes()
+                + batch["masked_positions"][i].astype("<i4").tobytes()
+                + labels.astype("<u2").tobytes()
+            )
+            total += int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+        found.append(total % 2**64)
+    return found
+
+
+def losses(uri: str) -> np.ndarray:
+    return np.array([[record["step"], record["loss"]] for record in read_metrics(uri) if "loss" in record])
+
+
+def assert_undisturbed(driver: Driver, digests: list[int], reference: np.ndarray) -> ledger.Account:
+    """The run ended well, and trained on what an undisturbed one trains on, with the same losses."""
+    assert driver.wait() == 0, driver.said[-4000:]
+    account = ledger.read_account(driver.uri)
+    assert account.digests.tolist() == digests
+    found = losses(driver.uri)
+    assert found[:, 0].tolist() == reference[:, 0].tolist()
+    np.testing.assert_allclose(found[:, 1], reference[:, 1], rtol=5e-4)
+    return account
+
+
+def pick(rng: random.Random, pids: list[int]) -> int:
+    assert pids, "there is no such process to kill"
+    return rng.choice(pids)
+
+
+def kill(pid: int, sign: int = signal.SIGKILL) -> None:
+    os.kill(pid, sign)

@@ -1,0 +1,177 @@
+"""The faults: each is done to a run at a random moment, and says what the run must have told of it."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from raybert import storage
+from raybert.train.recover import DAMAGED
+from tests.faults.cluster import Cluster
+from tests.faults.driver import STEPS, Driver, kill, pick
+
+Scenario = Callable[[Driver, Cluster, random.Random], None]
+
+WORKER, CONTROLLER, COORDINATOR = "RayTrainWorker", "TrainController", "SplitCoordinator"
+
+
+def moment(driver: Driver, rng: random.Random, first: int = 4, last: int = STEPS - 40) -> int:
+    """Wait for a random step."""
+    step = rng.randint(first, last)
+    driver.wait_for_step(step)
+    return step
+
+
+def worker_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    moment(driver, rng)
+    kill(pick(rng, cluster.pids(WORKER)))
+    driver.wait_for("the fault in the list", lambda: driver.faults("process_died"))
+
+
+def worker_killed_twice(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    for first, last in ((4, 100), (120, STEPS - 40)):
+        moment(driver, rng, first, last)
+        kill(pick(rng, driver.wait_for("workers", lambda: cluster.pids(WORKER))))
+
+
+def data_task_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """As soon as one is seen: a tiny run's data are ready in a second."""
+    pids = driver.wait_for("a data task", lambda: cluster.pids("build_chapters", "ReadRange"))
+    kill(pick(rng, pids))
+
+
+def coordinator_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    moment(driver, rng, 4, 60)
+    kill(pick(rng, cluster.pids(COORDINATOR)))
+
+
+def controller_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    moment(driver, rng)
+    kill(pick(rng, cluster.pids(CONTROLLER)))
+    driver.wait_for("the fault in the list", lambda: driver.faults("restart"))
+
+
+def driver_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    moment(driver, rng)
+    driver.kill()
+    driver.start("--resume", driver.uri)
+
+
+def driver_interrupted(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    moment(driver, rng)
+    driver.kill(signal.SIGINT)
+    assert driver.process is not None
+    assert driver.process.returncode == 130, driver.said[-2000:]
+    driver.start("--resume", driver.uri)
+
+
+def node_lost(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """A node with a worker is switched off; another one comes later."""
+    moment(driver, rng)
+    node = rng.choice([node for node in cluster.nodes[1:] if not node.gone and node.pids(WORKER)])
+    node.lose()
+    time.sleep(rng.uniform(0, 5))
+    cluster.add(node.cpus)
+
+
+def node_terminated(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """The same, told by SIGTERM."""
+    moment(driver, rng)
+    node = rng.choice([node for node in cluster.nodes[1:] if not node.gone and node.pids(WORKER)])
+    node.process.send_signal(signal.SIGTERM)
+    time.sleep(rng.uniform(0, 3))
+    node.lose()
+    cluster.add(node.cpus)
+
+
+def _newest(driver: Driver) -> Path:
+    record = json.loads(storage.read_bytes(f"{driver.uri}/checkpoint_manager_snapshot.json"))
+    return Path(driver.uri) / record["latest_checkpoint_result"]["checkpoint_dir_name"]
+
+
+def newest_damaged(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """A byte of the newest checkpoint flips, or its end is gone, and the run has to go on from it."""
+    moment(driver, rng, 45)
+    driver.kill()
+    newest = _newest(driver)
+    file = newest / rng.choice(["model.safetensors", "training_state.pt", "config.json"])
+    content = bytearray(file.read_bytes())
+    if rng.random() < 0.5:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    else:
+        del content[rng.randrange(len(content)) :]
+    file.write_bytes(content)
+    driver.start("--resume", driver.uri)
+    found = driver.wait_for("the fault in the list", lambda: driver.faults("damaged_checkpoint"))
+    assert newest.name in found[0]["text"]
+    assert (newest.parent / (DAMAGED + newest.name)).exists()
+
+
+def newest_damaged_while_running(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """The same under a controller that has the checkpoint on its list."""
+    moment(driver, rng, 45, 180)
+    newest = _newest(driver)
+    (newest / "training_state.pt").write_bytes(b"")
+    kill(pick(rng, cluster.pids(WORKER)))
+
+
+def record_damaged(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """Ray Train's record of the checkpoints is cut off in the middle of a write."""
+    moment(driver, rng, 45)
+    driver.kill()
+    path = Path(driver.uri) / "checkpoint_manager_snapshot.json"
+    content = path.read_bytes()
+    path.write_bytes(content[: rng.randrange(len(content))])
+    driver.start("--resume", driver.uri)
+
+
+def upload_cut(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """Rank 0 dies while a checkpoint is being written: what is visible under its name is whole, or nothing."""
+    checkpoints = Path(driver.uri) / "checkpoints"
+    driver.wait_for_step(rng.randint(4, 100))
+
+    def writing() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return any(path.name.startswith(".step-") for path in checkpoints.iterdir())
+        return False
+
+    driver.wait_for("a checkpoint under way", writing)
+    for pid in cluster.pids(WORKER):
+        kill(pid)
+    for path in checkpoints.glob("step-*"):
+        assert {"config.json", "model.safetensors", "training_state.pt"} <= {file.name for file in path.iterdir()}
+
+
+def out_of_memory(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """A worker may take no more memory than it has."""
+    moment(driver, rng)
+    pid = pick(rng, cluster.pids(WORKER))
+    size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+    driver.wait_for("the fault in the list", lambda: driver.faults("out_of_memory"))
+
+
+SCENARIOS: dict[str, Scenario] = {
+    function.__name__: function
+    for function in (
+        controller_killed,
+        newest_damaged,
+        worker_killed,
+        driver_killed,
+        node_lost,
+        data_task_killed,
+        newest_damaged_while_running,
+        upload_cut,
+        out_of_memory,
+        node_terminated,
+        record_damaged,
+        coordinator_killed,
+        driver_interrupted,
+        worker_killed_twice,
+    )
+}
