@@ -11,7 +11,6 @@ without one is not a shard set.
 import functools
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,15 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raybert import storage
+from raybert.data import manifest
 from raybert.errors import InputError
-from raybert.tokenizer import Tokenizer
+from raybert.tokenizer import NUM_TEXT_TOKENS, Tokenizer
 
-FORMAT = "raybert-shards"
-VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
 # Tokens shrink by a quarter (1.60 bytes each instead of 2.11) and a core still decodes over 200 M of them a second.
 COMPRESSION = "zstd"
+COLUMNS = {"tokens": "BYTE_ARRAY", "ends": "BYTE_ARRAY", "doc": "INT64"}
 SCHEMA = pa.schema([("tokens", pa.binary()), ("ends", pa.binary()), ("doc", pa.int64())])
 
 
@@ -127,6 +126,7 @@ def write_shard(uri: str, name: str, rows: UnitRows, unit_rows: int) -> Shard:
         use_dictionary=False,
         write_statistics=False,
         store_schema=False,
+        write_page_checksum=True,
     )
     data = sink.getvalue()
     storage.write_bytes(storage.join(uri, name), data)
@@ -152,9 +152,9 @@ def write_manifest(
     inputs: Mapping[str, Any],
 ) -> ShardSet:
     """Finish a shard set: from now on it can be opened. Holds no time and no path, so equal sets have equal bytes."""
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
+    content = {
+        "format": manifest.FORMAT,
+        "version": manifest.VERSION,
         "tokenizer": {"name": Tokenizer.name, "hash": Tokenizer.hash},
         "seq_len": seq_len,
         "unit_rows": unit_rows,
@@ -163,7 +163,7 @@ def write_manifest(
         "counts": dict(counts),
         "splits": {split: [asdict(shard) for shard in splits.get(split, ())] for split in SPLITS},
     }
-    storage.write_json(storage.join(uri, MANIFEST), manifest)
+    storage.write_json(storage.join(uri, MANIFEST), content)
     return open_shards(uri)
 
 
@@ -181,39 +181,24 @@ def open_shards(uri: str) -> ShardSet:
             f"{uri} is no shard set: it has no {MANIFEST}. Write one with `raybert prepare --output {uri}`, "
             "or run it again if it was interrupted."
         ) from error
-    try:
-        manifest = json.loads(data)
-        if manifest["format"] != FORMAT:
-            raise KeyError("format")
-        if manifest["version"] != VERSION:
-            raise InputError(
-                f"{path} has format version {manifest['version']} and this raybert reads version {VERSION}; "
-                "prepare the data again."
-            )
-        if manifest["tokenizer"]["hash"] != Tokenizer.hash:
-            raise InputError(
-                f"{uri} was prepared with another tokenizer ({manifest['tokenizer']['hash'][:12]}... instead of "
-                f"{Tokenizer.hash[:12]}...); prepare the data again."
-            )
-        return ShardSet(
-            uri=storage.absolute(uri),
-            seq_len=manifest["seq_len"],
-            unit_rows=manifest["unit_rows"],
-            tokenizer_hash=manifest["tokenizer"]["hash"],
-            manifest_hash=hashlib.sha256(data).hexdigest(),
-            splits={split: tuple(Shard(**shard) for shard in manifest["splits"][split]) for split in SPLITS},
-            counts=manifest["counts"],
-            settings=manifest["settings"],
-            inputs=manifest["inputs"],
-        )
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a manifest of `raybert prepare` ({type(error).__name__}: {error}).") from error
+    found = manifest.parse(data, path)
+    return ShardSet(
+        uri=storage.absolute(uri),
+        seq_len=found.seq_len,
+        unit_rows=found.unit_rows,
+        tokenizer_hash=found.tokenizer.hash,
+        manifest_hash=hashlib.sha256(data).hexdigest(),
+        splits={
+            split: tuple(Shard(**entry.model_dump()) for entry in getattr(found.splits, split)) for split in SPLITS
+        },
+        counts=found.counts,
+        settings=found.settings,
+        inputs=found.inputs,
+    )
 
 
 def verify_shards(shard_set: ShardSet, *, sizes_only: bool = False) -> None:
-    """Check every shard against the manifest: its size, and unless ``sizes_only`` its SHA-256.
+    """Check every shard against the manifest: its size, and unless ``sizes_only`` its SHA-256, columns and rows.
 
     Raises:
         InputError: naming the first shard that is missing or differs.
@@ -232,10 +217,16 @@ def verify_shards(shard_set: ShardSet, *, sizes_only: bool = False) -> None:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             if digest != shard.sha256:
                 raise InputError(f"The shard {uri} is corrupt (its SHA-256 differs); prepare the data again.")
+            if (rows := _footer(uri).num_rows) != shard.rows:
+                raise InputError(f"The shard {uri} has {rows} rows, and its manifest says {shard.rows}.")
 
 
 def read_unit(uri: str, unit: Unit) -> UnitRows:
-    """The windows of one unit of the shard set at ``uri``: one range request, and one for the footer of a new shard."""
+    """The windows of one unit of the shard set at ``uri``: one range request, and one for the footer of a new shard.
+
+    Raises:
+        InputError: the bytes there are no windows of text tokens; the shard was damaged since it was verified.
+    """
     path = storage.join(uri, unit.shard)
     footer = _footer(path)
     group = footer.row_group(unit.row_group)
@@ -244,9 +235,34 @@ def read_unit(uri: str, unit: Unit) -> UnitRows:
     stop = max(column.data_page_offset + column.total_compressed_size for column in columns)
     fs, name = storage.filesystem(path)
     data = fs.cat_file(name, start=start, end=stop)
-    with pq.ParquetFile(_Range(data, start), metadata=footer, pre_buffer=False) as file:
-        table = file.read_row_group(unit.row_group, use_threads=False)
-    return rows_of(table)
+    try:
+        # Pages carry a checksum.
+        with pq.ParquetFile(
+            _Range(data, start), metadata=footer, pre_buffer=False, page_checksum_verification=True
+        ) as file:
+            rows = rows_of(file.read_row_group(unit.row_group, use_threads=False))
+    except (OSError, pa.ArrowException, ValueError, IndexError, OverflowError) as error:
+        raise InputError(
+            f"Row group {unit.row_group} of {path} is damaged ({error}); prepare the data again."
+        ) from error
+    _check_rows(rows, unit, path)
+    return rows
+
+
+def _check_rows(rows: UnitRows, unit: Unit, path: str) -> None:
+    where = f"Row group {unit.row_group} of {path}"
+    if len(rows) != unit.rows:
+        raise InputError(f"{where} has {len(rows)} rows, and its manifest says {unit.rows}.")
+    if len(rows.tokens) and int(rows.tokens.max()) >= NUM_TEXT_TOKENS:
+        raise InputError(f"{where} holds the token {int(rows.tokens.max())}, and text has ids below {NUM_TEXT_TOKENS}.")
+    lengths, sentences = np.diff(rows.token_offsets), np.diff(rows.end_offsets)
+    if len(rows) and (lengths.min() < 1 or sentences.min() < 1):
+        raise InputError(f"{where} holds an empty window.")
+    inner = np.ones(max(0, len(rows.ends) - 1), bool)
+    inner[rows.end_offsets[1:-1] - 1] = False  # from the last sentence of a window to the first of the next
+    rising = np.diff(rows.ends.astype(np.int64)) > 0
+    if not rising[inner].all() or not np.array_equal(rows.ends[rows.end_offsets[1:] - 1], lengths):
+        raise InputError(f"{where} holds sentence ends that do not fit its tokens.")
 
 
 def rows_of(table: pa.Table) -> UnitRows:
@@ -258,8 +274,17 @@ def rows_of(table: pa.Table) -> UnitRows:
 
 @functools.lru_cache(maxsize=256)
 def _footer(path: str) -> pq.FileMetaData:
-    with storage.open_uri(path) as file:
-        return pq.read_metadata(file)
+    try:
+        with storage.open_uri(path) as file:
+            footer = pq.read_metadata(file)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the storage; Arrow's own have no number
+        raise InputError(f"{path} is no Parquet file, it may be cut off or damaged ({error}).") from error
+    columns = {footer.schema.column(i).path: footer.schema.column(i).physical_type for i in range(footer.num_columns)}
+    if columns != COLUMNS:
+        raise InputError(f"{path} is no shard of `raybert prepare`: it has the columns {columns}.")
+    return footer
 
 
 class _Range(io.RawIOBase):

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from raybert import storage
+from raybert.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,21 @@ def describe(error: BaseException) -> tuple[str, str]:
             "died without a word: killed from outside (by the kernel when memory runs out, or by somebody), or crashed"
         )
     return "error", last
+
+
+def input_fault(error: BaseException | None) -> str:
+    """The sentence of the InputError that an error comes from, through Ray's wrappers; empty if there is none."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, InputError):
+            return str(cause)
+        if isinstance(error, InputError):
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            return lines[-1].rpartition("InputError: ")[2] if lines else ""
+        error = cause if isinstance(cause, BaseException) else error.__cause__
+    return ""
 
 
 def _is_actor_loss(error: BaseException) -> bool:

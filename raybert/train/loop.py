@@ -30,7 +30,7 @@ from raybert.probe import client
 from raybert.probe.tasks import ProbeTask, parse_task
 from raybert.telemetry import Gauges, MetricsLog
 from raybert.train import checkpoint as checkpoints
-from raybert.train import clock, preemption
+from raybert.train import clock, faults, preemption
 from raybert.train import optimizer as optimizers
 from raybert.train.ingest import checkpoint_name, last_step
 from raybert.train.interval import Interval, Streak, Totals
@@ -133,7 +133,7 @@ class Worker:
 
     def run(self) -> None:
         config, train = self.config, self.config.train
-        if self.step >= train.steps:
+        if self.step >= train.steps or storage.exists(storage.join(config.run_uri, FAILURE)):
             return
         first_micro_batch = self.rank * (train.global_batch // (train.micro_batch * self.world_size))
         if self.step == 0 and config.every.validation:
@@ -218,7 +218,12 @@ class Worker:
         """The same batches, with the time spent waiting for each one on the clock."""
         while True:
             with self.clock.waiting("data"):
-                batch = next(batches, None)
+                try:
+                    batch = next(batches, None)
+                except Exception as error:
+                    if text := faults.input_fault(error):
+                        self._give_up("data", f"The data cannot be read at step {self.step + 1}: {text}")
+                    raise
             if batch is None:
                 return
             yield batch
@@ -379,12 +384,15 @@ class Worker:
         )
 
     def _stop(self, reason: str) -> None:
-        """Note why the run ends. Replaying the same batches would end there again, so it is no failure to retry."""
         if self.ledger is not None:
             self._patiently(self.ledger.flush, "writing the ledger")
         if self.rank == 0:
-            failure = {"step": self.step, "reason": reason, "kind": "diverged"}
-            storage.write_json(storage.join(self.config.run_uri, FAILURE), failure)
+            self._give_up("diverged", reason)
+
+    def _give_up(self, kind: str, reason: str) -> None:
+        """Note why the run ends. The same batches would end it again, so `run` does not begin when this is there."""
+        failure = {"step": self.step, "reason": reason, "kind": kind}
+        storage.write_json(storage.join(self.config.run_uri, FAILURE), failure)
 
     def close(self) -> None:
         if self.pulse is not None:

@@ -28,7 +28,7 @@ def test_overrides_replace_what_the_file_says(tmp_path):
         ("model.size=huge", "use one of tiny, mini, compact, small, base"),
         ("model.num_attention_heads=5", "num_attention_heads=5 does not divide hidden_size=384"),
         ("train.global_batch=33", "cannot be divided"),
-        ("train.workers=[1,3]", "over 3 workers"),
+        ("train.workers=[3,6]", "over 3 workers"),
         ("train.workers=0", "train.workers must be"),
         ("schedule.warmup_steps=20000", "more than train.steps"),
         ("train.steps", "write it as key.sub=value"),
