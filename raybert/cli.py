@@ -163,14 +163,24 @@ def sweep(
 
 
 @app.command(epilog="Example: raybert report gs://bucket/runs/compact")
-def report(run: Annotated[str, typer.Argument(help="run directory, at any URI")]) -> None:
+def report(
+    run: Annotated[str, typer.Argument(help="run directory, at any URI")],
+    figure: Annotated[str, typer.Option(help="also draw losses and probes against tokens into this PNG file")] = "",
+) -> None:
     """Write RUN/report.html, a page that needs no network.
 
     It has the curves, the probes beside their baselines and the settings. The path is the last line printed.
     """
     from raybert.report import write_report
 
-    print(write_report(run))
+    page = write_report(run)
+    if figure:
+        from raybert.report.figure import learning_figure
+        from raybert.report.read import read_run
+
+        storage.write_bytes(figure, learning_figure(read_run(run)))
+        print(figure)
+    print(page)
 
 
 @app.command(epilog="Example: raybert watch gs://bucket/runs/compact")
@@ -191,11 +201,12 @@ def watch(
 def demo(
     task: Annotated[str, typer.Option(help="probe task: bbc_news (embedded), ag_news, or a task's YAML")] = "bbc_news",
     directory: Annotated[str, typer.Option(help="where the run and its data go")] = "runs",
+    overrides: Overrides = None,
 ) -> None:
     """Train a small BERT on real text here, in minutes."""
     from raybert.demo import run_demo
 
-    print(run_demo(task, directory))
+    print(run_demo(task, directory, overrides or []))
 
 
 @app.command(epilog="Example: raybert verify gs://bucket/runs/compact")
