@@ -1,24 +1,33 @@
-# make demo: install, then train a BERT on real text and watch it get better.   make test: everything we check.
+# make demo: install, then train a BERT on real text and watch it get better.   make help: all targets.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format clean
-demo: $(VENV)/.demo
+.PHONY: help demo test lint format docs wheel clean
+demo: $(VENV)/.demo  ## train a small BERT on real text, with probes beside it (five minutes)
 	$(BIN)/raybert demo
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev  ## run all tests; PYTEST_ARGS='tests/unit -x' for some
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/.dev
+format: $(VENV)/.dev  ## format, and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev  ## build the documentation into build/site; a broken link is an error
+	$(BIN)/mkdocs build --strict --quiet
+
+wheel: $(VENV)/.dev  ## build the wheel into dist/
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A stamp file says which extras are installed; it is older than pyproject.toml or the constraints when they change.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
@@ -34,5 +43,5 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-clean:
+clean:  ## remove what was built, the environment and local runs
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -209,7 +209,7 @@ def _snippets(model: Bert, name: str) -> str:
 from transformers import AutoModel, AutoTokenizer, pipeline
 
 model, tokenizer = AutoModel.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
-pipeline("fill-mask", "{name}")("The government said on{mask} that it would cut taxes.")
+pipeline("fill-mask", "{name}")("The government said on {mask} that it would cut taxes.")
 ```
 
 ```python

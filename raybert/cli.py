@@ -20,15 +20,27 @@ from raybert.probe.commands import app as probe_app
 
 app = typer.Typer(
     name="raybert",
-    help="Pre-train a BERT encoder on Ray and watch its embeddings get better while it trains.",
+    help="Pre-train a BERT encoder on Ray and watch its embeddings get better.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    rich_markup_mode=None,  # plain: the whole help fits a terminal of 24 lines
 )
 app.add_typer(probe_app)
 errors = Console(stderr=True)
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key.sub=value", show_default=False)]
+
+def _complete_setting(incomplete: str) -> list[str]:
+    """The settings that begin so, for the shell."""
+    from raybert.config import Config, all_keys
+
+    return [f"{key}=" for key in all_keys(Config) if "." in key and key.startswith(incomplete)]
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what it would take, from three measured steps")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="settings as key.sub=value", show_default=False, autocompletion=_complete_setting),
+]
 
 
 def main() -> None:
@@ -55,7 +67,9 @@ def run_app(arguments: list[str]) -> int:
     return 0
 
 
-@app.command()
+@app.command(
+    epilog="Example: raybert prepare --input 'gs://bucket/text/*.parquet' --output gs://bucket/shards --seq-len 512"
+)
 def prepare(
     input: Annotated[list[str], typer.Option(help="file, directory or glob at any URI; may be given many times")],
     output: Annotated[str, typer.Option(help="directory for the shards and manifest.json, at any URI")],
@@ -82,13 +96,17 @@ def prepare(
     )
 
 
-@app.command()
+@app.command(epilog="Example: raybert pretrain jobs/compact.yaml data.shards=gs://bucket/shards train.workers=4")
 def pretrain(
     config: Annotated[str, typer.Argument(help="YAML file of settings, at any URI", show_default=False)] = "",
     overrides: Overrides = None,
     resume: Annotated[str, typer.Option(help="run directory to go on with, instead of a YAML file")] = "",
+    dry_run: DryRun = False,
 ) -> None:
-    """Train an encoder. The same command again goes on from the newest checkpoint."""
+    """Train an encoder, or go on training it.
+
+    The same command again goes on from the newest checkpoint.
+    """
     from raybert import cluster, live, trackers
     from raybert import config as configs
     from raybert.probe import client
@@ -99,6 +117,11 @@ def pretrain(
     settings = configs.load_run(resume, words) if resume else configs.load(config, overrides or [])
     local = cluster.connect()
     run = check(settings)
+    if dry_run:
+        from raybert.dry_run import estimate, show
+
+        Console(soft_wrap=True).print(show(run, estimate(run)))
+        return
     steps = settings.train.steps
     print(f"run {run.uri}: {steps} steps, {run.shards.rows('train'):,} training windows", flush=True)
     with trackers.following(run.config), live.showing(run.config, Console()):
@@ -109,13 +132,17 @@ def pretrain(
     print(f"done: {steps} steps, checkpoints in {run.uri}/checkpoints", flush=True)
 
 
-@app.command()
+@app.command(epilog="Example: raybert sweep jobs/sweep.yaml base.data.shards=shards-128 base.train.steps=2000")
 def sweep(
     config: Annotated[str, typer.Argument(help="YAML file of a sweep, at any URI")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was broken off")] = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Vary settings over many trials, stop the worse ones early, and say which learning rate is best for each size."""
+    """Vary settings over many trials and say what is best.
+
+    The worse trials are stopped early, at equal tokens. At the end stands the best learning rate of each size.
+    """
     from raybert import cluster
     from raybert.sweep import space
     from raybert.sweep.page import summary_table, write_summary
@@ -123,6 +150,12 @@ def sweep(
 
     settings = space.load(config, overrides or [])
     cluster.connect()
+    if dry_run:
+        from raybert.dry_run import show_sweep
+        from raybert.sweep.run import estimate_sweep
+
+        Console().print(show_sweep(*estimate_sweep(settings)))
+        return
     try:
         run_sweep(settings, resume=resume)
     finally:
@@ -132,39 +165,59 @@ def sweep(
             print(page)
 
 
-@app.command()
-def report(run: Annotated[str, typer.Argument(help="run directory, at any URI")]) -> None:
-    """Write RUN/report.html: curves, probes beside their baselines, settings. The path is the last line printed."""
+@app.command(epilog="Example: raybert report gs://bucket/runs/compact")
+def report(
+    run: Annotated[str, typer.Argument(help="run directory, at any URI")],
+    figure: Annotated[str, typer.Option(help="also draw losses and probes against tokens into this PNG file")] = "",
+) -> None:
+    """Write RUN/report.html, a page that needs no network.
+
+    It has the curves, the probes beside their baselines and the settings. The path is the last line printed.
+    """
     from raybert.report import write_report
 
-    print(write_report(run))
+    page = write_report(run)
+    if figure:
+        from raybert.report.figure import learning_figure
+        from raybert.report.read import read_run
+
+        storage.write_bytes(figure, learning_figure(read_run(run)))
+        print(figure)
+    print(page)
 
 
-@app.command()
+@app.command(epilog="Example: raybert watch gs://bucket/runs/compact")
 def watch(
     run: Annotated[str, typer.Argument(help="run directory, at any URI")],
     once: Annotated[bool, typer.Option("--once", help="show the present state and return")] = False,
 ) -> None:
-    """Show a run live: losses, speed, waits and probes, from its directory alone."""
+    """Show a run live: losses, speed, waits and probes.
+
+    It reads the run directory alone, so it works from any machine, and for a run that is over.
+    """
     from raybert import live
 
     live.watch(run, once=once)
 
 
-@app.command()
+@app.command(epilog="Example: raybert demo --task ag_news@my-files")
 def demo(
     task: Annotated[str, typer.Option(help="probe task: bbc_news (embedded), ag_news, or a task's YAML")] = "bbc_news",
     directory: Annotated[str, typer.Option(help="where the run and its data go")] = "runs",
+    overrides: Overrides = None,
 ) -> None:
-    """Train a small BERT on real text on this machine and watch it get better; a few minutes."""
+    """Train a small BERT on real text here, in minutes."""
     from raybert.demo import run_demo
 
-    print(run_demo(task, directory))
+    print(run_demo(task, directory, overrides or []))
 
 
-@app.command()
+@app.command(epilog="Example: raybert verify gs://bucket/runs/compact")
 def verify(run: Annotated[str, typer.Argument(help="run directory, at any URI")]) -> None:
-    """Check a run against itself: shards, checkpoints, log and probes. Exit code 1 when something is wrong."""
+    """Check a run's shards, checkpoints, log and probes.
+
+    Exit code 1 when something is wrong.
+    """
     from raybert.verify import verify as look
 
     faults = 0
@@ -175,7 +228,9 @@ def verify(run: Annotated[str, typer.Argument(help="run directory, at any URI")]
         raise RunFailed(f"{faults} of the run's parts are wrong.")
 
 
-@app.command()
+@app.command(
+    epilog="Example: cat texts.txt | raybert embed runs/compact/checkpoints/best --input - --output vectors.npy"
+)
 def embed(
     checkpoint: Annotated[str, typer.Argument(help="checkpoint at any URI, or a local transformers BERT directory")],
     input: Annotated[str, typer.Option(help="txt (a text a line), jsonl, csv or parquet at any URI; - is stdin")],
@@ -187,7 +242,11 @@ def embed(
         int | None, typer.Option(help="encoders of the job at the same time; default: what fits")
     ] = None,
 ) -> None:
-    """Turn texts into vectors."""
+    """Turn texts into vectors.
+
+    An --output named .npy or .parquet is written by this process; any other is a directory, written by a Ray Data job
+    that goes on where it was cut off when the same command is run again.
+    """
     from raybert import cluster
     from raybert import embed as embedding
 
@@ -212,14 +271,17 @@ def embed(
     print(f"{rows:,} rows in {output}")
 
 
-@app.command()
+@app.command(epilog="Example: raybert export runs/compact/checkpoints/best compact-bert")
 def export(
     checkpoint: Annotated[str, typer.Argument(help="checkpoint directory, at any URI")],
     directory: Annotated[str, typer.Argument(help="local directory for the model, its tokenizer and its card")],
     push: Annotated[str, typer.Option(help="also upload to the Hugging Face Hub: USER/NAME")] = "",
     revision: Annotated[str, typer.Option(help="branch of the upload; stepN for a checkpoint of step N")] = "",
 ) -> None:
-    """Write a checkpoint for transformers and sentence-transformers."""
+    """Write a checkpoint for transformers.
+
+    The directory opens in transformers and sentence-transformers, with equal outputs, and holds a model card.
+    """
     from raybert import export as exports
 
     exports.export_dir(checkpoint, directory)
@@ -228,12 +290,15 @@ def export(
         print(exports.push(directory, push, revision or exports.revision_of(checkpoint)))
 
 
-@app.command(name="import")
+@app.command(name="import", epilog="Example: raybert import my-bert-directory checkpoints/mine")
 def import_(
     directory: Annotated[str, typer.Argument(help="local directory of a transformers BERT")],
     checkpoint: Annotated[str, typer.Argument(help="checkpoint directory to write, at any URI")],
 ) -> None:
-    """Turn a transformers BERT into a checkpoint."""
+    """Turn a transformers BERT into a checkpoint.
+
+    Its tokenizer comes along where it is another than raybert's.
+    """
     from raybert.export import import_dir
 
     missing = import_dir(directory, checkpoint)

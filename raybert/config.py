@@ -62,6 +62,9 @@ class ModelConfig(Section):
     max_position_embeddings: int | None = Field(default=None, gt=0)
     dropout: float | None = Field(default=None, ge=0, lt=1)
     initializer_range: float | None = Field(default=None, gt=0)
+    start_from: AbsolutePath = Field(
+        default="", description="checkpoint whose weights a new run begins with, of the same dimensions"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -77,7 +80,7 @@ class ModelConfig(Section):
         if self.size is not None and self.size not in SIZES:
             raise ValueError(f"unknown model.size {self.size!r}: use one of {', '.join(SIZES)}")
         dimensions = dict(SIZES[self.size]) if self.size else {}
-        dimensions |= {k: v for k, v in self.model_dump(exclude={"size"}).items() if v is not None}
+        dimensions |= {k: v for k, v in self.model_dump(exclude={"size", "start_from"}).items() if v is not None}
         return BertConfig(**dimensions)
 
 

@@ -1,6 +1,7 @@
 """The whole way in minutes on one machine: text to shards, training with probes beside it, a table and a page."""
 
 import re
+from collections.abc import Sequence
 from importlib import resources
 
 from rich.console import Console
@@ -17,12 +18,13 @@ from raybert.train.run import check, train
 CORPUS = "embedded://bbc_news"
 
 
-def run_demo(task: str, directory: str) -> str:
+def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
     """Prepare the embedded corpus, train `demo.yaml` on it under a name of its own, and return the report's URI.
 
     Args:
         task: the probe task, as `load_task` takes it.
         directory: where the shard set and the run directory go; each demo makes another run.
+        overrides: settings of `demo.yaml` as ``key.sub=value``.
 
     Raises:
         InputError: the task is unknown or its texts cannot be read.
@@ -35,7 +37,7 @@ def run_demo(task: str, directory: str) -> str:
     cluster.connect()
     settings = configs.load(
         str(resources.files("raybert") / "demo.yaml"),
-        [f"run.name={_next_name(directory)}", f"run.storage={directory}", f"probe.tasks=[{task}]"],
+        [f"run.name={_next_name(directory)}", f"run.storage={directory}", f"probe.tasks=[{task}]", *overrides],
     )
     shards = storage.join(directory, "demo-shards")
     console.print("[bold]2/4[/bold] tokenising BBC News: 2,125 articles")

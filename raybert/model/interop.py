@@ -206,7 +206,9 @@ def fast_tokenizer(max_length: int) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     names = {"[CLS]": CLS_ID, "[SEP]": SEP_ID, "[MASK]": MASK_ID, "[PAD]": PAD_ID}
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    # A word's token holds the space before it, and so the one before a mask belongs to what it hides.
+    tokens = [AddedToken(name, special=True, normalized=False, lstrip=name == "[MASK]") for name in names]
+    tokenizer.add_special_tokens(tokens)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",

@@ -12,13 +12,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from raybert import storage
 from raybert.errors import InputError
 
-app = typer.Typer(name="probe", help="Linear probes: the service beside the runs, and single checkpoints.")
+app = typer.Typer(
+    name="probe", help="Probe checkpoints; ask the probe service.", no_args_is_help=True, rich_markup_mode=None
+)
 
 RunUri = Annotated[str, typer.Argument(metavar="RUN", help="run directory, at any URI")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
-@app.command()
+@app.command(epilog="Example: raybert probe status")
 def status(as_json: AsJson = False) -> None:
     """Show every probe service of the cluster and what waits in it."""
     from raybert import cluster
@@ -29,7 +31,7 @@ def status(as_json: AsJson = False) -> None:
     print(json.dumps(found)) if as_json else Console().print(show.status_table(found))
 
 
-@app.command()
+@app.command(epilog="Example: raybert probe results gs://bucket/runs/compact")
 def results(run: RunUri, as_json: AsJson = False) -> None:
     """Show the run's probe results, and why there is none where there is none."""
     from raybert.probe import client, queue, show
@@ -38,7 +40,7 @@ def results(run: RunUri, as_json: AsJson = False) -> None:
     print(json.dumps(records)) if as_json else Console().print(show.results_table(records))
 
 
-@app.command()
+@app.command(epilog="Example: raybert probe wait gs://bucket/runs/compact --timeout 600")
 def wait(
     run: RunUri, timeout: Annotated[float | None, typer.Option(help="seconds; fail when they are over")] = None
 ) -> None:
@@ -61,7 +63,7 @@ def wait(
         bar.update(shown, completed=before)
 
 
-@app.command()
+@app.command(epilog="Example: raybert probe run runs/compact/checkpoints/best --task bbc_news")
 def run(
     checkpoint: Annotated[str, typer.Argument(help="checkpoint at any URI, or a local transformers BERT directory")],
     task: Annotated[str, typer.Option(help="ag_news, bbc_news, sst2, NAME@DIRECTORY, or a task's YAML file")],
@@ -74,7 +76,7 @@ def run(
     print(json.dumps(record)) if as_json else Console().print(show.result_table(record))
 
 
-@app.command()
+@app.command(epilog="Example: raybert probe compare runs/a/checkpoints/best runs/b/checkpoints/best --task bbc_news")
 def compare(
     a: Annotated[str, typer.Argument(help="checkpoint, transformers directory, or a run's probes/TASK-STEP.json")],
     b: Annotated[str, typer.Argument(help="the same; its accuracy minus A's is shown")],
@@ -99,7 +101,7 @@ def compare(
     print(json.dumps(found)) if as_json else Console().print(show.comparison_table(found))
 
 
-@app.command()
+@app.command(epilog="Example: raybert probe stop")
 def stop() -> None:
     """End the cluster's probe services. What waits stays queued until a service starts again."""
     from raybert import cluster

@@ -12,6 +12,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from raybert import storage, trackers
 from raybert.cluster import largest_resources
 from raybert.data.shards import open_shards
+from raybert.dry_run import Estimate, estimate
 from raybert.errors import InputError, RunFailed
 from raybert.sweep.space import SweepConfig, Trial, trials
 from raybert.train.run import Diverged, Run, check, train
@@ -75,6 +76,25 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
     if len(results.errors) == len(planned):
         raise RunFailed(f"No trial of {sweep.uri} could be trained; the first one: {_last(results.errors[0])}.")
     return planned
+
+
+def estimate_sweep(sweep: SweepConfig) -> tuple[list[tuple[str, dict[str, Any], Estimate]], int]:
+    """What each trial would take, measured once for each that asks for something else, and how many run at a time.
+
+    Raises:
+        InputError: a trial will not do or could never run.
+        RunFailed: a measurement failed.
+    """
+    planned = trials(sweep)
+    concurrent = _check_trials(planned, sweep.max_concurrent)
+    seen: dict[str, Estimate] = {}
+    rows = []
+    for trial in planned:
+        key = repr((trial.config.data, trial.config.model, trial.config.train))
+        if key not in seen:
+            seen[key] = estimate(check(trial.config, trial=trial.name, reserved_cpus=DRIVER_CPUS, hashes_known=True))
+        rows.append((trial.name, dict(trial.point), seen[key]))
+    return rows, concurrent
 
 
 def _last(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from raybert.data.reader import validation_batches
 from raybert.data.shards import open_shards
 from raybert.data.stream import worker_batches
 from raybert.model.bert import Bert, flops_per_token
-from raybert.model.files import read_weights
+from raybert.model.files import load, read_weights
 from raybert.model.losses import Pretraining
 from raybert.patience import patiently
 from raybert.probe import client
@@ -110,6 +110,8 @@ class Worker:
     def _restore(self, bert: Bert) -> None:
         committed = ray.train.get_checkpoint()
         if committed is None:
+            if self.config.model.start_from:
+                bert.load_state_dict(load(self.config.model.start_from).state_dict())
             return
         with committed.as_directory() as directory:
             bert.load_state_dict(read_weights(Path(directory)))

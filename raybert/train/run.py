@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
@@ -14,6 +14,7 @@ from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping
 from raybert.data.shards import ShardSet, open_shards, verify_shards
 from raybert.errors import InputError, RunFailed
+from raybert.model import files
 from raybert.probe import client
 from raybert.probe.tasks import ProbeTask, load_task
 
@@ -83,8 +84,29 @@ def check(config: Config, *, trial: str = "", reserved_cpus: float = 0.0, hashes
         reserved=reserved_cpus,
     )
     _check_resume(config, shards)
+    _check_start(config)
     trackers.require(config.run.trackers, config.run_uri)
     return Run(config, shards, shares, tasks, trial)
+
+
+def _check_start(config: Config) -> None:
+    """The checkpoint that a run starts from must have the dimensions that the settings ask for."""
+    uri = config.model.start_from
+    if not uri:
+        return
+    with storage.local_copy(uri, [files.CONFIG]) as directory:
+        found = asdict(files.read_config(directory, uri))
+    wanted = asdict(config.model.bert())
+    for name, value in wanted.items():
+        # Dropout and the spread of new weights belong to the run, not to the weights.
+        if found[name] == value or name in ("dropout", "initializer_range"):
+            continue
+        remedy = (
+            f"set model.{name}={found[name]}"
+            if name in type(config.model).model_fields
+            else "only a model with raybert's own vocabulary and layer norm can be trained further"
+        )
+        raise InputError(f"model.start_from={uri} has {name}={found[name]} and this run asks for {value}; {remedy}.")
 
 
 def _check_resume(config: Config, shards: ShardSet) -> None:

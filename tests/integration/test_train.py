@@ -140,6 +140,35 @@ def load_best(run):
     return load(f"{run}/checkpoints/best")
 
 
+def test_a_run_goes_on_from_an_exported_and_imported_model(alone, folder, shards, tmp_path, capsys):
+    assert run_app(["export", f"{alone}/checkpoints/best", str(tmp_path / "theirs")]) == 0
+    assert run_app(["import", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    tree = settings(folder, shards, "further", train={"steps": 10}, schedule={"warmup_steps": 0})
+    run = check(
+        from_mapping(tree.model_dump() | {"model": tree.model.model_dump() | {"start_from": tmp_path / "ours"}})
+    )
+    train(run)
+    first = next(record for record in read_metrics(run.uri) if "validation" in record)
+    before = min(record["validation"]["loss"] for record in read_metrics(alone) if "validation" in record)
+    assert first["step"] == 0
+    assert first["validation"]["loss"] == pytest.approx(before, rel=1e-5)
+    path = tmp_path / "c.yaml"
+    path.write_text(run.config.to_yaml())
+    assert run_app(["pretrain", str(path), "run.name=wider", "model.hidden_size=32"]) == 2
+    assert "has hidden_size=16 and this run asks for 32; set model.hidden_size=16" in capsys.readouterr().err
+
+
+def test_a_dry_run_measures_and_writes_nothing(folder, shards, tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text(settings(folder, shards, "dry", train={"workers": 2}).to_yaml())
+    assert run_app(["pretrain", str(path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"{STEPS * 12 * 32:,} positions" in said
+    for part in ("FLOPs", "memory a worker", "2 micro-batches of 3 a worker", f"{STEPS} steps, from 3 measured"):
+        assert part in said, part
+    assert not storage.exists(f"{folder}/dry")
+
+
 def test_two_runs_with_one_seed_have_the_same_losses(alone, folder, shards):
     run = check(settings(folder, shards, "again"))
     train(run)

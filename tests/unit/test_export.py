@@ -75,9 +75,11 @@ def test_the_heads_give_the_same_logits(model, exported):
 
 
 def test_fill_mask_fills_the_mask_as_the_model_would(model, exported):
-    found = transformers.pipeline("fill-mask", exported)("Taxes will[MASK] this year.")
+    found = transformers.pipeline("fill-mask", exported)("Taxes will [MASK] this year.")
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
-    ids = tokenizer("Taxes will[MASK] this year.", return_tensors="pt")["input_ids"]
+    ids = tokenizer("Taxes will [MASK] this year.", return_tensors="pt")["input_ids"]
+    a, b = (raybert.Tokenizer().encode(part) for part in ("Taxes will", " this year."))
+    assert ids[0].tolist() == [50257, *a, 50259, *b, 50258]
     position = int((ids[0] == tokenizer.mask_token_id).nonzero())
     assert found[0]["token"] == int(model(ids)["mlm_logits"][0, position].argmax())
 
