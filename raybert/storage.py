@@ -268,8 +268,9 @@ def local_copy(uri: str, names: Sequence[str]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="raybert-") as directory:
         fs, path = filesystem(uri)
         for name in names:
-            target = os.path.join(directory, name)
-            os.makedirs(os.path.dirname(target), exist_ok=True)
+            target = Path(directory, name)
             with sentences(uri), suppress(FileNotFoundError):
-                fs.get_file(join(path, name), target)
+                fs.get_file(join(path, name), os.path.join(directory, ".part"))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(os.path.join(directory, ".part"), target)
         yield Path(directory)
