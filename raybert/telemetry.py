@@ -68,6 +68,7 @@ class MetricsLog:
         self._uri = storage.join(run_uri, "metrics.jsonl")
         self._remote = storage.is_remote(self._uri)
         self._lock = threading.Lock()
+        self._upload_lock = threading.Lock()  # so that no older upload ends after a newer one
         self._written = time.monotonic()
         self._uploader: threading.Thread | None = None
         if self._remote:
@@ -100,22 +101,27 @@ class MetricsLog:
         busy = self._uploader is not None and self._uploader.is_alive()
         if self._remote and not busy and time.monotonic() - self._written > REMOTE_INTERVAL:
             self._written = time.monotonic()
-            self._uploader = threading.Thread(target=self._upload, daemon=True)
+            self._uploader = threading.Thread(target=self.sync, daemon=True)
             self._uploader.start()
 
-    def _upload(self) -> None:
-        with self._lock, open(self._path, "rb") as file:
-            content = file.read()
-        storage.write_bytes(self._uri, content)
+    def sync(self) -> None:
+        """Have all that was written so far in storage, also where that is remote. Nothing to do once it is closed."""
+        if not self._remote:
+            return
+        with self._upload_lock:
+            if not os.path.exists(self._path):
+                return
+            with self._lock, open(self._path, "rb") as file:
+                content = file.read()
+            storage.write_bytes(self._uri, content)
 
     def close(self) -> None:
-        if self._uploader is not None:
-            self._uploader.join()
         with self._lock:
             self._file.close()
-        if self._remote:
-            self._upload()
-            os.unlink(self._path)
+        self.sync()
+        with self._upload_lock:
+            if self._remote:
+                os.unlink(self._path)
 
 
 def read_metrics(run_uri: str) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.gcs import Emulator
+
 # A busy machine is no fault of the code.
 hypothesis.settings.register_profile("raybert", deadline=None)
 hypothesis.settings.load_profile("raybert")
@@ -29,7 +31,17 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def gcs() -> Iterator[Emulator]:
+    """A Google Cloud Storage server; every process that is started from now on takes it for Google's."""
+    emulator = Emulator()
+    for name in ("STORAGE_EMULATOR_HOST", "CLOUD_STORAGE_EMULATOR_ENDPOINT"):
+        os.environ[name] = emulator.endpoint
+    yield emulator
+    emulator.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(gcs: Emulator) -> Iterator[None]:
     """One local Ray, with its dashboard: without it Train cannot clean up after a controller that was killed."""
     import ray
 

@@ -73,6 +73,7 @@ def _files(name: str) -> list[str]:
         return [name]
     found = storage.list_files(name)
     if not found:
+        storage.require_bucket(name)
         raise InputError(f"The input {name} does not exist or holds no files.")
     known = [uri for uri in found if kind_of(uri)[0] and not posixpath.basename(uri).startswith((".", "_"))]
     if not known:
@@ -87,11 +88,10 @@ def _look(uri: str, *, text_column: str, fragment_bytes: int, lines: bool) -> tu
         texts = embedded.texts(uri)
         digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
         return [Piece(uri, kind, 0, 0, sum(map(len, texts)))], digest
-    fs, path = storage.filesystem(uri)
     with sentence_when_damaged(uri):
-        size = fs.size(path)
-        head = fs.cat_file(path, start=0, end=min(size, SAMPLE_BYTES)) if size else b""
-        tail = fs.cat_file(path, start=max(0, size - SAMPLE_BYTES), end=size) if size else b""
+        size = storage.size(uri)
+        head = storage.read_range(uri, 0, min(size, SAMPLE_BYTES))
+        tail = storage.read_range(uri, max(0, size - SAMPLE_BYTES), size)
     digest = hashlib.sha256(b"%d " % size + head + tail).hexdigest()
     if kind == "parquet":
         return _look_into_parquet(uri, text_column, fragment_bytes), digest

@@ -117,10 +117,8 @@ def gather_shard(job: ShardJob, sources: list[tuple[str, np.ndarray]], output: s
     """
     wanted = [(uri, int(offsets[job.first]), int(offsets[job.stop])) for uri, offsets in sources]
     wanted = [(uri, start, stop) for uri, start, stop in wanted if stop > start]
-    fs, _ = storage.filesystem(output)
-    paths = [storage.filesystem(uri)[1] for uri, _, _ in wanted]
     try:
-        slices = fs.cat_ranges(paths, [w[1] for w in wanted], [w[2] for w in wanted], on_error="raise")
+        slices = storage.read_ranges(wanted)
     except FileNotFoundError as error:
         raise InputError(
             f"A file that another task wrote under {output} cannot be found; "

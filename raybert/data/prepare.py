@@ -74,6 +74,7 @@ def prepare(
     if unit_rows < 2 or shard_tokens < 1:
         raise InputError("A unit must have at least 2 rows and a shard at least 1 token.")
     output = storage.absolute(output)
+    storage.require_writable(output)
     raw = corpus.plan(inputs, text_column)
     settings = {
         "text_column": text_column,

@@ -55,8 +55,7 @@ def _plan_csv(files: list[str], text_column: str) -> Source:
     """Quoted line ends make a csv file hard to cut: each is one piece."""
     pieces = []
     for file in files:
-        fs, path = storage.filesystem(file)
-        pieces.append(Piece(file, "csv", 0, 0, fs.size(path)))
+        pieces.append(Piece(file, "csv", 0, 0, storage.size(file)))
         for table in itertools.islice(_csv(file), 1):
             if text_column not in table.column_names:
                 names = ", ".join(table.column_names)

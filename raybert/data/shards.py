@@ -177,6 +177,7 @@ def open_shards(uri: str) -> ShardSet:
     try:
         data = storage.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError) as error:
+        storage.require_bucket(uri)
         raise InputError(
             f"{uri} is no shard set: it has no {MANIFEST}. Write one with `raybert prepare --output {uri}`, "
             "or run it again if it was interrupted."
@@ -205,9 +206,8 @@ def verify_shards(shard_set: ShardSet, *, sizes_only: bool = False) -> None:
     """
     for shard in (shard for split in SPLITS for shard in shard_set.shards(split)):
         uri = storage.join(shard_set.uri, shard.name)
-        fs, path = storage.filesystem(uri)
         try:
-            size = fs.size(path)
+            size = storage.size(uri)
         except FileNotFoundError as error:
             raise InputError(f"The shard {uri} is missing; prepare the data again.") from error
         if size != shard.bytes:
@@ -233,8 +233,7 @@ def read_unit(uri: str, unit: Unit) -> UnitRows:
     columns = [group.column(i) for i in range(group.num_columns)]
     start = min(column.data_page_offset for column in columns)
     stop = max(column.data_page_offset + column.total_compressed_size for column in columns)
-    fs, name = storage.filesystem(path)
-    data = fs.cat_file(name, start=start, end=stop)
+    data = storage.read_range(path, start, stop)
     try:
         # Pages carry a checksum.
         with pq.ParquetFile(

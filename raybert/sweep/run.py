@@ -43,7 +43,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
         RunFailed: not one trial could be trained.
     """
     planned = trials(sweep)
-    state = storage.join(sweep.uri, "tune")
+    state = storage.arrow_uri(storage.join(sweep.uri, "tune"))
     exists = storage.exists(storage.join(sweep.uri, "sweep.json"))
     if exists and not resume:
         raise InputError(f"The sweep {sweep.uri} exists; go on with it by --resume, or give this one another name.")
@@ -70,7 +70,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
                 max_concurrent_trials=concurrent,
                 trial_dirname_creator=lambda trial: planned[trial.config["trial"]].name,
             ),
-            run_config=tune.RunConfig(name="tune", storage_path=sweep.uri, verbose=1),
+            run_config=tune.RunConfig(name="tune", storage_path=storage.arrow_uri(sweep.uri), verbose=1),
         )
     results = tuner.fit()
     if len(results.errors) == len(planned):

@@ -7,6 +7,7 @@ a background thread's work.
 """
 
 import hashlib
+import pickle
 import shutil
 import tempfile
 import threading
@@ -130,14 +131,22 @@ def load_state(directory: Path) -> dict[str, Any]:
     """The training state of a local checkpoint directory. No code in it is run.
 
     Raises:
-        InputError: the file is missing, or of another format.
+        InputError: the file is missing, damaged, of another format, or holds more than tensors and numbers.
     """
     path = directory / TRAINING_STATE
     if not path.exists():
         raise InputError(
             f"{directory} holds weights alone; training can only go on from a checkpoint with {path.name}."
         )
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, OSError) as error:
+        raise InputError(
+            f"{path} is damaged or no training state of raybert ({type(error).__name__}); nothing in it was run. "
+            "Go on from another checkpoint."
+        ) from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path} holds a {type(state).__name__} and no training state; go on from another checkpoint.")
     if state.get("format") != STATE_FORMAT:
         raise InputError(f"{path} has format {state.get('format')}, and this version reads format {STATE_FORMAT}.")
     return state

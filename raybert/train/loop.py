@@ -335,12 +335,14 @@ class Worker:
         def upload(_: Checkpoint, directory: str) -> Checkpoint:
             assert snap is not None
             uri, start = storage.join(self.config.run_uri, directory), time.monotonic()
-            if self.ledger is not None:
+            # A run that goes on from this checkpoint must find what was noted until here.
+            if self.ledger is not None and self.log is not None:
                 self._patiently(self.ledger.flush, "writing the ledger")
+                self._patiently(self.log.sync, "writing the log")
             size = self._patiently(partial(checkpoints.write, snap, uri), f"writing {directory}")
             if self.gauges is not None:
                 self.gauges.set({"checkpoint_bytes": size, "checkpoint_seconds": time.monotonic() - start})
-            return Checkpoint(uri)
+            return Checkpoint(storage.arrow_uri(uri))
 
         ray.train.report(
             metrics,

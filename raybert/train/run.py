@@ -55,10 +55,11 @@ def check(config: Config, *, trial: str = "", reserved_cpus: float = 0.0, hashes
     Raises:
         InputError: the shards are missing, damaged or made for another tokenizer, too long for the model or too few
             for a batch; a probe task is wrong; the cluster can never hold the workers; the run's name is taken by a
-            run that is different.
+            run that is different; the run's storage cannot be written to.
     """
     if not config.data.shards:
         raise InputError("data.shards is not set: give the directory that `raybert prepare --output` wrote.")
+    storage.require_writable(config.run.storage)
     shards = open_shards(config.data.shards)
     positions = config.model.bert().max_position_embeddings
     if shards.seq_len > positions:
@@ -206,7 +207,7 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
         ),
         run_config=RunConfig(
             name=config.run.name,
-            storage_path=config.run.storage,
+            storage_path=storage.arrow_uri(config.run.storage),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             callbacks=[FaultLog(run.uri), *callbacks],

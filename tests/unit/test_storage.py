@@ -4,9 +4,11 @@ from raybert import storage
 from raybert.errors import InputError
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "gs"])
 def root(request, tmp_path):
-    """A local directory, and a file system that is not local."""
+    """A local directory, a file system that is not local, and a bucket."""
+    if request.param == "gs":
+        return request.getfixturevalue("gcs").create_bucket(f"b-{tmp_path.name}".replace("_", "-"))
     return str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
 
 
@@ -18,6 +20,15 @@ def test_what_is_written_is_read_and_listed(root):
     assert storage.read_from(storage.join(root, "a", "c.bin"), 5) == b""
     assert storage.read_from(storage.join(root, "a", "none"), 0) == b""
     assert storage.list_dir(storage.join(root, "a")) == [storage.join(root, "a", name) for name in ("b.json", "c.bin")]
+    assert storage.size(storage.join(root, "a", "c.bin")) == 5
+    assert storage.read_range(storage.join(root, "a", "c.bin"), 1, 3) == b"23"
+    ranges = [(storage.join(root, "a", "c.bin"), start, start + 2) for start in (0, 3)]
+    assert storage.read_ranges(ranges) == [b"12", b"45"]
+    with storage.open_uri(storage.join(root, "a", "c.bin")) as file:
+        assert file.read() == b"12345"
+    for place in ("", "a", "a/c.bin", "a/*.bin", "**/*.bin"):
+        found = [uri.replace(":///", "://") for uri in storage.list_files(storage.join(root, place))]
+        assert storage.join(root, "a", "c.bin") in found, place
     assert len(storage.list_files(root)) == 2
     assert storage.list_dir(storage.join(root, "none")) == []
     storage.remove(storage.join(root, "a"))

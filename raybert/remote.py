@@ -1,0 +1,136 @@
+"""Clients of remote storage: what they are asked for, and what their refusals mean in a sentence.
+
+Credentials come from the provider's default chain alone (Google's: GOOGLE_APPLICATION_CREDENTIALS, then
+`gcloud auth application-default login`, then the machine's service account); there is no setting for them.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fsspec.registry import known_implementations
+
+from raybert.errors import InputError, RunFailed
+
+# Seconds without a byte of an answer after which a request is given up and made again.
+STALL = 60.0
+GOOGLE = ("gs", "gcs")
+ANONYMOUS = "anonymous@"
+
+
+def share_emulator() -> str:
+    """The address of a GCS emulator, if the environment names one: in either of two variables, since gcsfs and pyarrow
+    each look into another one.
+    """
+    address = os.environ.get("STORAGE_EMULATOR_HOST") or os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT") or ""
+    if address:
+        address = address if "://" in address else f"http://{address}"
+        os.environ.setdefault("STORAGE_EMULATOR_HOST", address)
+        os.environ.setdefault("CLOUD_STORAGE_EMULATOR_ENDPOINT", address)
+    return address
+
+
+# Before gcsfs is imported, which reads it once: asking a bucket for its kind over gRPC stalls where only HTTP answers.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+share_emulator()
+# It logs the trace of every exception that it raises; the exception itself is enough.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+
+def scheme(uri: str) -> str:
+    """``gs`` of ``gs://bucket/x``; ``file`` of a local path."""
+    return uri.partition("://")[0] if "://" in uri else "file"
+
+
+def client_options(uri: str) -> dict[str, Any]:
+    """How the fsspec client of this URI is made."""
+    if scheme(uri) == "file":
+        return {}
+    # Another process may have written since a directory was listed.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme(uri) not in GOOGLE:
+        return options
+    from aiohttp import ClientTimeout
+
+    anonymous = bool(share_emulator()) or f"://{ANONYMOUS}" in uri
+    return options | {
+        # Google's own chain; gcsfs would also try a cache of its own and then go on without credentials.
+        "token": "anon" if anonymous else "google_default",
+        "access": "read_write",
+        # gcsfs's default is to wait for ever.
+        "requests_timeout": ClientTimeout(total=None, sock_connect=30, sock_read=STALL),
+    }
+
+
+def without_user(uri: str) -> str:
+    """``gs://bucket/x`` of ``gs://anonymous@bucket/x``."""
+    return uri.replace(f"://{ANONYMOUS}", "://", 1) if scheme(uri) in GOOGLE else uri
+
+
+def no_client(uri: str, error: Exception) -> InputError:
+    """The sentence for a URI that no installed package serves."""
+    known = known_implementations.get(scheme(uri), {}).get("err", "")
+    package = re.search(r"(?i)\binstall (\w+)", known)
+    if package is None:
+        return InputError(f"Cannot open {uri}: {error}. Install the fsspec package for this kind of URI.")
+    return InputError(f"Cannot open {uri}: {scheme(uri)}:// needs a package on every node: pip install {package[1]}.")
+
+
+def bucket(uri: str) -> str:
+    """``gs://bucket`` of ``gs://bucket/x``."""
+    kind, _, rest = without_user(uri).partition("://")
+    return f"{kind}://{rest.partition('/')[0]}"
+
+
+@contextmanager
+def sentences(uri: str) -> Iterator[None]:
+    """Turn what a remote storage refuses into a sentence; what is missing stays FileNotFoundError.
+
+    Raises:
+        InputError: no credentials, expired ones, no permission.
+        RunFailed: it does not answer, or answers with errors, also when its client asks again.
+    """
+    try:
+        yield
+    except (InputError, RunFailed):
+        raise
+    except Exception as error:
+        found = explain(uri, error) if scheme(uri) != "file" else None
+        if found is None:
+            raise
+        raise found from error
+
+
+def explain(uri: str, error: Exception) -> Exception | None:
+    """The sentence for an exception of a remote storage's client, None where there is none.
+
+    By names and codes, since each client has exceptions of its own and most clients are not installed.
+    """
+    place, names = bucket(uri), {kind.__name__ for kind in type(error).__mro__}
+    code = getattr(error, "code", None) or getattr(error, "status_code", None)
+    login = " run `gcloud auth application-default login`, or renew the key" if scheme(uri) in GOOGLE else " renew them"
+    if names & {"DefaultCredentialsError", "NoCredentialsError"}:
+        return InputError(
+            f"There are no credentials for {place}: "
+            + (
+                "run `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS to the path of a key, "
+                "or use a machine with a service account."
+                if scheme(uri) in GOOGLE
+                else "set them up as its provider describes."
+            )
+        )
+    if code in (401, "401") or names & {"RefreshError", "ClientAuthenticationError"}:
+        return InputError(f"The credentials for {place} have expired or are wrong (401 Unauthorized);{login}.")
+    if code in (403, "403") or "PermissionError" in names or str(error).startswith("Forbidden"):
+        return InputError(
+            f"These credentials have no permission for {uri} (403 Forbidden); give their account the right to read, "
+            f"write, list and delete objects in {place}"
+            + (" (roles/storage.objectAdmin)." if scheme(uri) in GOOGLE else ".")
+        )
+    if names & {"ClientError", "HttpError", "TimeoutError", "ConnectionError", "RequestException", "GoogleAuthError"}:
+        said = " ".join(str(error).split()) or type(error).__name__
+        return RunFailed(f"{place} does not answer as it should ({said}); run the command again.")
+    return None
