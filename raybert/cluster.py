@@ -141,20 +141,31 @@ def largest_resources() -> tuple[float, float]:
     Raises:
         InputError: RAYBERT_MAX_RESOURCES is set and is no JSON object of numbers.
     """
-    now, limit = ray.cluster_resources(), _limits()
+    now, stated = ray.cluster_resources(), stated_limits()
+    limit = _monitored_limits() if stated is None else stated
     return max(now.get("CPU", 0.0), limit.get("CPU", 0.0)), max(now.get("GPU", 0.0), limit.get("GPU", 0.0))
 
 
-def _limits() -> dict[str, float]:
-    """The autoscaler's limits, which Ray 2.60 publishes nowhere; empty where there is none, or none is known.
+def stated_limits() -> dict[str, float] | None:
+    """What the environment states as the autoscaler's limits, if it does.
 
-    Its monitor runs on the head, as job drivers do, and its command line names the file that it was started with.
+    Raises:
+        InputError: it is no JSON object of numbers.
     """
-    if stated := os.environ.get(LIMITS):
-        try:
-            return {name: float(value) for name, value in json.loads(stated).items()}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f'{LIMITS}={stated} is no JSON object like {{"CPU": 96, "GPU": 8}}.') from error
+    stated = os.environ.get(LIMITS)
+    if not stated:
+        return None
+    try:
+        return {name: float(value) for name, value in json.loads(stated).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f'{LIMITS}={stated} is no JSON object like {{"CPU": 96, "GPU": 8}}.') from error
+
+
+def _monitored_limits() -> dict[str, float]:
+    """The limits in the file that this cluster's autoscaler was started with; empty where there is none.
+
+    Ray 2.60 publishes them nowhere. Its monitor runs on the head, as job drivers do; its command line names the file.
+    """
     gcs = ray.get_runtime_context().gcs_address
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
