@@ -51,7 +51,9 @@ def run_app(arguments: list[str]) -> int:
         errors.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt as error:
-        errors.print(f"interrupted: {error}" if str(error) else "interrupted", markup=False, highlight=False)
+        errors.print(
+            f"interrupted: {error}" if str(error) else "interrupted", markup=False, highlight=False, soft_wrap=True
+        )
         return 130
     return 0
 

@@ -164,7 +164,7 @@ def test_every_panel_of_the_dashboard_shows_the_run(cluster, training, tmp_path)
     if prometheus is None:
         pytest.skip("there is no prometheus here: apt-get install prometheus")
     config = yaml.safe_load((ROOT / "cluster" / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s"}
+    config["global"] = {"scrape_interval": "2s", "scrape_timeout": "2s"}
     config["scrape_configs"][0]["file_sd_configs"][0] = {
         "files": [f"{cluster.folder}/ray/prom_metrics_service_discovery.json"],
         "refresh_interval": "1s",
