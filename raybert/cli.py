@@ -4,6 +4,7 @@ prepare -> raybert.data.prepare     pretrain -> raybert.train.run      probe -> 
 sweep   -> raybert.sweep.run
 report  -> raybert.report           export, import -> raybert.export
 verify  -> raybert.verify           embed   -> raybert.embed           demo -> raybert.demo
+submit  -> raybert.submit
 """
 
 import logging
@@ -61,8 +62,10 @@ def run_app(arguments: list[str]) -> int:
     except RunFailed as error:
         errors.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
-    except KeyboardInterrupt:
-        errors.print("interrupted")
+    except KeyboardInterrupt as error:
+        errors.print(
+            f"interrupted: {error}" if str(error) else "interrupted", markup=False, highlight=False, soft_wrap=True
+        )
         return 130
     return 0
 
@@ -184,6 +187,25 @@ def report(
         storage.write_bytes(figure, learning_figure(read_run(run)))
         print(figure)
     print(page)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="Example: raybert submit pretrain jobs/compact.yaml data.shards=gs://bucket/shards",
+)
+def submit(
+    command: Annotated[list[str], typer.Argument(help="prepare, pretrain, sweep, probe or report, with its arguments")],
+    address: Annotated[str | None, typer.Option(help="of the cluster's dashboard", show_default=False)] = None,
+    directory: Annotated[str, typer.Option(help="the checkout whose code the job runs")] = ".",
+    follow: Annotated[bool, typer.Option("--follow", help="show what the job prints, and exit with its code")] = False,
+) -> None:
+    """Run a command as a job on a cluster."""
+    from raybert import submit as jobs
+
+    job = jobs.submit(command, address=address, directory=directory)
+    print(f"job        {job.id}\ndashboard  {job.dashboard}\nfollow     {job.follow}", flush=True)
+    if follow:
+        raise typer.Exit(jobs.follow(job, lambda text: print(text, end="", flush=True)))
 
 
 @app.command(epilog="Example: raybert watch gs://bucket/runs/compact")

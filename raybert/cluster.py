@@ -1,14 +1,25 @@
 """Reaching a Ray cluster, and sharing its CPUs between training workers, data tasks and probes."""
 
+import json
 import logging
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
+import yaml
 
+from raybert import storage
 from raybert.errors import InputError
+
+# Placement of what must outlive a preemption: any node but those that carry the label. Drivers of jobs run on the head,
+# and Ray Train puts a run's controller beside its driver.
+MARKET_TYPE = "ray.io/market-type"
+OFF_SPOT = {MARKET_TYPE: "!spot"}
+# What the autoscaler may grow the cluster to, as JSON: {"CPU": 96, "GPU": 8}. For where it cannot be read (Kubernetes).
+LIMITS = "RAYBERT_MAX_RESOURCES"
 
 # On a machine with fewer cores than processes, data tasks and probes each take this share of a CPU.
 SMALL_SHARE = 0.25
@@ -23,7 +34,7 @@ def connect(*, quiet: bool = True) -> bool:
         True when a local Ray was started, which ends with this process.
 
     Raises:
-        InputError: RAY_ADDRESS is set and no cluster answers there.
+        InputError: RAY_ADDRESS is set and no cluster answers there, or this process is on a spot node of it.
     """
     if ray.is_initialized():
         return False
@@ -37,6 +48,7 @@ def connect(*, quiet: bool = True) -> bool:
             raise InputError(
                 f"No Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS to use this machine."
             ) from error
+        _refuse_spot_node()
         return False
     # The dashboard stays on: Train's clean-up after a killed controller depends on it.
     # A worker, its data tasks and a probe need two CPUs to be placed, which a machine of one core has to share.
@@ -115,8 +127,64 @@ def plan_shares(
     return Shares(worker, data, probe, gpu)
 
 
+def _refuse_spot_node() -> None:
+    if ray.get_runtime_context().get_node_labels().get(MARKET_TYPE) == "spot":
+        raise InputError(
+            "This driver is on a spot node, and all its work would be lost with the node; submit it as a job "
+            "(`raybert submit`), whose driver runs on the head."
+        )
+
+
 def largest_resources() -> tuple[float, float]:
-    """(CPUs, GPUs) that the cluster can ever have: what it has now, or the autoscaler's limit where that is more."""
-    now = ray.cluster_resources()
-    limit = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    """(CPUs, GPUs) that the cluster can ever have: what it has now, or the autoscaler's limit where that is more.
+
+    Raises:
+        InputError: RAYBERT_MAX_RESOURCES is set and is no JSON object of numbers.
+    """
+    now, stated = ray.cluster_resources(), stated_limits()
+    limit = _monitored_limits() if stated is None else stated
     return max(now.get("CPU", 0.0), limit.get("CPU", 0.0)), max(now.get("GPU", 0.0), limit.get("GPU", 0.0))
+
+
+def stated_limits() -> dict[str, float] | None:
+    """What the environment states as the autoscaler's limits, if it does.
+
+    Raises:
+        InputError: it is no JSON object of numbers.
+    """
+    stated = os.environ.get(LIMITS)
+    if not stated:
+        return None
+    try:
+        return {name: float(value) for name, value in json.loads(stated).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f'{LIMITS}={stated} is no JSON object like {{"CPU": 96, "GPU": 8}}.') from error
+
+
+def _monitored_limits() -> dict[str, float]:
+    """The limits in the file that this cluster's autoscaler was started with; empty where there is none.
+
+    Ray 2.60 publishes them nowhere. Its monitor runs on the head, as job drivers do; its command line names the file.
+    """
+    gcs = ray.get_runtime_context().gcs_address
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended
+            continue
+        flags = dict(argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument)
+        config = flags.get("--autoscaling-config")
+        if config and flags.get("--gcs-address") == gcs and storage.exists(config):
+            return limits_of(yaml.safe_load(storage.read_bytes(config)))
+    return {}
+
+
+def limits_of(autoscaling: dict[str, Any]) -> dict[str, float]:
+    """CPUs and GPUs of the head and of as many workers as a cluster file allows."""
+    total = {"CPU": 0.0, "GPU": 0.0}
+    for name, node_type in autoscaling["available_node_types"].items():
+        most = int(node_type.get("max_workers", autoscaling.get("max_workers", 0)))
+        count = most + 1 if name == autoscaling["head_node_type"] else most
+        for resource in total:
+            total[resource] += count * float(node_type.get("resources", {}).get(resource, 0))
+    return total

@@ -1,4 +1,4 @@
-"""The one exception that the command line shows as a sentence instead of a stack trace."""
+"""The exceptions that the command line shows as a sentence instead of a stack trace."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class RunFailed(RuntimeError):  # noqa: N818 - reads as what happened
     """The work began and could not be finished. The command line prints the sentence and exits with code 1."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody ended the work early, and what was done is kept. The command line exits with code 130."""

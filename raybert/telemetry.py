@@ -39,11 +39,17 @@ COUNTERS = {
 }
 
 
+def tags_of(run_uri: str) -> dict[str, str]:
+    """What a run is called in metrics: its name, or those of its sweep and its trial (SWEEP/trials/TRIAL)."""
+    *above, parent, name = run_uri.rstrip("/").split("/")
+    return {"run": above[-1], "trial": name} if parent == "trials" and above else {"run": name, "trial": ""}
+
+
 class Gauges:
     """The run's numbers in Ray's registry, exported to Prometheus as ``ray_raybert_<name>{run, trial}``."""
 
-    def __init__(self, run: str, trial: str = "") -> None:
-        tags = {"run": run, "trial": trial}
+    def __init__(self, run_uri: str) -> None:
+        tags = tags_of(run_uri)
         self._gauges = {name: Gauge(f"raybert_{name}", text, ("run", "trial")) for name, text in GAUGES.items()}
         self._counters = {name: Counter(f"raybert_{name}", text, ("run", "trial")) for name, text in COUNTERS.items()}
         for metric in (*self._gauges.values(), *self._counters.values()):

@@ -11,6 +11,7 @@ import ray
 from ray.util import list_named_actors
 
 import raybert
+from raybert.cluster import OFF_SPOT
 from raybert.errors import InputError, RunFailed
 from raybert.probe import queue
 from raybert.probe.queue import Record
@@ -50,6 +51,7 @@ def ensure_service(root: str) -> Any:
         lifetime="detached",
         get_if_exists=True,
         num_cpus=0,
+        label_selector=OFF_SPOT,
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=8,

@@ -26,6 +26,7 @@ from raybert.probe.encoders import open_encoder, tokenize
 from raybert.probe.evaluate import Material, evaluate, prepare
 from raybert.probe.queue import Entry, Record
 from raybert.probe.tasks import ProbeTask
+from raybert.telemetry import tags_of
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,9 @@ class ProbeService:
         self._started = time.time()
         self._last_scan = self._last_work = time.monotonic()
         self._gauges = {
-            "accuracy": Gauge("raybert_probe_accuracy", "probe accuracy", ("run", "task", "pooling", "split")),
-            "queue": Gauge("raybert_probe_queue", "checkpoints that wait for their probe", ("run",)),
-            "seconds": Gauge("raybert_probe_seconds", "seconds of the last probe", ("run", "task")),
+            "accuracy": Gauge("raybert_probe_accuracy", "probe accuracy", ("run", "trial", "task", "pooling", "split")),
+            "queue": Gauge("raybert_probe_queue", "checkpoints that wait for their probe", ("run", "trial")),
+            "seconds": Gauge("raybert_probe_seconds", "seconds of the last probe", ("run", "trial", "task")),
         }
         for uri in storage.list_dir(storage.join(self._state, "runs")):
             run_uri = storage.read_json(uri)["run"]
@@ -185,7 +186,7 @@ class ProbeService:
                 run.entries[step] = entry
             if not queue.open_tasks(entry):
                 self._finish(run, entry)
-        self._gauges["queue"].set(len(run.entries), {"run": run.uri})
+        self._gauges["queue"].set(len(run.entries), tags_of(run.uri))
         if not run.entries and time.monotonic() - run.mentioned > FORGET:
             self._forget(run)
 
@@ -276,10 +277,10 @@ class ProbeService:
         queue.finish(entry)
         with self._lock:
             run.entries.pop(entry.step, None)
-        self._gauges["queue"].set(len(run.entries), {"run": run.uri})
+        self._gauges["queue"].set(len(run.entries), tags_of(run.uri))
 
     def _show(self, record: Record) -> None:
-        tags = {"run": record["run"], "task": record["task"]}
+        tags = {**tags_of(record["run"]), "task": record["task"]}
         self._gauges["seconds"].set(record["seconds"], tags)
         for pooling in POOLINGS:
             for split in ("train", "test"):

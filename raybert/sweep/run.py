@@ -10,7 +10,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from raybert import storage, trackers
-from raybert.cluster import largest_resources
+from raybert.cluster import OFF_SPOT, largest_resources
 from raybert.data.shards import open_shards
 from raybert.dry_run import Estimate, estimate
 from raybert.errors import InputError, RunFailed
@@ -55,7 +55,8 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
     concurrent = _check_trials(planned, sweep.max_concurrent)
     storage.write_json(storage.join(sweep.uri, "sweep.json"), described)
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-    trainable = tune.with_resources(_trainable(planned), {"cpu": DRIVER_CPUS})
+    placed = tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}], bundle_label_selector=[OFF_SPOT])
+    trainable = tune.with_resources(_trainable(planned), placed)
     # A sweep that was broken off before Tune wrote anything down begins anew; its trials' runs go on by themselves.
     if resume and tune.Tuner.can_restore(state):
         tuner = tune.Tuner.restore(state, trainable, resume_unfinished=True, resume_errored=True)
@@ -104,7 +105,7 @@ def _last(error: BaseException) -> str:
 def _trainable(planned: list[Trial]) -> Callable[[dict[str, Any]], None]:
     def run_trial(point: dict[str, Any]) -> None:
         trial = planned[point["trial"]]
-        run = check(trial.config, trial=trial.name, reserved_cpus=DRIVER_CPUS, hashes_known=True)
+        run = check(trial.config, reserved_cpus=DRIVER_CPUS, hashes_known=True)
         try:
             with trackers.following(run.config):
                 train(run, [ValidationReports()])
@@ -123,7 +124,7 @@ def _check_trials(planned: list[Trial], most: int | None) -> int:
         # Shards are verified once, resources for every trial that differs in what it asks for.
         key = repr((trial.config.data, trial.config.model, trial.config.train))
         if key not in seen:
-            seen[key] = check(trial.config, trial=trial.name, reserved_cpus=DRIVER_CPUS)
+            seen[key] = check(trial.config, reserved_cpus=DRIVER_CPUS)
         runs.append(seen[key])
     fits = min(math.floor(_fits(run, cpus, gpus)) for run in runs)
     return max(1, min(fits, most or fits, len(planned)))

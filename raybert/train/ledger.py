@@ -81,6 +81,11 @@ class Ledger:
         self._written = time.monotonic()
         self._begin(restored + 1)
 
+    @property
+    def attempt(self) -> int:
+        """The number of this start, from 1."""
+        return int(self._header["attempt"])
+
     def _begin(self, first: int) -> None:
         uri = storage.join(self._directory, f"{self._header['attempt']:05d}-{first:010d}.jsonl")
         lines = [json.dumps(self._header)]

@@ -39,6 +39,7 @@ from raybert.train.peak import peak_flops
 from raybert.train.pulse import Pulse
 from raybert.train.schedule import lr_at
 from raybert.train.step import all_reduce_sums, means, pick_dtype, train_step, validate
+from raybert.train.stop import StopVote
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     """Entry point of a worker; `settings` is made by `raybert.train.run`."""
     tasks = [parse_task(task, "the run's settings") for task in settings["tasks"]]
     config = from_mapping(settings["config"])
-    worker = Worker(config, trial=settings["trial"], tasks=tasks, probe_cpus=settings["probe_cpus"])
+    worker = Worker(config, tasks=tasks, probe_cpus=settings["probe_cpus"])
     try:
         worker.run()
     finally:
@@ -61,7 +62,7 @@ def train_loop(settings: dict[str, Any]) -> None:
 class Worker:
     """One rank of the run: its model replica, its part of every batch, and, on rank 0, what is written down."""
 
-    def __init__(self, config: Config, *, trial: str, tasks: list[ProbeTask], probe_cpus: float) -> None:
+    def __init__(self, config: Config, *, tasks: list[ProbeTask], probe_cpus: float) -> None:
         context = ray.train.get_context()
         self.config = config
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
@@ -93,9 +94,10 @@ class Worker:
         self.clock = clock.Clock()
         self.pulse: Pulse | None = None
         self.streak = Streak(config.train.max_bad_steps)
+        self.stop_vote = StopVote(config.run_uri, rank=self.rank, world_size=self.world_size)
         self.writer = checkpoints.BackgroundWriter() if self.rank == 0 else None
         self.log = MetricsLog(config.run_uri) if self.rank == 0 else None
-        self.gauges = Gauges(config.run.name, trial) if self.rank == 0 else None
+        self.gauges = Gauges(config.run_uri) if self.rank == 0 else None
 
     # -- set-up -------------------------------------------------------------------------------------------------
 
@@ -151,6 +153,8 @@ class Worker:
         )
         # Made here, so that a run which was done already leaves no trace of another start.
         self.ledger = self._patiently(self._open_ledger, "opening the ledger") if self.rank == 0 else None
+        if self.gauges is not None and self.ledger is not None:
+            self.gauges.set({"restarts": self.ledger.attempt - 1})
         interval = Interval(self.step + 1, self.device)
         self.clock.done(self.step)
         self.clock.start()
@@ -189,7 +193,8 @@ class Worker:
             interval.add(columns, sums, norm)
             self.step = step + 1
             self.clock.done(self.step)
-            events = self._events()
+            stopping = self.stop_vote.agreed()
+            events = self._events() | ({"checkpoint"} if stopping else set())
             if not events and self.step % config.every.log:
                 continue
             totals, interval = interval.close(preemption.noticed()), Interval(self.step + 1, self.device)
@@ -209,6 +214,8 @@ class Worker:
             waits = self.clock.lap()
             self._write(record, waits)
             self._save(events, record)
+            if stopping:
+                break
             if totals.flagged and self.step < train.steps:
                 preemption.leave(config.run_uri, self.step, self.clock)
         if self.ledger is not None:
@@ -401,5 +408,6 @@ class Worker:
     def close(self) -> None:
         if self.pulse is not None:
             self.pulse.close()
+        self.stop_vote.close()
         if self.log is not None:
             self.log.close()

@@ -13,7 +13,7 @@ from raybert import storage, trackers
 from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping
 from raybert.data.shards import ShardSet, open_shards, verify_shards
-from raybert.errors import InputError, RunFailed
+from raybert.errors import InputError, Interrupted, RunFailed
 from raybert.model import files
 from raybert.probe import client
 from raybert.probe.tasks import ProbeTask, load_task
@@ -37,18 +37,16 @@ class Run:
     shards: ShardSet
     shares: Shares
     tasks: list[ProbeTask]
-    trial: str = ""
 
     @property
     def uri(self) -> str:
         return self.config.run_uri
 
 
-def check(config: Config, *, trial: str = "", reserved_cpus: float = 0.0, hashes_known: bool = False) -> Run:
+def check(config: Config, *, reserved_cpus: float = 0.0, hashes_known: bool = False) -> Run:
     """Verify all that can be known before training, with Ray connected. Nothing is written.
 
     Args:
-        trial: name of the sweep's trial that the run is.
         reserved_cpus: CPUs that others hold.
         hashes_known: the shards' hashes were verified by who planned this run; their sizes are enough.
 
@@ -87,7 +85,7 @@ def check(config: Config, *, trial: str = "", reserved_cpus: float = 0.0, hashes
     _check_resume(config, shards)
     _check_start(config)
     trackers.require(config.run.trackers, config.run_uri)
-    return Run(config, shards, shares, tasks, trial)
+    return Run(config, shards, shares, tasks)
 
 
 def _check_start(config: Config) -> None:
@@ -150,14 +148,19 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
 
     Raises:
         RunFailed: the run failed too often without a new checkpoint, or the loss diverged.
+        Interrupted: a signal ended the run before its last step, with a checkpoint.
     """
     from raybert.train.ingest import last_step
     from raybert.train.loop import FAILURE
     from raybert.train.recover import repair
+    from raybert.train.stop import requested, until_signal
     from raybert.train.supervise import keep_going
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    # The controller takes a report at each of its polls. At its default of 2 seconds a job that is stopped, and killed
+    # 3 seconds later, would not get its last checkpoint committed.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     config = run.config
     _write_config(run)
     storage.remove(storage.join(run.uri, FAILURE))
@@ -166,16 +169,21 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         return {}
     if run.tasks and config.every.probe:
         client.serve(run.uri, config.run.storage)
-    result = keep_going(
-        lambda: _trainer(run, callbacks).fit(),
+    result = until_signal(
         run.uri,
-        max_failures=config.train.max_failures,
-        patience=config.run.patience,
+        lambda: keep_going(
+            lambda: _trainer(run, callbacks).fit(),
+            run.uri,
+            max_failures=config.train.max_failures,
+            patience=config.run.patience,
+        ),
     )
     failure = storage.join(run.uri, FAILURE)
     if storage.exists(failure):
         found = storage.read_json(failure)
         raise Diverged(found["reason"]) if found["kind"] == "diverged" else RunFailed(found["reason"])
+    if requested(run.uri) and (done := last_step(run.uri)) < config.train.steps:
+        raise Interrupted(f"{run.uri} is saved at step {done}; the same command goes on from there.")
     return result.metrics or {}
 
 
@@ -195,7 +203,6 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
         train_loop_per_worker=train_loop,
         train_loop_config={
             "config": config.model_dump(mode="json"),
-            "trial": run.trial,
             "tasks": [task.model_dump(mode="json") for task in run.tasks],
             "probe_cpus": run.shares.probe,
         },

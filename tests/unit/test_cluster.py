@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert.cluster import plan_shares
+from raybert.cluster import LIMITS, limits_of, plan_shares, stated_limits
 from raybert.errors import InputError
 
 
@@ -40,3 +40,22 @@ def test_what_can_never_be_placed_is_refused_with_numbers():
 def test_gpus_are_used_where_every_worker_gets_one():
     assert plan_shares(16, 2, workers=2).use_gpu
     assert not plan_shares(16, 1, workers=2).use_gpu
+
+
+def test_a_cluster_files_limits_count_the_head_and_every_group():
+    groups = {"head": {"resources": {"CPU": 4}}, "cpu": {"resources": {"CPU": 8}, "max_workers": 3}}
+    groups["gpu"] = {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 5}
+    file = {"max_workers": 9, "head_node_type": "head", "available_node_types": groups}
+    file["available_node_types"]["head"]["max_workers"] = 0
+    assert limits_of(file) == {"CPU": 4 + 24 + 10, "GPU": 5}
+
+
+def test_limits_may_be_stated_and_must_be_numbers(monkeypatch):
+    monkeypatch.delenv(LIMITS, raising=False)
+    assert stated_limits() is None
+    monkeypatch.setenv(LIMITS, '{"CPU": 96, "GPU": 8}')
+    assert stated_limits() == {"CPU": 96, "GPU": 8}
+    for wrong in ("96", "[1]", "CPU=96", '{"CPU": "many"}'):
+        monkeypatch.setenv(LIMITS, wrong)
+        with pytest.raises(InputError, match=LIMITS):
+            stated_limits()

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from raybert.telemetry import MetricsLog, format_line, format_seconds, read_metrics
+from raybert.telemetry import MetricsLog, format_line, format_seconds, read_metrics, tags_of
 
 
 def test_a_restarted_run_goes_on_in_the_same_file_and_the_last_line_of_a_step_counts(tmp_path):
@@ -52,3 +52,8 @@ def test_the_log_line_names_every_figure():
     for piece in ("10/100", "9.5000", "1.00e-03", "12,346 tok/s", "25.0%", "1.0%", "1:02:03", "validation loss 9.0000"):
         assert piece in line
     assert format_seconds(61) == "1:01"
+
+
+def test_a_trial_is_tagged_with_its_sweep():
+    assert tags_of("gs://bucket/runs/compact") == {"run": "compact", "trial": ""}
+    assert tags_of("/data/runs/lr-by-size/trials/trial-0003/") == {"run": "lr-by-size", "trial": "trial-0003"}

@@ -1,0 +1,140 @@
+"""`raybert submit`: a command as a job on a cluster, with this checkout as its code."""
+
+import getpass
+import importlib.metadata
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from raybert import config as configs
+from raybert import storage
+from raybert.errors import InputError
+from raybert.sweep import space
+
+ADDRESS = "http://127.0.0.1:8265"
+# Seconds that a stopped job gets to write its checkpoint, and its Ray to clean up; Ray's default of 3 is short.
+STOP_SECONDS = 120
+# Entry scripts; the other commands need no cluster.
+SCRIPTS = ("prepare", "pretrain", "sweep", "probe", "report")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that the cluster has accepted."""
+
+    id: str
+    address: str
+
+    @property
+    def dashboard(self) -> str:
+        return f"{self.address}/#/jobs/{self.id}"
+
+    @property
+    def follow(self) -> str:
+        return f"ray job logs --address {self.address} --follow {self.id}"
+
+
+def submit(arguments: Sequence[str], *, address: str | None = None, directory: str = ".") -> Job:
+    """Send a command and the checkout to a cluster.
+
+    Args:
+        arguments: what would follow `raybert` on the command line.
+        address: of the dashboard; RAY_API_SERVER_ADDRESS or the port that `ray dashboard` forwards if None. The token
+            of the cluster comes from where Ray looks for it (RAY_AUTH_MODE, RAY_AUTH_TOKEN, ~/.ray/auth_token).
+        directory: the checkout.
+
+    Raises:
+        InputError: the command has no entry script, its settings are wrong or name places that other machines cannot
+            see, or no cluster takes the job.
+    """
+    command = arguments[0] if arguments else ""
+    if command not in SCRIPTS:
+        raise InputError(f"{command or 'Nothing'} cannot be submitted; use one of {', '.join(SCRIPTS)}.")
+    script = Path(directory, "jobs", f"{command}.py")
+    if not script.exists():
+        raise InputError(f"{directory} is no checkout of raybert: it has no {script.relative_to(directory)}.")
+    metadata = _metadata(list(arguments), directory)
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or ADDRESS
+    try:
+        job = _client(address).submit_job(
+            entrypoint=shlex.join(["python", f"jobs/{command}.py", *arguments[1:]]),
+            runtime_env={"working_dir": directory, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},
+            metadata=metadata,
+        )
+    except RuntimeError as error:
+        raise InputError(f"The cluster at {address} refused the job: {_last_line(error)}") from error
+    return Job(job, address)
+
+
+def follow(job: Job, show: Callable[[str], None], *, interval: float = 1.0) -> int:
+    """Pass on what the job prints until it ends, and return its exit code."""
+    client = _client(job.address)
+    seen = 0
+    while True:
+        details = client.get_job_info(job.id)
+        text = client.get_job_logs(job.id)
+        show(text[seen:])
+        seen = len(text)
+        if details.status.is_terminal():
+            break
+        time.sleep(interval)
+    if details.driver_exit_code is not None:
+        return int(details.driver_exit_code)
+    return 0 if details.status == "SUCCEEDED" else 1
+
+
+def _client(address: str):  # type: ignore[no-untyped-def] # Ray has no types
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.WARNING)  # how the package is made is of no interest
+    try:
+        return JobSubmissionClient(address)
+    except ConnectionError as error:
+        raise InputError(
+            f"No Ray dashboard answers at {address}; forward its port (`ray dashboard cluster/gcp.yaml`, or "
+            "`kubectl port-forward`), or give another --address."
+        ) from error
+    except (AuthenticationError, RuntimeError) as error:
+        raise InputError(f"The cluster at {address} does not let us in: {_last_line(error)}") from error
+
+
+def _metadata(arguments: list[str], directory: str) -> dict[str, str]:
+    """What the jobs list of the cluster shows of this job."""
+    found = {
+        "raybert.command": shlex.join(arguments),
+        "raybert.version": importlib.metadata.version("raybert"),
+        "raybert.user": getpass.getuser(),
+    }
+    plain = [argument for argument in arguments[1:] if not argument.startswith("--")]
+    if arguments[0] in ("pretrain", "sweep") and plain:
+        file, overrides = plain[0], plain[1:]
+        path = file if storage.is_remote(file) else str(Path(directory, file))
+        if arguments[0] == "pretrain":
+            settings = configs.load(path, overrides)
+            _seen_by_all("run.storage", settings.run.storage)
+            _seen_by_all("data.shards", settings.data.shards)
+            found["raybert.run"] = settings.run_uri
+        else:
+            sweep = space.load(path, overrides)
+            _seen_by_all("storage", storage.absolute(sweep.storage))
+            found["raybert.run"] = sweep.uri
+    return found
+
+
+def _seen_by_all(key: str, uri: str) -> None:
+    # A relative path has become an absolute one of this directory when the settings were read.
+    if uri and not storage.is_remote(uri) and Path(uri).is_relative_to(Path.cwd()):
+        raise InputError(
+            f"{key}={uri} lies in this directory, which the cluster does not have; "
+            "give a URI, or the absolute path of a file system that all nodes share."
+        )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

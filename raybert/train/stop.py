@@ -1,0 +1,119 @@
+"""Ending a run early without losing work: the driver gets a signal, the workers write a checkpoint and return.
+
+`ray job stop` sends the driver SIGTERM and, 3 seconds later (RAY_JOB_STOP_WAIT_TIME_S on the head), SIGKILL; Ctrl-C
+sends SIGINT. The request travels through the key-value store of Ray's head, so that it needs no process of its own.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
+
+T = TypeVar("T")
+
+NAMESPACE = b"raybert"
+POLL = 0.25  # seconds
+
+
+def _key(run_uri: str) -> bytes:
+    return f"stop {run_uri}".encode()
+
+
+def request(run_uri: str) -> None:
+    """Ask the run's workers to save and end."""
+    _internal_kv_put(_key(run_uri), b"1", namespace=NAMESPACE)
+
+
+def requested(run_uri: str) -> bool:
+    return bool(_internal_kv_exists(_key(run_uri), namespace=NAMESPACE))
+
+
+def until_signal(run_uri: str, fit: Callable[[], T]) -> T:
+    """Call `fit` and return its result. The first signal asks the run to end, a second one ends the process.
+
+    `fit` runs in a thread, since Ray Train in the main thread takes SIGINT for itself and aborts without a checkpoint.
+    In a thread already (a trial of a sweep) there are no signals to take.
+    """
+    _internal_kv_del(_key(run_uri), namespace=NAMESPACE)
+    if threading.current_thread() is not threading.main_thread():
+        return fit()
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = fit()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name="fit", daemon=True)
+    with _signals(lambda: request(run_uri)):
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL)  # not for ever: a signal's handler runs between two waits
+    if "error" in outcome:
+        raise outcome["error"]
+    result: T = outcome["result"]
+    return result
+
+
+@contextmanager
+def _signals(first: Callable[[], None]) -> Iterator[None]:
+    received = []
+
+    def handle(number: int, _: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        print("stopping after a checkpoint; a second signal stops at once", file=sys.stderr, flush=True)
+        first()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StopVote:
+    """The workers' agreement on the step after which they end, which must be the same one for all.
+
+    Rank 0 watches for the request. Each step begins an exchange of one number and reads that of the step before, which
+    is over by then, so no step waits for it. It goes over a group of its own, on CPUs, lest it come between the
+    gradients' exchanges.
+    """
+
+    def __init__(self, run_uri: str, *, rank: int, world_size: int) -> None:
+        self._group = dist.new_group(backend="gloo") if world_size > 1 else None
+        self._asked = threading.Event()
+        self._closed = threading.Event()
+        self._work: Any = None
+        self._votes = torch.zeros(1)
+        if rank == 0:
+            threading.Thread(target=self._watch, args=(run_uri,), name="stop-watch", daemon=True).start()
+
+    def _watch(self, run_uri: str) -> None:
+        while not self._closed.wait(POLL):
+            if requested(run_uri):
+                self._asked.set()
+                return
+
+    def agreed(self) -> bool:
+        """Called by every rank once a step: whether all end after this one."""
+        if self._group is None:
+            return self._asked.is_set()
+        if self._work is not None:
+            self._work.wait()
+        agreed = bool(self._votes.item())
+        self._votes = torch.tensor([float(self._asked.is_set())])
+        self._work = dist.all_reduce(self._votes, group=self._group, async_op=True)
+        return agreed
+
+    def close(self) -> None:
+        self._closed.set()

@@ -1,0 +1,151 @@
+"""Ray clusters of a test's own: nodes as processes on this machine, with a token, ended by their process ids."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RAY = str(Path(sys.executable).with_name("ray"))
+LOOPBACK = "127.0.0.1"
+JOINED = "Ray runtime started"  # what `ray start` says when its node is up
+
+
+class Cluster:
+    """A head, and nodes that join it. `environment` is what a client needs to reach it: address and token."""
+
+    def __init__(
+        self,
+        *,
+        cpus: int,
+        port: int | None = None,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        # Sockets lie in it, and their paths may have about 100 characters.
+        self.folder = tempfile.mkdtemp(prefix="rb-", dir="/tmp")
+        found, dashboard, client = free_ports(3)
+        self.port = port or found
+        self.dashboard = f"http://{LOOPBACK}:{dashboard}"
+        self._shared = {
+            **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+            # Jobs' entry points say `python`.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            **(environment or {}),
+        }
+        self.environment = {**self._shared, "RAY_ADDRESS": f"{LOOPBACK}:{self.port}"}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._log = open(os.path.join(self.folder, "ray-start.log"), "wb")  # noqa: SIM115 - open for the cluster's life
+        self._start(
+            *("--head", f"--port={self.port}", f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}"),
+            *("--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard}"),
+            *(f"--ray-client-server-port={client}", f"--temp-dir={self.folder}/ray", *options),
+        )
+        self._wait_for_jobs_api()
+
+    def add_node(self, *, cpus: int, labels: str = "") -> "subprocess.Popen[bytes]":
+        """Add a worker node and wait until it has joined; returns its process, which has the node's others below it."""
+        named = [f"--labels={labels}"] if labels else []
+        before = self.log().count(JOINED)
+        node = self._start(
+            f"--address={LOOPBACK}:{self.port}", f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}", *named
+        )
+        end = time.monotonic() + 60
+        while self.log().count(JOINED) == before:
+            assert node.poll() is None, self.log()
+            assert time.monotonic() < end, f"the node has not joined after a minute\n{self.log()}"
+            time.sleep(0.2)
+        return node
+
+    def _start(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
+        process = subprocess.Popen(
+            [RAY, "start", "--block", "--disable-usage-stats", *ports, *arguments],
+            env=self._shared,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        self._processes.append(process)
+        return process
+
+    def _wait_for_jobs_api(self) -> None:
+        request = urllib.request.Request(
+            f"{self.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        )
+        end = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                return urllib.request.urlopen(request, timeout=5).close()
+            assert self._processes[0].poll() is None, self.log()
+            assert time.monotonic() < end, f"the Jobs API does not answer after a minute\n{self.log()}"
+            time.sleep(0.3)
+
+    def log(self) -> str:
+        return Path(self.folder, "ray-start.log").read_text(errors="replace")
+
+    def run(self, *arguments: str, timeout: float = 120, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """Run a command against the cluster."""
+        environment = self.environment | options.pop("env", {})
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=timeout, **options)
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes of all its nodes."""
+        found = []
+        for process in self._processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                top = psutil.Process(process.pid)
+                found += [top, *top.children(recursive=True)]
+        return found
+
+    def close(self) -> None:
+        for process in reversed(self._processes):
+            end_process(process)
+        self._log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def cluster(**options: Any) -> Iterator[Cluster]:
+    started = Cluster(**options)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def end_process(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process and all below it. (`ray stop` would end every Ray on the machine.)"""
+    try:
+        parent = psutil.Process(process.pid)
+        tree = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        tree = []
+    for each in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
+    psutil.wait_procs(tree, timeout=10)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind((LOOPBACK, 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
