@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,12 +40,12 @@ def connect(*, quiet: bool = True) -> bool:
     if ray.is_initialized():
         return False
     address = os.environ.get("RAY_ADDRESS")
-    # Ray's servers and their clients must not talk to each other through a web proxy.
     options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.ERROR if quiet else logging.INFO}
     if address:
         try:
+            _knock(address)
             ray.init(address=address, **options)
-        except ConnectionError as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"No Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS to use this machine."
             ) from error
@@ -58,6 +59,17 @@ def connect(*, quiet: bool = True) -> bool:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, cpus)))
     ray.init(num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **options)
     return True
+
+
+def _knock(address: str) -> None:
+    """Ray itself would try for a minute to reach a port where nobody listens.
+
+    Raises:
+        OSError: nobody listens at ``host:port``; other kinds of addresses are not tried.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @dataclass(frozen=True)

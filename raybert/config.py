@@ -2,11 +2,21 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from raybert import storage
 from raybert.errors import InputError
@@ -24,11 +34,25 @@ def _absolute_task(spec: str) -> str:
 
 # Workers and trials run in other directories than the command that names a path.
 AbsolutePath = Annotated[str, AfterValidator(lambda path: storage.absolute(path) if path else path)]
+Cpus = Annotated[float, Field(gt=0)]
 TaskSpec = Annotated[str, AfterValidator(_absolute_task)]
 
 
+# What a union adds to the place of a fault, which is no part of a key: train.workers.int.
+_UNION_PART = re.compile(r"function-.*|constrained-.*|int|float|str|bool|(list|tuple|literal)\[.*")
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's `yes` and `on` are flags, and Python would take a flag for 1."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError(f"{info.field_name} is {str(value).lower()} and must not be a flag")
+        return value
 
 
 class RunConfig(Section):
@@ -44,8 +68,8 @@ class RunConfig(Section):
 
 class DataConfig(Section):
     shards: AbsolutePath = Field(default="", description="URI of a shard set that `raybert prepare` wrote")
-    seed: int = Field(default=0, ge=0, description="seed of the sample order, the pairs and the masks")
-    task_cpus: float | Literal["auto"] = Field(default="auto", description="CPUs of one Ray Data task")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the sample order, the pairs and the masks")
+    task_cpus: Cpus | Literal["auto"] = Field(default="auto", description="CPUs of one Ray Data task")
     verify: Literal["auto", "full", "sizes"] = Field(
         default="auto", description="check of the shards before training; auto: every hash up to 4 GB, then sizes"
     )
@@ -89,10 +113,10 @@ class TrainConfig(Section):
     global_batch: int = Field(default=256, gt=0, description="samples of one optimizer step, over all workers")
     micro_batch: int = Field(default=32, gt=0, description="samples of one forward pass of one worker")
     workers: int | tuple[int, int] = Field(default=1, description="N, or [min, max] for an elastic run")
-    seed: int = Field(default=0, ge=0, description="seed of the initial weights and of dropout")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the initial weights and of dropout")
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     compile: Literal["auto"] | bool = Field(default="auto", description="torch.compile; auto: on GPUs only")
-    worker_cpus: float | Literal["auto"] = "auto"
+    worker_cpus: Cpus | Literal["auto"] = "auto"
     use_gpu: Literal["auto"] | bool = "auto"
     grad_clip: float = Field(default=1.0, gt=0)
     max_failures: int = Field(
@@ -165,7 +189,7 @@ class ValidationConfig(Section):
 
 class ProbeConfig(Section):
     tasks: list[TaskSpec] = Field(default_factory=list, description="names or YAML files of probe tasks")
-    cpus: float | Literal["auto"] = Field(default="auto", description="CPUs of one probe")
+    cpus: Cpus | Literal["auto"] = Field(default="auto", description="CPUs of one probe")
     max_waiting: int = Field(default=20, ge=1, description="checkpoints of one run that may wait; older are skipped")
 
 
@@ -232,10 +256,12 @@ def read_yaml_mapping(path: str) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        InputError: it is not YAML, or not a mapping.
+        InputError: it cannot be read, is not YAML, or not a mapping.
     """
     try:
         tree = yaml.safe_load(storage.read_bytes(path)) or {}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -282,7 +308,8 @@ def from_mapping(tree: Mapping[str, Any]) -> Config:
         InputError: one sentence for the first fault.
     """
     try:
-        return Config.model_validate(tree)
+        # A section of which every line is commented out is null in YAML.
+        return Config.model_validate({key: value for key, value in tree.items() if value is not None})
     except ValidationError as error:
         raise explain(error, Config) from error
 
@@ -294,7 +321,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> InputError:
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     fault = error.errors()[0]
-    path = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function-", "constrained")))
+    path = ".".join(str(part) for part in fault["loc"] if not _UNION_PART.fullmatch(str(part)))
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path, all_keys(model), n=1, cutoff=0.0)
         return f"Unknown config key {path}. Did you mean {near[0]}?"

@@ -55,9 +55,9 @@ def plan(
         look = partial(_look, text_column=text_column, fragment_bytes=fragment_bytes, lines=lines)
         looked = list(pool.map(look, files))
     fragments: list[list[Piece]] = []
-    filled = fragment_bytes
+    filled = 0
     for piece in (piece for pieces, _ in looked for piece in pieces):
-        if filled + piece.size > fragment_bytes:
+        if not fragments or filled + piece.size > fragment_bytes:
             fragments.append([])
             filled = 0
         fragments[-1].append(piece)

@@ -65,7 +65,7 @@ def parse(data: bytes, path: str) -> Manifest:
         if tree.get("version") != VERSION:
             raise InputError(
                 f"{path} has format version {tree.get('version')} and this raybert reads version {VERSION}; "
-                "prepare the data again."
+                "prepare the data again, with --overwrite."
             )
         manifest = Manifest.model_validate(tree)
     except InputError:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from raybert import storage
 from raybert.data import corpus, phases, readers
-from raybert.data.shards import MANIFEST, SPLITS, Shard, ShardSet, open_shards, write_manifest
+from raybert.data.shards import MANIFEST, SPLITS, Shard, ShardSet, open_shards, verify_shards, write_manifest
 from raybert.data.windows import LONGEST, MIN_TOKENS, SHORTEST
 from raybert.errors import InputError
 
@@ -71,6 +71,8 @@ def prepare(
         raise InputError(f"--seq-len must lie between {SHORTEST} and {LONGEST}, not {seq_len}.")
     if not 0 <= validation_fraction < 1:
         raise InputError(f"The validation fraction must be at least 0 and less than 1, not {validation_fraction}.")
+    if not 0 <= max_bad_fraction <= 1:
+        raise InputError(f"--max-bad-fraction must lie between 0 and 1, not {max_bad_fraction}.")
     if unit_rows < 2 or shard_tokens < 1:
         raise InputError("A unit must have at least 2 rows and a shard at least 1 token.")
     output = storage.absolute(output)
@@ -83,7 +85,9 @@ def prepare(
     }
     about: dict[str, Any] = {"seq_len": seq_len, "unit_rows": unit_rows, "settings": settings, "inputs": raw.inputs}
     if storage.exists(storage.join(output, MANIFEST)) and not overwrite:
-        return _already_there(output, about, progress)
+        there = _already_there(output, about, progress)
+        if there is not None:
+            return there
     _remove_leftovers(output)
 
     spills_uri = storage.join(output, f"_tmp-{uuid.uuid4().hex[:8]}")
@@ -153,19 +157,23 @@ def _gather(
     return {split: sorted(found, key=lambda shard: shard.name) for split, found in shards.items()}
 
 
-def _already_there(output: str, about: dict[str, Any], progress: bool) -> ShardSet:
-    """The finished shard set at ``output``, when it is what was asked for."""
+def _already_there(output: str, about: dict[str, Any], progress: bool) -> ShardSet | None:
+    """The finished shard set at ``output``, when it is what was asked for; None when it is damaged."""
     there = open_shards(output)
     if {key: getattr(there, key) for key in about} != about:
         raise InputError(
             f"{output} holds a shard set with other settings or from other input; "
             "choose another output, or replace it with --overwrite."
         )
-    message = f"{output} is already prepared from this input with these settings; nothing to do."
+    message, whole = f"{output} is already prepared from this input with these settings; nothing to do.", True
+    try:
+        verify_shards(there)
+    except InputError as fault:
+        message, whole = f"{fault} That is done now.", False
     logger.info(message)
     if progress:
         Console().print(message, highlight=False)
-    return there
+    return there if whole else None
 
 
 def _remove_leftovers(output: str) -> None:

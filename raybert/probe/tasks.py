@@ -79,6 +79,8 @@ def load_task(spec: str) -> ProbeTask:
         task = parse_task(read_yaml_mapping(spec), spec)
     elif name in names():
         task = packaged(name)
+        if at and not folder:
+            raise InputError(f"{spec} names no directory: write {name}@URI.")
         if at:
             return _in_folder(task, storage.absolute(folder))
     else:
@@ -125,15 +127,16 @@ def check_task(task: ProbeTask) -> None:
             continue
         try:
             found = tables.columns(uri)
-        except InputError:
-            raise
         except Exception as error:  # of whatever client serves the URI
             if uri.startswith("hf://"):
+                fault = type(error.__cause__ or error).__name__
                 raise InputError(
-                    f"The probe task {task.name} is read from the Hugging Face Hub, which cannot be reached "
-                    f"({type(error).__name__}); name it as {task.name}@URI, the directory with its train and test "
-                    "parquet files, or give a task's YAML file."
+                    f"The probe task {task.name} is read from the Hugging Face Hub, which needs a network and "
+                    f"pip install 'raybert[hub]' ({fault}); or name it as {task.name}@URI, the directory with its "
+                    "train and test parquet files, or give a task's YAML file."
                 ) from error
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{uri} of the probe task {task.name} cannot be read: {error}.") from error
         missing = [column for column in (*task.columns, task.label) if column not in found]
         if missing:

@@ -93,7 +93,7 @@ def estimate_sweep(sweep: SweepConfig) -> tuple[list[tuple[str, dict[str, Any], 
     for trial in planned:
         key = repr((trial.config.data, trial.config.model, trial.config.train))
         if key not in seen:
-            seen[key] = estimate(check(trial.config, trial=trial.name, reserved_cpus=DRIVER_CPUS, hashes_known=True))
+            seen[key] = estimate(check(trial.config, reserved_cpus=DRIVER_CPUS, hashes_known=True))
         rows.append((trial.name, dict(trial.point), seen[key]))
     return rows, concurrent
 

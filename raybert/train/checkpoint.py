@@ -171,15 +171,22 @@ class BackgroundWriter:
                 job()
             except BaseException as error:
                 self._error = error
+            finally:
+                self._jobs.task_done()
 
     def submit(self, job: Callable[[], object]) -> None:
         self._raise()
         self._jobs.put(job)
 
+    def drain(self) -> None:
+        """Wait until every job that was submitted is done, or has failed."""
+        self._jobs.join()
+
     def close(self) -> None:
-        """Wait until every job is done."""
-        self._jobs.put(None)
-        self._thread.join()
+        """Wait until every job is done, and end the thread."""
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
         self._raise()
 
     def _raise(self) -> None:

@@ -218,6 +218,10 @@ class Worker:
                 break
             if totals.flagged and self.step < train.steps:
                 preemption.leave(config.run_uri, self.step, self.clock)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Wait until all that this start of the group noted lies in storage."""
         if self.ledger is not None:
             self._patiently(self.ledger.flush, "writing the ledger")
         if self.writer is not None:
@@ -266,10 +270,14 @@ class Worker:
         }
 
     def _validate(self) -> dict[str, Any]:
-        """Validation losses over the fixed samples, every rank scoring a part."""
+        """Validation losses over the fixed samples, every rank scoring a part.
+
+        The machine's limit is measured again as well: at the start of a run others may still be at work on its cores.
+        """
         with self.clock.waiting("validation"):
             batches = (to_torch(part, self.device) for part in self._moving(self.validation))
             sums = all_reduce_sums(validate(self.model, batches, self.dtype, self.device))
+            self.peak = max(self.peak, peak_flops(self.device, self.dtype, seconds=0.05) * self.world_size)
             return {"step": self.step, "validation": means(sums)} if sums[4] > 0 else {}
 
     def _moving(self, batches: list[Any]) -> Iterator[Any]:
@@ -318,11 +326,13 @@ class Worker:
                 full = "checkpoint" in events
                 snap = checkpoints.snapshot(self.model, self.optimizer if full else None, **counters)
                 if "probe" in events:
-                    self.writer.submit(partial(self._submit_probe, snap, self.step))
+                    queued = partial(self._submit_probe, snap, self.step)
+                    self.writer.submit(partial(self._patiently, queued, "queueing a probe"))
                 if is_best:
                     best = checkpoints.Snapshot(snap.weights, snap.config, None)
                     uri = storage.join(self.config.run_uri, "checkpoints", "best")
-                    self.writer.submit(partial(checkpoints.write, best, uri))
+                    written = partial(checkpoints.write, best, uri)
+                    self.writer.submit(partial(self._patiently, written, "writing the best weights"))
         if events & {"checkpoint", "validation"}:
             metrics = {"step": self.step, "tokens": record["samples"] * self.shards.seq_len}
             if "loss" in record:
@@ -342,7 +352,10 @@ class Worker:
         def upload(_: Checkpoint, directory: str) -> Checkpoint:
             assert snap is not None
             uri, start = storage.join(self.config.run_uri, directory), time.monotonic()
-            # A run that goes on from this checkpoint must find what was noted until here.
+            # A run that goes on from this checkpoint must find what was noted until here, and has no second chance to
+            # queue a probe of this step or to keep its weights as the best.
+            if self.writer is not None:
+                self.writer.drain()
             if self.ledger is not None and self.log is not None:
                 self._patiently(self.ledger.flush, "writing the ledger")
                 self._patiently(self.log.sync, "writing the log")
@@ -395,8 +408,7 @@ class Worker:
         )
 
     def _stop(self, reason: str) -> None:
-        if self.ledger is not None:
-            self._patiently(self.ledger.flush, "writing the ledger")
+        self._finish()
         if self.rank == 0:
             self._give_up("diverged", reason)
 

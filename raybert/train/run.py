@@ -71,6 +71,12 @@ def check(config: Config, *, reserved_cpus: float = 0.0, hashes_known: bool = Fa
     sizes_only = config.data.verify == "sizes" or (config.data.verify == "auto" and shards.bytes > FULL_VERIFY_BYTES)
     verify_shards(shards, sizes_only=sizes_only or hashes_known)
     tasks = [load_task(task) for task in config.probe.tasks]
+    names = [task.name for task in tasks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"probe.tasks names {twice[0]} twice, and the records of both would share their files; leave one out, or "
+            "give it another name."
+        )
     cpus, gpus = largest_resources()
     shares = plan_shares(
         cpus,
