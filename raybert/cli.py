@@ -55,7 +55,10 @@ def run_app(arguments: list[str]) -> int:
     try:
         app(arguments, standalone_mode=True)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
+        if isinstance(stop.code, str):  # what Python's own exit() does with a text
+            errors.print(stop.code, style="red", markup=False, highlight=False, soft_wrap=True)
+            return 1
+        return stop.code or 0
     except InputError as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -132,7 +135,8 @@ def pretrain(
         if local and run.tasks:
             # The probe service lives in this local Ray, which ends with this command.
             client.wait(run.uri, settings.run.storage)
-    print(f"done: {steps} steps, checkpoints in {run.uri}/checkpoints", flush=True)
+    kept = f"checkpoints in {run.uri}/checkpoints" if settings.every.checkpoint else "no checkpoint: every.checkpoint=0"
+    print(f"done: {steps} steps, {kept}", flush=True)
 
 
 @app.command(epilog="Example: raybert sweep jobs/sweep.yaml base.data.shards=shards-128 base.train.steps=2000")

@@ -14,33 +14,24 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from raybert.data.rng import fold, uniform
 from raybert.data.shards import SCHEMA, SPLITS, UnitRows, binary_column, rows_of
 from raybert.data.windows import Document
 
 BUCKET_BITS = 10
 BUCKETS = 1 << BUCKET_BITS  # of each split: the most shards that a split can have
 SPILL_SCHEMA = SCHEMA.append(pa.field("key", pa.uint64())).append(pa.field("place", pa.uint32()))
-_VALIDATION_SALT = np.uint64(0x5DEECE66D1CE4E5B)
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """A bijective 64-bit hash, uint64 -> uint64: splitmix64's output function (https://prng.di.unimi.it/splitmix64.c)."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+_VALIDATION = 30  # purpose of a draw: which split a document belongs to
 
 
 def window_keys(doc: np.ndarray, place: np.ndarray) -> np.ndarray:
     """uint64 keys of windows from their document's hash (int64) and their place in it."""
-    return mix(mix(doc.view(np.uint64)) ^ mix(place.astype(np.uint64)))
+    return fold(doc.view(np.uint64), place)
 
 
 def in_validation(doc: np.ndarray, fraction: float) -> np.ndarray:
     """True for the documents (int64 hashes) of the validation split, about ``fraction`` of them."""
-    share = mix(doc.view(np.uint64) ^ _VALIDATION_SALT) >> np.uint64(11)  # 53 bits: exact as a float
-    return share.astype(np.float64) < fraction * 2.0**53
+    return uniform(fold(doc.view(np.uint64), _VALIDATION)) < fraction
 
 
 class Spill(NamedTuple):

@@ -81,7 +81,7 @@ def check(config: Config, *, reserved_cpus: float = 0.0, hashes_known: bool = Fa
     shares = plan_shares(
         cpus,
         gpus,
-        workers=config.train.worker_range[1] if isinstance(config.train.workers, int) else config.train.worker_range[0],
+        workers=config.train.worker_range[0],
         worker_cpus=config.train.worker_cpus,
         task_cpus=config.data.task_cpus,
         probe_cpus=config.probe.cpus,

@@ -182,7 +182,7 @@ def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, sh
     def kill_one():
         while not killed:
             if any(record["step"] >= 25 for record in read_metrics(run.uri)):
-                killed.append(_worker_pids()[0])
+                killed.append(titled(os.getpid(), "RayTrainWorker")[0])
                 os.kill(killed[0], signal.SIGKILL)
             time.sleep(0.05)
 
@@ -196,16 +196,6 @@ def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, sh
     np.testing.assert_allclose(losses(run.uri), losses(alone), rtol=2e-4)
     # A finished run is finished: the same command again does nothing.
     assert train(check(settings(folder, shards, "pair", train={"workers": 2}))) == {}
-
-
-def _worker_pids():
-    """Processes of Ray Train's workers, which Ray names."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"ray::RayTrainWorker" in path.read_bytes():
-                found.append(int(path.parent.name))
-    return found
 
 
 @pytest.mark.parametrize(
