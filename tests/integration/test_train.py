@@ -1,13 +1,11 @@
 """Whole runs through TorchTrainer: the number of workers, a killed worker and a second run change no loss."""
 
-import contextlib
 import json
 import os
 import re
 import signal
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +24,7 @@ from raybert.telemetry import read_metrics
 from raybert.terminal import closing_table
 from raybert.train.run import check, train
 from tests.data import make_shards
+from tests.processes import titled
 from tests.tasks import make_task
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
