@@ -262,8 +262,8 @@ def read_yaml_mapping(path: str) -> dict[str, Any]:
         tree = yaml.safe_load(storage.read_bytes(path)) or {}
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that is none, say
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())[:500]}") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} must hold a mapping of settings, not a {type(tree).__name__}.")
     return tree
@@ -291,7 +291,7 @@ def _parse_value(text: str) -> Any:
     """YAML, and the floats that YAML 1.1 takes for strings (``1e-3``)."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
     if isinstance(value, str):
         try:

@@ -187,8 +187,8 @@ def read_account(run_uri: str) -> Account:
             continue  # cut off before its first line was whole
         try:
             attempt, restored, workers = header["attempt"], header["restored"], header["workers"]
-        except KeyError as error:
-            raise InputError(f"The first line of {uri} does not tell of a start: it lacks {error}.") from error
+        except (KeyError, TypeError) as error:
+            raise InputError(f"The first line of {uri} does not tell of a start ({error}).") from error
         if not attempts or attempts[-1].number != attempt:
             if restored > size:
                 raise InputError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -11,8 +12,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from ray._raylet import GcsClient
 
 from tests.processes import descendants, titled
 
@@ -75,23 +74,12 @@ class Cluster:
             )
         node = Node(process, cpus, log)
         self.nodes.append(node)
-        self.wait_for(sum(not node.gone for node in self.nodes), node)
+        end = time.monotonic() + 60
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None, f"the node ended: {log.read_text()[-2000:]}"
+            assert time.monotonic() < end, f"the node did not come up: {log.read_text()[-2000:]}"
+            time.sleep(0.1)
         return node
-
-    def wait_for(self, count: int, node: Node, seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
-        while True:
-            with contextlib.suppress(Exception):
-                if len(self.alive()) >= count:
-                    return
-            assert node.process.poll() is None, f"the node ended: {node.log.read_text()[-2000:]}"
-            assert time.monotonic() < end, f"the node did not come up: {node.log.read_text()[-2000:]}"
-            time.sleep(0.3)
-
-    def alive(self) -> list[str]:
-        """Ids of the nodes that are up, asked without becoming a driver of the cluster."""
-        client = GcsClient(address=self.address)
-        return [key.hex() for key, info in client.get_all_node_info().items() if info.state == 0]
 
     def pids(self, *marks: str) -> list[int]:
         return sorted(pid for node in self.nodes if not node.gone for pid in node.pids(*marks))
@@ -107,6 +95,8 @@ def ray_nodes(*cpus: float, **environment: str) -> Iterator[Cluster]:
     """A cluster of nodes with so many CPUs each; the first is the head."""
     # Sockets have paths of at most 107 characters, so no test's own folder will do.
     with tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True) as folder:
+        # A token of its own: whether the user has one in the home directory makes no difference.
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
         cluster = Cluster(Path(folder), {**os.environ, **environment})
         cluster.environment.pop("RAY_ADDRESS", None)
         try:

@@ -1,6 +1,7 @@
 """The training step against plain torch, and its independence of how the batch is cut."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.train import optimizer
+from raybert.train.interval import Streak, Totals
 from raybert.train.step import MLM_COUNT, NSP_COUNT, dropout_seed, means, pick_dtype, train_step, validate
 
 CONFIG = BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.0)
@@ -122,3 +124,43 @@ def test_a_step_under_bfloat16_autocast_is_close_to_float32(bert):
         validate(Pretraining(bert), [whole], dtype, torch.device("cpu")) for dtype in (torch.float32, torch.bfloat16)
     ]
     assert means(sums[0])["loss"] == pytest.approx(means(sums[1])["loss"], rel=0.02)
+
+
+def test_an_update_with_a_gradient_that_is_not_finite_is_left_out(bert):
+    adam = optimizer.build(bert, lr=1e-2, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-6)
+    model, poison = Pretraining(bert), [1.0]
+    bert.pooler.weight.register_hook(lambda grad: grad * poison[0])
+
+    def one():
+        options = {"lr": 1e-2, "grad_clip": 1.0, "dtype": torch.float32, "seed": 0, "step": 0}
+        sums, norm = train_step(model, adam, [batch(4)], first_micro_batch=0, global_batch=4, **options)
+        state = copy.deepcopy((bert.state_dict(), adam.state_dict()["state"]))
+        return sums, norm, state
+
+    _, _, before = one()
+    for bad in (math.nan, math.inf):
+        poison[0] = bad
+        sums, norm, after = one()
+        assert not torch.isfinite(norm)
+        assert sums.tolist() == [0.0] * 6
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
+    poison[0] = 1.0
+    sums, norm, after = one()
+    assert torch.isfinite(norm)
+    assert sums[NSP_COUNT] == 4
+    assert not torch.equal(after[0]["pooler.weight"], before[0]["pooler.weight"])
+
+
+def test_a_streak_of_bad_steps_is_found_across_log_lines():
+    def totals(first, *norms):
+        return Totals(first, torch.zeros(6), 0, 0, norms, [0] * len(norms))
+
+    streak = Streak(3)
+    assert streak.reached(totals(1, 1.0, math.nan, math.inf)) is None
+    assert streak.reached(totals(4, math.nan, 1.0)) == 4
+    streak = Streak(3)
+    assert streak.reached(totals(1, math.nan, math.nan)) is None
+    assert streak.reached(totals(3, 1.0, math.nan, math.nan)) is None
+    found = totals(6, 2.0, math.nan)
+    assert found.grad_norm == 2.0
+    assert found.skipped == [False, True]

@@ -1,0 +1,192 @@
+"""What is decided when something went wrong, without a cluster: which checkpoint, who hangs, how many workers."""
+
+import errno
+import json
+
+import pytest
+import torch
+
+from raybert import storage
+from raybert.errors import InputError
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.patience import patiently
+from raybert.train import checkpoint, faults
+from raybert.train.elastic import fitting_workers
+from raybert.train.hang import Rank, stalled_ranks
+from raybert.train.ingest import SNAPSHOT, last_step
+from raybert.train.optimizer import build
+from raybert.train.recover import repair
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Three committed checkpoints, as Ray Train notes them."""
+    config = BertConfig(vocab_size=101, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    bert = Bert(config)
+    adam = build(bert, lr=1e-3, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-6)
+    results = []
+    for step in (10, 20, 30):
+        snap = checkpoint.snapshot(bert, adam, step=step, elapsed_seconds=0.0, best_validation_loss=1.0)
+        checkpoint.write(snap, f"{tmp_path}/checkpoints/step-{step:08d}")
+        results.append({"version": 0, "checkpoint_dir_name": f"checkpoints/step-{step:08d}", "metrics": {"step": step}})
+    record = {
+        "ray_version": "2.60.0",
+        "checkpoint_results": results,
+        "checkpoint_report_indices": [0, 1, 2],
+        "latest_checkpoint_result": results[-1],
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": 3,
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }
+    (tmp_path / SNAPSHOT).write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_nothing_is_changed_when_all_is_well(run):
+    before = (run / SNAPSHOT).read_bytes()
+    assert repair(str(run)) == []
+    assert (run / SNAPSHOT).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", checkpoint.REQUIRED)
+@pytest.mark.parametrize("how", ["flip", "cut", "gone"])
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(run, name, how):
+    path = run / "checkpoints" / "step-00000030" / name
+    content = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+    elif how == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[:-1])
+    (told,) = repair(str(run))
+    assert "step-00000030" in told
+    assert name in told
+    assert "step-00000020" in told
+    assert last_step(str(run)) == 20
+    assert (run / "checkpoints" / "damaged-step-00000030").is_dir()
+    assert [fault["kind"] for fault in faults.read(str(run))[0]] == ["damaged_checkpoint"]
+    assert repair(str(run)) == []
+
+
+def test_when_all_are_damaged_the_run_begins_anew(run):
+    for step in (10, 20, 30):
+        (run / "checkpoints" / f"step-{step:08d}" / checkpoint.TRAINING_STATE).write_bytes(b"")
+    assert len(repair(str(run))) == 3
+    assert last_step(str(run)) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"checkpoint_results": 3}'])
+def test_a_damaged_record_is_made_again_from_whole_checkpoints(run, content):
+    (run / SNAPSHOT).write_bytes(content)
+    (run / "checkpoints" / "step-00000020" / "model.safetensors").write_bytes(b"")
+    storage.remove(str(run / "checkpoints" / "step-00000030" / "config.json"))
+    assert repair(str(run))
+    assert last_step(str(run)) == 10
+    record = json.loads((run / SNAPSHOT).read_bytes())
+    assert [r["checkpoint_dir_name"] for r in record["checkpoint_results"]] == ["checkpoints/step-00000010"]
+
+
+def test_a_checkpoint_that_is_gone_is_taken_off_the_record(run):
+    storage.remove(str(run / "checkpoints" / "step-00000010"))
+    assert repair(str(run))
+    assert last_step(str(run)) == 30
+
+
+def test_checksums_are_those_of_sha256sum(run):
+    lines = (run / "checkpoints" / "step-00000010" / checkpoint.SUMS).read_text().splitlines()
+    assert [line.split("  ")[1] for line in lines] == ["config.json", "model.safetensors", "training_state.pt"]
+
+
+def test_patience_ends(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    calls = []
+
+    def fails(times, error):
+        def action():
+            calls.append(1)
+            if len(calls) <= times:
+                raise error
+            return "done"
+
+        calls.clear()
+        return action
+
+    assert patiently(fails(3, OSError(errno.ENOSPC, "No space left on device")), "writing x", seconds=60) == "done"
+    assert len(calls) == 4
+    with pytest.raises(InputError):
+        patiently(fails(1, InputError("wrong key")), "writing x", seconds=60)
+    assert len(calls) == 1
+    with pytest.raises(ConnectionError):
+        patiently(fails(10**9, ConnectionError("down")), "writing x", seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), "out_of_memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory"),
+        (RuntimeError("Task was killed due to the node running low on memory."), "out_of_memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "disk_full"),
+        (RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"), "disk_full"),
+        (ValueError("something else"), "error"),
+    ],
+)
+def test_failures_are_named(error, kind):
+    assert faults.describe(error)[0] == kind
+
+
+def test_the_input_fault_is_found_through_wrappers():
+    inner = InputError("Row group 3 of x is damaged.")
+    outer = RuntimeError("the stream failed")
+    outer.__cause__ = inner
+    assert faults.input_fault(outer) == "Row group 3 of x is damaged."
+    assert faults.input_fault(ValueError("x")) == ""
+    wrapped = RuntimeError("task failed")
+    wrapped.cause = inner  # type: ignore[attr-defined]
+    outer.__cause__ = wrapped
+    assert faults.input_fault(outer) == "Row group 3 of x is damaged."
+
+
+def ranks(now, *known):
+    return {
+        rank: Rank("node", rank, step=step, phase=phase, stack=stack, moved=now - still, heard=now - silent)
+        for rank, (step, phase, stack, still, silent) in enumerate(known)
+    }
+
+
+def test_a_hang_is_blamed_on_the_one_that_others_wait_for():
+    def blamed(*known):
+        return stalled_ranks(ranks(1000.0, *known), now=1000.0, limit=20, patience=100)
+
+    waiting = (5, "step", "in train_step\n  dist.all_reduce(masked)", 30, 1)
+    assert blamed((5, "step", "", 3, 1), (5, "step", "", 3, 1)) == []
+    assert blamed(waiting, (5, "step", "", 3, 1)) == [], "one that moves is worth waiting for"
+    assert blamed(waiting, (5, "step", "", 30, 25)) == [1], "stopped altogether"
+    assert blamed(waiting, (5, "step", "in forward\n  time.sleep(99)", 30, 1)) == [1]
+    assert blamed(waiting, (5, "data", "in next", 30, 1)) == [], "storage may be away for a while"
+    assert blamed(waiting, (5, "data", "in next", 130, 1)) == [1]
+    assert blamed(waiting, (4, *waiting[1:])) == [1], "all in an exchange: the one that is behind"
+
+
+def test_elastic_numbers_of_workers():
+    one = {"CPU": 1.0}
+
+    def fit(*cpus, worker=one, data=1.0, allowed=(1, 2, 3, 4, 6)):
+        nodes = [{"CPU": float(c)} for c in cpus]
+        return fitting_workers(nodes, worker, allowed=allowed, data_cpus=data, total_cpus=sum(cpus))
+
+    assert fit(1, 1, 1) == 2, "one CPU is left for data"
+    assert fit(4, 4) == 6
+    assert fit(3, 3) == 4, "five do not divide the batch"
+    assert fit(1) == 0
+    assert fit(0.3, 0.3, worker={"CPU": 0.1}, data=0.0) == 6
+    assert fit(2, 2, worker={"CPU": 1.5}, data=0.5) == 2
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
+    assert fitting_workers(nodes, {"CPU": 1.0, "GPU": 1.0}, allowed=[1, 2, 4], data_cpus=1, total_cpus=16) == 2
