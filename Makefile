@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test prometheus lint format docs wheel clean
+.PHONY: help demo test test-faults soak prometheus lint format docs wheel clean
 demo: $(VENV)/.demo  ## train a small BERT on real text, with probes beside it (five minutes)
 	$(BIN)/raybert demo
 
@@ -16,6 +16,14 @@ prometheus:
 	@command -v prometheus > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
 	  { echo "installing prometheus, which a test needs"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -qq --yes --no-install-recommends prometheus > /dev/null; } || true
+
+test-faults: $(VENV)/.dev  ## every kind of fault once, 10,000 cases of each fuzz test (a quarter of an hour)
+	RAYBERT_FAULTS=17 RAYBERT_FUZZ=10000 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+N ?= 200
+soak: $(VENV)/.dev  ## N=200 faults at random moments, then 10,000 steps that must not grow; SEED=n repeats
+	RAYBERT_FAULTS=$(N) RAYBERT_FAULT_SEED=$${SEED:-$$(date +%s)} RAYBERT_OUTAGE_S=60 RAYBERT_SOAK=1 \
+		$(BIN)/python -m pytest tests/faults/test_runs.py tests/faults/test_bounded.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev  ## check format, style and types
 	$(BIN)/ruff format --check .

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,8 +56,8 @@ class Cluster:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def add(self, cpus: float) -> Node:
-        """Start a node, the first one as the head, and wait until the cluster knows it."""
+    def add(self, cpus: float, command: Sequence[str] = (RAY, "start", "--block")) -> Node:
+        """Start a node, the first one as the head, and wait until it is up."""
         options = {"num-cpus": f"{cpus:g}", "node-ip-address": "127.0.0.1", "object-store-memory": "200000000"}
         if self.nodes:
             options["address"] = self.address
@@ -66,11 +66,11 @@ class Cluster:
             options |= {"include-dashboard": "true", "dashboard-host": "127.0.0.1"}
         given = [f"--{name}={value}" for name, value in options.items()]
         kind = [] if self.nodes else ["--head"]
-        command = [RAY, "start", "--block", "--disable-usage-stats", *kind, *given]
+        whole = [*command, "--disable-usage-stats", *kind, *given]
         log = self.folder / f"node-{len(self.nodes)}.log"
         with open(log, "w") as file:
             process = subprocess.Popen(
-                command, env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                whole, env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
         node = Node(process, cpus, log)
         self.nodes.append(node)

@@ -28,7 +28,7 @@ def settings(storage: str, shards: str, name: str, **sections: Any) -> str:
         "run": {"name": name, "storage": storage},
         "data": {"shards": shards, "seed": SEED},
         "model": {
-            "hidden_size": 64,
+            "hidden_size": 16,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "max_position_embeddings": SEQ_LEN,

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -156,6 +157,46 @@ def out_of_memory(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     driver.wait_for("the fault in the list", lambda: driver.faults("out_of_memory"))
 
 
+def rank_hung(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """A worker stops, and answers nobody: it is named with its stack, and the group goes on without it."""
+    moment(driver, rng)
+    pid = pick(rng, cluster.pids(WORKER))
+    kill(pid, signal.SIGSTOP)
+    (fault,) = driver.wait_for("the fault in the list", lambda: driver.faults("hang"))
+    assert fault["pid"] == pid
+    assert fault["node"]
+    assert "raybert" in fault["stack"], fault["stack"]
+
+
+def storage_down(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """Nothing can be written where the checkpoints go, for a while."""
+    moment(driver, rng, 4, 100)
+    place = Path(driver.uri) / "checkpoints"
+    away = place.with_name("away")
+    driver.wait_for("checkpoints", place.exists)
+    place.rename(away)
+    place.write_bytes(b"")
+    time.sleep(float(os.environ.get("RAYBERT_OUTAGE_S", "15")))
+    place.unlink()
+    away.rename(place)
+
+
+def disk_full(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """The disk that checkpoints and the ledger are written to is full, until somebody makes room."""
+    moment(driver, rng, 4, 100)
+    ballast = Path(driver.uri).parent / "ballast"
+    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    assert shutil.disk_usage(ballast.parent).free < 4096
+    time.sleep(rng.uniform(5, 15))
+    ballast.unlink()
+
+
+# What a run needs from the start to be treated so.
+SECTIONS: dict[str, dict[str, dict[str, object]]] = {"rank_hung": {"train": {"hang_seconds": 20, "hang_factor": 20}}}
+SMALL_DISK = {"disk_full"}
+
 SCENARIOS: dict[str, Scenario] = {
     function.__name__: function
     for function in (
@@ -173,5 +214,8 @@ SCENARIOS: dict[str, Scenario] = {
         coordinator_killed,
         driver_interrupted,
         worker_killed_twice,
+        rank_hung,
+        storage_down,
+        disk_full,
     )
 }

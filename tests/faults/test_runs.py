@@ -6,6 +6,8 @@ RAYBERT_FAULT_SEED   the moments, the victims; a failure names the seed that rep
 
 import os
 import random
+import subprocess
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -13,7 +15,7 @@ from raybert.cli import run_app
 from tests.data import make_shards
 from tests.faults.cluster import ray_nodes
 from tests.faults.driver import SEQ_LEN, STEPS, Driver, assert_undisturbed, losses, recomputed_digests
-from tests.faults.scenarios import SCENARIOS
+from tests.faults.scenarios import SCENARIOS, SECTIONS, SMALL_DISK
 
 COUNT = int(os.environ.get("RAYBERT_FAULTS", "3"))
 FIRST_SEED = int(os.environ.get("RAYBERT_FAULT_SEED", "0"))
@@ -48,11 +50,29 @@ def reference(cluster, shards, digests, tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "seed"), CASES, ids=[f"{name}-{seed}" for name, seed in CASES])
 def test_nothing_is_lost(name, seed, cluster, shards, digests, reference, tmp_path, capsys):
-    driver = Driver.of(cluster, tmp_path, shards, "run")
+    with small_disk(tmp_path / "disk") if name in SMALL_DISK else nullcontext(tmp_path) as folder:
+        under_fire(name, seed, cluster, shards, digests, reference, folder)
+        assert run_app(["verify", f"{folder}/run"]) == 0, capsys.readouterr().out
+
+
+@contextmanager
+def small_disk(folder):
+    """A file system of a few checkpoints' size."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "raybert-test", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small file system to fill")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def under_fire(name, seed, cluster, shards, digests, reference, folder):
+    driver = Driver.of(cluster, folder, shards, "run", **SECTIONS.get(name, {}))
     try:
         SCENARIOS[name](driver, cluster, random.Random(seed))
         assert_undisturbed(driver, digests, reference)
     finally:
         if driver.process is not None and driver.process.poll() is None:
             driver.kill()
-    assert run_app(["verify", driver.uri]) == 0, capsys.readouterr().out

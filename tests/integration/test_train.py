@@ -22,6 +22,7 @@ from raybert.probe import client, queue
 from raybert.report import write_report
 from raybert.telemetry import read_metrics
 from raybert.terminal import closing_table
+from raybert.train.ledger import read_account
 from raybert.train.run import check, train
 from tests.data import make_shards
 from tests.processes import titled
@@ -193,6 +194,10 @@ def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, sh
     steps = [record["step"] for line in lines if "loss" in (record := json.loads(line))]
     assert len(steps) > STEPS, "no step was done again, so nothing was killed in the middle"
     np.testing.assert_allclose(losses(run.uri), losses(alone), rtol=2e-4)
+    account, undisturbed = read_account(run.uri), read_account(alone)
+    assert account.digests.tolist() == undisturbed.digests.tolist()
+    assert account.repeated >= len(steps) - STEPS > 0
+    assert [attempt.workers for attempt in account.attempts] == [2, 2]
     # A finished run is finished: the same command again does nothing.
     assert train(check(settings(folder, shards, "pair", train={"workers": 2}))) == {}
 

@@ -1,0 +1,51 @@
+"""A run whose gradients are no numbers: it stops with a sentence, not with a checkpoint that is ruined."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from raybert.errors import RunFailed
+from raybert.train import checkpoint, ledger
+from raybert.train.ingest import last_step
+from raybert.train.run import Diverged, check, train
+from tests.data import make_shards
+from tests.integration.test_train import settings
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_ten_bad_steps_in_a_row_end_the_run_with_a_sentence(tmp_path):
+    shards = make_shards(str(tmp_path / "shards"))
+    run = check(settings(tmp_path, shards, "run", train={"steps": 10}))
+    train(run)
+    # A weight that is no number, in a checkpoint that is otherwise as it should be.
+    folder = tmp_path / "run" / "checkpoints" / "step-00000010"
+    weights = load_file(folder / "model.safetensors")
+    weights["pooler.weight"][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    sums = "".join(f"{checkpoint._sha256(folder / name)}  {name}\n" for name in checkpoint.REQUIRED)
+    (folder / checkpoint.SUMS).write_text(sums)
+
+    every = {"validation": 0, "checkpoint": 7, "log": 4, "probe": 0}
+    again = check(settings(tmp_path, shards, "run", train={"steps": 60, "max_bad_steps": 10}, every=every))
+    with pytest.raises(Diverged) as caught:
+        train(again)
+    account = ledger.read_account(run.uri)
+    digest = f"{int(account.digests[19]):016x}"
+    for part in ("up to step 20", f"batch digest {digest}", "step-00000014", "samples 228 to 239"):
+        assert part in str(caught.value)
+    assert account.skipped == len(account.digests) - 10
+    assert last_step(run.uri) == 14
+
+
+def test_data_that_cannot_be_read_end_the_run_at_once(tmp_path):
+    """The shards were whole when the run began, and a later read finds them damaged."""
+    shards = make_shards(str(tmp_path / "shards"))
+    run = check(settings(tmp_path, shards, "run", every={"validation": 0, "probe": 0, "checkpoint": 0}))
+    for shard in shards.shards():
+        path = tmp_path / "shards" / shard.name
+        content = bytearray(path.read_bytes())
+        content[100:200] = bytes(100)
+        path.write_bytes(content)
+    with pytest.raises(RunFailed, match=r"data cannot be read at step 1: Row group \d+ of .*train-0000"):
+        train(run)
