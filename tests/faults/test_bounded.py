@@ -21,10 +21,10 @@ pytestmark = [
 ]
 
 
-def resident(pid: int) -> int:
-    """Bytes in memory that belong to the process alone or to files it maps; the shared object store is apart."""
-    fields = Path(f"/proc/{pid}/statm").read_text().split()
-    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+def resident(pid: int, *, shared: bool = False) -> int:
+    """Bytes of a process in memory: its own, or those that it shares with others (of a raylet, the object store)."""
+    _, whole, common, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+    return (common if shared else whole - common) * os.sysconf("SC_PAGE_SIZE")
 
 
 def open_files(pid: int) -> int:
@@ -58,8 +58,8 @@ def test_ten_thousand_steps_grow_nothing(tmp_path):
                     sizes.setdefault(f"files of {name}", []).append((step, open_files(pid)))
                 except OSError:
                     continue
-            store = sum(path.stat().st_blocks * 512 for path in Path("/dev/shm").glob("*") if path.is_file())
-            sizes.setdefault("shared memory", []).append((step, store / MB))
+            raylet = next(pid for pid, title in pids.items() if "raylet/raylet" in title.split()[0])
+            sizes.setdefault("object store", []).append((step, resident(raylet, shared=True) / MB))
             sizes.setdefault("temporary directory", []).append((step, tree_bytes(cluster.folder) / MB))
             time.sleep(2)
         assert driver.wait() == 0, driver.said[-4000:]
