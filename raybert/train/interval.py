@@ -19,7 +19,6 @@ class Totals:
     first: int  # step
     sums: Tensor  # (6,) as in raybert.train.step, without the steps that were left out
     tokens: int  # those that were left out included
-    flagged: int  # ranks that raised the flag
     norms: Sequence[float]
     digests: Sequence[int]
 
@@ -51,14 +50,13 @@ class Interval:
         self._digests.append(sum(map(ledger.digest, columns)) % 2**64)
         self._tokens += sum(int(part["length"].sum()) for part in columns)
 
-    def close(self, flag: bool = False) -> Totals:
-        """Add up over the ranks; every rank has to call it after the same step, with a flag of its own."""
-        counts = torch.tensor([float(self._tokens), float(flag)], device=self._device)
-        totals = all_reduce_sums(torch.cat([self._sums, counts]))
+    def close(self) -> Totals:
+        """Add up over the ranks; every rank has to call it after the same step."""
+        tokens = torch.tensor([float(self._tokens)], device=self._device)
+        totals = all_reduce_sums(torch.cat([self._sums, tokens]))
         digests = ledger.sum_over_ranks(self._digests, self._device)
         norms = torch.stack(self._norms).tolist()
-        tokens, flagged = totals[6:].tolist()
-        return Totals(self._first, totals[:6], int(tokens), int(flagged), norms, digests)
+        return Totals(self._first, totals[:6], int(totals[6].item()), norms, digests)
 
 
 class Streak:

@@ -193,14 +193,12 @@ class Worker:
             interval.add(columns, sums, norm)
             self.step = step + 1
             self.clock.done(self.step)
-            stopping = self.stop_vote.agreed()
-            events = self._events() | ({"checkpoint"} if stopping else set())
+            stopping, leaving = self.stop_vote.agreed(preemption.noticed())
+            # The last checkpoint of this group, whatever the cadence.
+            events = self._events() | ({"checkpoint"} if stopping or leaving else set())
             if not events and self.step % config.every.log:
                 continue
-            totals, interval = interval.close(preemption.noticed()), Interval(self.step + 1, self.device)
-            if totals.flagged:
-                # Kept by the last checkpoint of this group, whatever the cadence.
-                events.add("checkpoint")
+            totals, interval = interval.close(), Interval(self.step + 1, self.device)
             self._note(totals)
             record = self._record(totals, lr)
             if (bad := self.streak.reached(totals)) is not None:
@@ -216,7 +214,7 @@ class Worker:
             self._save(events, record)
             if stopping:
                 break
-            if totals.flagged and self.step < train.steps:
+            if leaving and self.step < train.steps:
                 preemption.leave(config.run_uri, self.step, self.clock)
         self._finish()
 

@@ -1,7 +1,7 @@
 """Leaving in good order: a node that is about to go is told of, its run saves a checkpoint and starts again elsewhere.
 
 Ray drains a node when an autoscaler, `ray drain-node` or `raybert.node` says so. Ray Train tells every worker of the
-group; the workers agree on a step with the sums of the next log line, so nobody waits for an answer at every step.
+group, and the workers agree on the step after which they leave (`raybert.train.stop`).
 """
 
 import time

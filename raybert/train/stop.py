@@ -84,7 +84,7 @@ def _signals(first: Callable[[], None]) -> Iterator[None]:
 class StopVote:
     """The workers' agreement on the step after which they end, which must be the same one for all.
 
-    Rank 0 watches for the request. Each step begins an exchange of one number and reads that of the step before, which
+    Rank 0 watches for the request. Each step begins an exchange of two numbers and reads that of the step before, which
     is over by then, so no step waits for it. It goes over a group of its own, on CPUs, lest it come between the
     gradients' exchanges.
     """
@@ -94,7 +94,7 @@ class StopVote:
         self._asked = threading.Event()
         self._closed = threading.Event()
         self._work: Any = None
-        self._votes = torch.zeros(1)
+        self._votes = torch.zeros(2)
         if rank == 0:
             threading.Thread(target=self._watch, args=(run_uri,), name="stop-watch", daemon=True).start()
 
@@ -104,16 +104,23 @@ class StopVote:
                 self._asked.set()
                 return
 
-    def agreed(self) -> bool:
-        """Called by every rank once a step: whether all end after this one."""
+    def agreed(self, leaving: bool) -> tuple[bool, bool]:
+        """Called by every rank once a step, with whether it was told that a node of the group goes.
+
+        Returns:
+            Whether all end after this step because the run was asked to, and whether they do because a node goes.
+        """
+        mine = torch.tensor([float(self._asked.is_set()), float(leaving)])
         if self._group is None:
-            return self._asked.is_set()
-        if self._work is not None:
-            self._work.wait()
-        agreed = bool(self._votes.item())
-        self._votes = torch.tensor([float(self._asked.is_set())])
-        self._work = dist.all_reduce(self._votes, group=self._group, async_op=True)
-        return agreed
+            agreed = mine
+        else:
+            if self._work is not None:
+                self._work.wait()
+            agreed = self._votes
+            self._votes = mine
+            self._work = dist.all_reduce(self._votes, group=self._group, async_op=True)
+        stop, leave = agreed.tolist()
+        return stop > 0, leave > 0
 
     def close(self) -> None:
         self._closed.set()

@@ -153,7 +153,7 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_left_out(bert):
 
 def test_a_streak_of_bad_steps_is_found_across_log_lines():
     def totals(first, *norms):
-        return Totals(first, torch.zeros(6), 0, 0, norms, [0] * len(norms))
+        return Totals(first, torch.zeros(6), 0, norms, [0] * len(norms))
 
     streak = Streak(3)
     assert streak.reached(totals(1, 1.0, math.nan, math.inf)) is None
