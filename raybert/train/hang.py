@@ -24,7 +24,7 @@ from raybert.train import faults
 BEAT = 1.0  # seconds between two messages of a rank
 FIRST_STEP = 900.0  # seconds that the first step may take: compilation, first reads
 # A rank whose innermost frames are in one of these waits for the others.
-EXCHANGES = ("all_reduce", "backward", "broadcast", "barrier", "in report", "_engine_run_backward")
+EXCHANGES = ("all_reduce", "in agreed", "backward", "broadcast", "barrier", "in report", "_engine_run_backward")
 WAITS_FOR_STORAGE = ("data", "checkpoint", "report")
 
 

@@ -144,14 +144,15 @@ def losses(uri: str) -> np.ndarray:
     return np.array([[record["step"], record["loss"]] for record in read_metrics(uri) if "loss" in record])
 
 
-def assert_undisturbed(driver: Driver, digests: list[int], reference: np.ndarray) -> ledger.Account:
+def assert_undisturbed(driver: Driver, digests: list[int], reference: np.ndarray | None = None) -> ledger.Account:
     """The run ended well, and trained on what an undisturbed one trains on, with the same losses."""
     assert driver.wait() == 0, driver.said[-4000:]
     account = ledger.read_account(driver.uri)
     assert account.digests.tolist() == digests
-    found = losses(driver.uri)
-    assert found[:, 0].tolist() == reference[:, 0].tolist()
-    np.testing.assert_allclose(found[:, 1], reference[:, 1], rtol=5e-4)
+    if reference is not None:
+        found = losses(driver.uri)
+        assert found[:, 0].tolist() == reference[:, 0].tolist()
+        np.testing.assert_allclose(found[:, 1], reference[:, 1], rtol=5e-4)
     return account
 
 

@@ -9,7 +9,7 @@ import pytest
 from raybert.train import ledger
 from tests.data import make_shards
 from tests.faults.cluster import ray_nodes
-from tests.faults.driver import SEQ_LEN, Driver, assert_undisturbed, losses, recomputed_digests
+from tests.faults.driver import SEQ_LEN, Driver, assert_undisturbed, recomputed_digests
 from tests.faults.scenarios import WORKER
 
 pytestmark = [
@@ -39,7 +39,7 @@ def test_an_elastic_run_shrinks_and_grows(shards, tmp_path):
         driver.wait_for_step(driver.step() + 10)
         lost = new if new.pids(WORKER) else cluster.nodes[1]
         lost.lose()
-        assert_undisturbed(driver, recomputed_digests(shards, STEPS), losses(driver.uri))
+        assert_undisturbed(driver, recomputed_digests(shards, STEPS))
         first, second, third, *_ = ledger.read_account(driver.uri).attempts
     assert [first.workers, second.workers, third.workers] == [1, 2, 1]
     assert second.restored >= first.last - 10, "steps behind a checkpoint were thrown away to grow"
@@ -63,6 +63,6 @@ def test_a_preempted_node_is_left_with_everything_saved(shards, tmp_path):
         victim.process.wait(60)
         victim.gone = True
         cluster.add(1)
-        assert_undisturbed(driver, recomputed_digests(shards, 240), losses(driver.uri))
+        assert_undisturbed(driver, recomputed_digests(shards, 240))
         first, second = ledger.read_account(driver.uri).attempts
     assert second.restored == first.last, "steps were lost"

@@ -1,0 +1,36 @@
+"""A bucket that answers nothing for a while, under a run that reads from it and writes to it."""
+
+import os
+import time
+
+import pytest
+
+from raybert import storage
+from raybert.cli import run_app
+from tests.data import make_shards
+from tests.faults.cluster import ray_nodes
+from tests.faults.driver import SEQ_LEN, STEPS, Driver, assert_undisturbed, recomputed_digests
+from tests.gcs import Fault
+
+pytestmark = [
+    pytest.mark.timeout(420),
+    pytest.mark.skipif(int(os.environ.get("RAYBERT_FAULTS", "3")) < 10, reason="`make test-faults` does this"),
+]
+
+
+def test_a_run_waits_until_the_bucket_is_back(gcs, tmp_path):
+    bucket = gcs.create_bucket("outage")
+    local = make_shards(str(tmp_path / "shards"), seq_len=SEQ_LEN, rows=700)
+    for path in (tmp_path / "shards").iterdir():
+        storage.upload_file(path, f"{bucket}/shards/{path.name}")
+    with ray_nodes(3) as cluster:
+        run = {"storage": f"{bucket}/runs"}
+        driver = Driver.of(cluster, tmp_path, f"{bucket}/shards", "run", run=run)
+        # The log of a remote run is uploaded now and then, so a checkpoint is what tells that it goes.
+        driver.wait_for("a checkpoint", lambda: storage.list_dir(f"{driver.uri}/checkpoints"))
+        gcs.inject(Fault("status", every=1, status=503))
+        time.sleep(float(os.environ.get("RAYBERT_OUTAGE_S", "60")))
+        assert sum(gcs.injected().values()) > 3, "nothing was asked of the bucket"
+        gcs.inject()
+        assert_undisturbed(driver, recomputed_digests(local.uri, STEPS))
+    assert run_app(["verify", driver.uri]) == 0
