@@ -2,6 +2,7 @@
 
 prepare -> raybert.data.prepare     pretrain -> raybert.train.run      probe -> raybert.probe.commands
 sweep   -> raybert.sweep.run
+doctor  -> raybert.doctor
 report  -> raybert.report           export, import -> raybert.export
 verify  -> raybert.verify           embed   -> raybert.embed           demo -> raybert.demo
 submit  -> raybert.submit
@@ -252,6 +253,29 @@ def verify(run: Annotated[str, typer.Argument(help="run directory, at any URI")]
         print(f"{finding.subject:>24}  {'WRONG: ' + finding.fault if finding.fault else 'ok: ' + finding.detail}")
     if faults:
         raise RunFailed(f"{faults} of the run's parts are wrong.")
+
+
+@app.command(epilog="Example: raybert doctor jobs/compact.yaml run.storage=gs://bucket/runs")
+def doctor(
+    config: Annotated[str | None, typer.Argument(help="the run's YAML file, at any URI", show_default=False)] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look at the cluster before a run costs money: versions, storage, memory, CPUs, clocks, token."""
+    from raybert import cluster
+    from raybert import config as configs
+    from raybert.doctor.examine import examine
+
+    settings = configs.load(config, overrides or []) if config is not None else None
+    cluster.connect()
+    lines = 0
+    wrong = 0
+    for line in examine(settings):
+        lines, wrong = lines + 1, wrong + bool(line.remedy)
+        print(f"{line.subject:>12}  {'WRONG' if line.remedy else 'ok'}: {line.detail}", flush=True)
+        if line.remedy:
+            print(f"{'':>12}  what to do: {line.remedy}", flush=True)
+    if wrong:
+        raise RunFailed(f"{wrong} of {lines} checks found something wrong.")
 
 
 @app.command(
