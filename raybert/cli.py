@@ -260,7 +260,10 @@ def doctor(
     config: Annotated[str | None, typer.Argument(help="the run's YAML file, at any URI", show_default=False)] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Look at the cluster before a run costs money: versions, storage, memory, CPUs, clocks, token."""
+    """Check a cluster before a run costs money.
+
+    Versions, storage, memory, CPUs, clocks and the dashboard's token, on every node; each line says what to do.
+    """
     from raybert import cluster
     from raybert import config as configs
     from raybert.doctor.examine import examine
