@@ -199,7 +199,9 @@ def report(
     epilog="Example: raybert submit pretrain jobs/compact.yaml data.shards=gs://bucket/shards",
 )
 def submit(
-    command: Annotated[list[str], typer.Argument(help="prepare, pretrain, sweep, probe or report, with its arguments")],
+    command: Annotated[
+        list[str], typer.Argument(help="prepare, pretrain, sweep, probe, report or doctor, with its arguments")
+    ],
     address: Annotated[str | None, typer.Option(help="of the cluster's dashboard", show_default=False)] = None,
     directory: Annotated[str, typer.Option(help="the checkout whose code the job runs")] = ".",
     follow: Annotated[bool, typer.Option("--follow", help="show what the job prints, and exit with its code")] = False,

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -103,9 +104,12 @@ def _ask_nodes(config: Config | None, marker: _Marker) -> tuple[list[NodeFacts],
     shards = config.data.shards if config is not None else ""
     refs = {key: on(node, _look).remote(marker.uri, marker.fault, shards) for key, node in alive.items()}
     ray.wait(list(refs.values()), num_returns=len(refs), timeout=PATIENCE)
+    addresses = Counter(node["NodeManagerAddress"] for node in alive.values())
     found, silent = [], {}
     for key, node in alive.items():
         name, resources = node["NodeManagerAddress"], node["Resources"]
+        if addresses[name] > 1:
+            name = f"{name}/{key[:8]}"  # several nodes on one machine
         try:
             facts = ray.get(refs[key], timeout=0)
             skew, error = _skew(on(node, _now))
