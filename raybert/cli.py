@@ -2,6 +2,7 @@
 
 prepare -> raybert.data.prepare     pretrain -> raybert.train.run      probe -> raybert.probe.commands
 sweep   -> raybert.sweep.run
+doctor  -> raybert.doctor
 report  -> raybert.report           export, import -> raybert.export
 verify  -> raybert.verify           embed   -> raybert.embed           demo -> raybert.demo
 submit  -> raybert.submit
@@ -198,7 +199,9 @@ def report(
     epilog="Example: raybert submit pretrain jobs/compact.yaml data.shards=gs://bucket/shards",
 )
 def submit(
-    command: Annotated[list[str], typer.Argument(help="prepare, pretrain, sweep, probe or report, with its arguments")],
+    command: Annotated[
+        list[str], typer.Argument(help="prepare, pretrain, sweep, probe, report or doctor, with its arguments")
+    ],
     address: Annotated[str | None, typer.Option(help="of the cluster's dashboard", show_default=False)] = None,
     directory: Annotated[str, typer.Option(help="the checkout whose code the job runs")] = ".",
     follow: Annotated[bool, typer.Option("--follow", help="show what the job prints, and exit with its code")] = False,
@@ -252,6 +255,32 @@ def verify(run: Annotated[str, typer.Argument(help="run directory, at any URI")]
         print(f"{finding.subject:>24}  {'WRONG: ' + finding.fault if finding.fault else 'ok: ' + finding.detail}")
     if faults:
         raise RunFailed(f"{faults} of the run's parts are wrong.")
+
+
+@app.command(epilog="Example: raybert doctor jobs/compact.yaml run.storage=gs://bucket/runs")
+def doctor(
+    config: Annotated[str | None, typer.Argument(help="the run's YAML file, at any URI", show_default=False)] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check a cluster before a run costs money.
+
+    Versions, storage, memory, CPUs, clocks and the dashboard's token, on every node; each line says what to do.
+    """
+    from raybert import cluster
+    from raybert import config as configs
+    from raybert.doctor.examine import examine
+
+    settings = configs.load(config, overrides or []) if config is not None else None
+    cluster.connect()
+    lines = 0
+    wrong = 0
+    for line in examine(settings):
+        lines, wrong = lines + 1, wrong + bool(line.remedy)
+        print(f"{line.subject:>12}  {'WRONG' if line.remedy else 'ok'}: {line.detail}", flush=True)
+        if line.remedy:
+            print(f"{'':>12}  what to do: {line.remedy}", flush=True)
+    if wrong:
+        raise RunFailed(f"{wrong} of {lines} checks found something wrong.")
 
 
 @app.command(

@@ -4,13 +4,16 @@ Credentials come from the provider's default chain alone (Google's: GOOGLE_APPLI
 `gcloud auth application-default login`, then the machine's service account); there is no setting for them.
 """
 
+import functools
 import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+import aiohttp
+import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.registry import known_implementations
 
 from raybert.errors import InputError, RunFailed
@@ -45,24 +48,31 @@ def scheme(uri: str) -> str:
     return uri.partition("://")[0] if "://" in uri else "file"
 
 
-def client_options(uri: str) -> dict[str, Any]:
-    """How the fsspec client of this URI is made."""
+def client(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The fsspec file system of an absolute path or a URI, and the path inside it."""
     if scheme(uri) == "file":
-        return {}
-    # Another process may have written since a directory was listed.
-    options: dict[str, Any] = {"use_listings_cache": False}
+        return fsspec.core.url_to_fs(uri)
     if scheme(uri) not in GOOGLE:
-        return options
-    from aiohttp import ClientTimeout
-
+        # Another process may have written since a directory was listed.
+        return fsspec.core.url_to_fs(uri, use_listings_cache=False)
     anonymous = bool(share_emulator()) or f"://{ANONYMOUS}" in uri
-    return options | {
+    fs = _google(os.getpid(), anonymous, STALL)
+    return fs, fs._strip_protocol(without_user(uri))
+
+
+@functools.cache
+def _google(process: int, anonymous: bool, stall: float) -> AbstractFileSystem:
+    """One client a process: fsspec's own cache makes one a thread, and each would fetch a token."""
+    return fsspec.filesystem(
+        "gs",
+        skip_instance_cache=True,
+        use_listings_cache=False,
         # Google's own chain; gcsfs would also try a cache of its own and then go on without credentials.
-        "token": "anon" if anonymous else "google_default",
-        "access": "read_write",
+        token="anon" if anonymous else "google_default",
+        access="read_write",
         # gcsfs's default is to wait for ever.
-        "requests_timeout": ClientTimeout(total=None, sock_connect=30, sock_read=STALL),
-    }
+        requests_timeout=aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=stall),
+    )
 
 
 def without_user(uri: str) -> str:

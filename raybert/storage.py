@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
 from fsspec import AbstractFileSystem
 
 from raybert.errors import InputError
@@ -23,7 +22,7 @@ from raybert.remote import (
     ANONYMOUS,
     GOOGLE,
     bucket,
-    client_options,
+    client,
     no_client,
     scheme,
     sentences,
@@ -75,7 +74,7 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     uri = absolute(uri)
     with sentences(uri):
         try:
-            fs, path = fsspec.core.url_to_fs(without_user(uri), **client_options(uri))
+            fs, path = client(uri)
         except (ValueError, ImportError) as error:
             raise no_client(uri, error) from error
     return fs, path

@@ -19,7 +19,7 @@ ADDRESS = "http://127.0.0.1:8265"
 # Seconds that a stopped job gets to write its checkpoint, and its Ray to clean up; Ray's default of 3 is short.
 STOP_SECONDS = 120
 # Entry scripts; the other commands need no cluster.
-SCRIPTS = ("prepare", "pretrain", "sweep", "probe", "report")
+SCRIPTS = ("prepare", "pretrain", "sweep", "probe", "report", "doctor")
 
 
 @dataclass(frozen=True)

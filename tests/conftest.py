@@ -1,5 +1,6 @@
 """What several tests share: the data beside the project, and one local Ray for the whole session."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,18 @@ def gcs() -> Iterator[Emulator]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(gcs: Emulator) -> Iterator[None]:
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Credentials in the environment of every process that is started from now on; none of them is of any use."""
+    key = tmp_path_factory.mktemp("credentials") / "key.json"
+    key.write_text(json.dumps({"type": "service_account", "private_key": "planted-google-private-key-5c1f"}))
+    os.environ["GOOGLE_APPLICATION_CREDENTIALS"] = str(key)
+    os.environ["AWS_SECRET_ACCESS_KEY"] = "planted-aws-secret-key-77ab"
+    os.environ["AZURE_STORAGE_KEY"] = "planted-azure-key-90de"
+    return ["planted-google-private-key-5c1f", "planted-aws-secret-key-77ab", "planted-azure-key-90de"]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(gcs: Emulator, secrets: list[str]) -> Iterator[None]:
     """One local Ray, with its dashboard: without it Train cannot clean up after a controller that was killed."""
     import ray
 

@@ -146,6 +146,15 @@ def test_a_wrong_setting_is_a_sentence_in_the_log_and_exit_code_2(cluster, check
     assert "all nodes share" in refused.stderr
 
 
+def test_the_doctor_looks_at_every_node_as_a_job(cluster, checkout, settings):
+    done = submit(cluster, checkout, "doctor", *settings)
+    said = dict(line.strip().split("  ", 1) for line in done.stdout.splitlines() if "  ok: " in line)
+    assert said["nodes"] == "ok: 2 of 2 ran a task", done.stdout + done.stderr
+    assert said["dashboard"] == f"ok: {cluster.dashboard} asks for a token"
+    assert said["raybert"].endswith("on every node")
+    assert said["run.storage"].endswith("from every node")
+
+
 @pytest.mark.timeout(240)
 def test_only_workers_are_on_the_spot_node(cluster, training):
     found = cluster.run(sys.executable, "-c", WHERE)

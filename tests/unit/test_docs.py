@@ -61,7 +61,8 @@ def test_a_command_that_is_written_down_parses(words):
         context = command.make_context(name, list(rest))
     except Exception as error:  # typer has an own copy of click, and of its errors
         pytest.fail(str(error))
-    keys = {"pretrain": all_keys(Config), "sweep": ["base." + key for key in all_keys(Config)] + all_keys(SweepConfig)}
+    settings = dict.fromkeys(("pretrain", "doctor"), all_keys(Config))
+    keys = settings | {"sweep": ["base." + key for key in all_keys(Config)] + all_keys(SweepConfig)}
     for override in context.params.get("overrides") or []:
         assert override.partition("=")[0] in keys[name]
 
