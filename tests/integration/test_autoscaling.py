@@ -62,6 +62,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clusters.Clust
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": HEAD,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
+        # A node whose processes have all ended is known to be lost in seconds, not in a quarter of a minute.
+        "RAY_health_check_initial_delay_ms": "0",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
     }
     options = [f"--autoscaling-config={path}"]
     with clusters.cluster(cpus=0, port=port, options=options, environment=environment) as started:
@@ -122,6 +126,7 @@ def test_nodes_come_for_a_run_one_is_lost_and_they_go_again(cluster, tmp_path):
         assert len(came) >= 2
         # The loss of a spot node with a worker on it: all its processes end at once.
         victim = next(node for process, node in processes(cluster) if "RayTrainWorker" in " ".join(process.cmdline()))
+        assert victim in came
         for process, node in list(processes(cluster)):
             if node == victim:
                 process.kill()
