@@ -20,12 +20,14 @@ RUN python -m venv /opt/raybert \
     && python -I -c "from raybert.tokenizer import Tokenizer; Tokenizer()"
 
 FROM ${PYTHON_IMAGE}
-# ssh and rsync: the head of a `ray up` cluster starts its workers with them. g++: torch.compile.
+# ssh and rsync: the head of a `ray up` cluster starts its workers with them, in login shells, which set PATH anew.
+# g++: torch.compile.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ openssh-client rsync \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home raybert \
+    && echo "export PATH=/opt/raybert/bin:\$PATH" > /etc/profile.d/raybert.sh \
     && install --directory --owner=raybert --group=raybert /tmp/ray
 COPY --from=build /opt/raybert /opt/raybert
 ENV PATH=/opt/raybert/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
