@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import netrc
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -213,6 +214,7 @@ class TensorBoard:
         self._writer.close()
         if self._remote:
             _upload(self._directory, self._uri)
+            shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class MLflow:
@@ -274,8 +276,10 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
-        if self._remote and self._run.offline:
-            _upload(str(Path(self._directory, "wandb")), self._uri)
+        if self._remote:
+            if self._run.offline:
+                _upload(str(Path(self._directory, "wandb")), self._uri)
+            shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def _logged_in_to_wandb() -> bool:
