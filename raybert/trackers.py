@@ -60,10 +60,7 @@ def require(names: Sequence[Name], run_uri: str) -> None:
 
 @contextmanager
 def following(config: Config) -> Iterator[None]:
-    """Tell the run's trackers whatever it records inside the ``with``, and what they have not been told of before.
-
-    Put it around the training and the wait for its last probes.
-    """
+    """Tell the run's trackers what it records inside the ``with``, and what they have not been told of before."""
     run_uri, settings = config.run_uri, flatten(config.model_dump(mode="json"))
     open_ones = [_Followed(name, run_uri, settings) for name in config.run.trackers]
     if not open_ones:
