@@ -12,7 +12,7 @@ test: $(VENV)/.dev prometheus  ## run all tests; PYTEST_ARGS='tests/unit -x' for
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # One test asks a Prometheus for every panel of the Grafana dashboard. Without it that test says so and is skipped.
-prometheus:
+prometheus:  ## install Debian's prometheus, which a test needs, when root
 	@command -v prometheus > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
 	  { echo "installing prometheus, which a test needs"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -qq --yes --no-install-recommends prometheus > /dev/null; } || true
@@ -41,7 +41,7 @@ wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A stamp file says which extras are installed; it is older than pyproject.toml or the constraints when they change.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -32,13 +32,14 @@ def export_dir(checkpoint: str, directory: str) -> None:
     """
     require_transformers()
     from raybert.card import write_card
-    from raybert.model.interop import to_transformers
+    from raybert.model.interop import quiet_transformers, to_transformers
 
     target = Path(directory)
     _refuse_to_destroy(target)
     model = files.load(checkpoint)
     theirs = to_transformers(model)
-    theirs.save_pretrained(directory)
+    with quiet_transformers():
+        theirs.save_pretrained(directory)
     _write_tokenizer(model, target)
     _write_sentence_transformer(model, target)
     write_card(checkpoint, model, target)

@@ -150,7 +150,14 @@ class State:
         self.waiting: list[int] = []
         self.failure = ""
         self._stale = True  # the table: it is made anew for validations and probes alone
-        self._watcher = Watcher(run_uri, on_record=self._on_record, on_probe=self._on_probe, history=True)
+        self.faults: list[Record] = []
+        self._watcher = Watcher(
+            run_uri,
+            on_record=self._on_record,
+            on_probe=self._on_probe,
+            on_fault=self.faults.append,
+            history=True,
+        )
 
     def _on_record(self, record: Record) -> None:
         self.records.append(record)
@@ -201,6 +208,7 @@ def view(state: State, width: int) -> RenderableType:
         parts.append(Text("no step is logged yet"))
     if state.table is not None:
         parts.append(state.table)
+    parts += [Text(f"fault: {fault['text']}", style="yellow") for fault in state.faults[-3:]]
     if state.waiting:
         parts.append(Text(f"waiting for their probes: {', '.join(f'step {step:,}' for step in state.waiting)}"))
     if state.failure:

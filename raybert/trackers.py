@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import netrc
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,10 +60,7 @@ def require(names: Sequence[Name], run_uri: str) -> None:
 
 @contextmanager
 def following(config: Config) -> Iterator[None]:
-    """Tell the run's trackers whatever it records inside the ``with``, and what they have not been told of before.
-
-    Put it around the training and the wait for its last probes.
-    """
+    """Tell the run's trackers what it records inside the ``with``, and what they have not been told of before."""
     run_uri, settings = config.run_uri, flatten(config.model_dump(mode="json"))
     open_ones = [_Followed(name, run_uri, settings) for name in config.run.trackers]
     if not open_ones:
@@ -213,6 +211,7 @@ class TensorBoard:
         self._writer.close()
         if self._remote:
             _upload(self._directory, self._uri)
+            shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class MLflow:
@@ -274,8 +273,10 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
-        if self._remote and self._run.offline:
-            _upload(str(Path(self._directory, "wandb")), self._uri)
+        if self._remote:
+            if self._run.offline:
+                _upload(str(Path(self._directory, "wandb")), self._uri)
+            shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def _logged_in_to_wandb() -> bool:

@@ -162,7 +162,7 @@ def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
     path = Path(directory, "config.json")
     if not path.exists() or json.loads(path.read_bytes()).get("model_type") != "bert":
         raise InputError(f"{directory} is no transformers BERT directory: it needs a config.json of model type bert.")
-    with torch.random.fork_rng(devices=[]), _quiet_transformers():
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(NEW_HEADS_SEED)
         try:
             model, report = BertForPreTraining.from_pretrained(
@@ -178,8 +178,8 @@ def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without its bars and its report of new heads, which the caller states in a sentence of its own."""
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' bars, and its report of new heads, which the caller states in a sentence of its own."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

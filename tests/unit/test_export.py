@@ -2,12 +2,19 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 import raybert
 from raybert.cli import run_app
@@ -42,8 +49,6 @@ def run(tmp_path_factory, model):
     folder = tmp_path_factory.mktemp("export")
     uri = make_run(folder, steps=2000, done=1200, validation_every=400, probe_every=400)
     shards = make_shards(str(folder / "shards"))
-    import yaml
-
     tree = yaml.safe_load(Path(uri, "config.yaml").read_text())
     tree["data"]["shards"] = shards.uri
     tree["about"] |= {"manifest": shards.manifest_hash, "seq_len": 32}
@@ -126,8 +131,6 @@ def test_the_card_tells_the_run(exported, run):
 
 
 def _settings(run):
-    import yaml
-
     tree = yaml.safe_load(Path(run, "config.yaml").read_text())
     tree.pop("about")
     return tree
@@ -156,6 +159,65 @@ def test_pushing_needs_a_login(exported, monkeypatch, tmp_path):
         push(exported, "someone/model", "step1000")
     assert revision_of("gs://b/run/checkpoints/step-00001000") == "step1000"
     assert revision_of("run/checkpoints/best") == "main"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as the real client needs to make a branch and commit small files to it."""
+
+    seen: ClassVar[list] = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.seen.append((self.path, self.headers.get("Authorization"), body))
+        if "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            self._answer(
+                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            )
+        elif "/commit/" in self.path:
+            self._answer(
+                {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.server.url}/me/compact/commit/0"}
+            )
+        elif self.path == "/api/repos/create":
+            self._answer({"url": f"{self.server.url}/me/compact", "id": "me/compact"})
+        else:
+            self._answer({"errors": [], "warnings": []})
+
+    def _answer(self, value):
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_step_is_pushed_as_a_revision(tmp_path):
+    """In a process of its own: the client reads its endpoint when it is imported."""
+    pytest.importorskip("huggingface_hub")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("---\ntags: [bert]\n---\n# A card\n")
+    (tmp_path / "out" / "config.json").write_text("{}")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = "from raybert.export import push; print(push('out', 'me/compact', 'step1000'))"
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{server.url}/me/compact/tree/step1000"
+    assert all(token == "Bearer hf_test" for _, token, _ in Hub.seen)
+    sent = {path: body for path, _, body in Hub.seen}
+    assert b"private" in sent["/api/repos/create"]
+    assert "/api/models/me/compact/branch/step1000" in sent
+    lines = [json.loads(line) for line in sent["/api/models/me/compact/commit/step1000"].splitlines()]
+    assert {line["value"]["path"] for line in lines if line["key"] == "file"} == {"README.md", "config.json"}
 
 
 # -- a real model of another tokenizer ----------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
 import json
 import logging
+import random
 import struct
 from pathlib import Path
 
 import pytest
 import yaml
 
-from raybert import trackers
+from raybert import storage, trackers
 from raybert.config import from_mapping
 from raybert.errors import InputError
 from tests.runs import make_run, probe, record, write_probe
@@ -27,14 +28,16 @@ def losses(run):
     return {r["step"]: r["loss"] for r in map(json.loads, Path(run, "metrics.jsonl").open()) if "loss" in r}
 
 
-def follow(run, *names):
-    """Follow a run that was begun already, and that gets two records and a probe more meanwhile."""
-    import random
-
+def settings(run, *names):
     tree = yaml.safe_load(Path(run, "config.yaml").read_text())
     tree.pop("about")
     tree["run"]["trackers"] = list(names)
-    with trackers.following(from_mapping(tree)), Path(run, "metrics.jsonl").open("a") as file:
+    return tree
+
+
+def follow(run, *names):
+    """Follow a run that was begun already, and that gets two records and a probe more meanwhile."""
+    with trackers.following(from_mapping(settings(run, *names))), Path(run, "metrics.jsonl").open("a") as file:
         last = max(losses(run))
         for step in (last + 10, last + 20):
             file.write(json.dumps(record(step, 100, random.Random(step))) + "\n")
@@ -56,6 +59,26 @@ def test_tensorboard_holds_every_figure_once(run):
     tags = events.Tags()["scalars"]
     wanted = {"machine/tokens_per_second", "machine/wait_data", "train/lr"}
     assert wanted | {f"probe/bbc_news/{name}" for name in ("mean_untrained", "tfidf", "majority")} <= set(tags)
+
+
+def test_what_is_written_beside_a_remote_run_reaches_the_bucket(run, tmp_path):
+    pytest.importorskip("wandb")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for path in (path for path in Path(run).rglob("*") if path.is_file()):
+        storage.write_bytes(f"memory://bucket/runs/bbc-tiny/{path.relative_to(run).as_posix()}", path.read_bytes())
+    tree = settings(run, "tensorboard", "wandb")
+    tree["run"]["storage"] = "memory://bucket/runs"
+    with trackers.following(from_mapping(tree)):
+        pass
+    for file in storage.list_files("memory://bucket/runs/bbc-tiny"):
+        if "/tensorboard/" in file or file.endswith(".wandb"):
+            (tmp_path / file.rpartition("/")[2]).write_bytes(storage.read_bytes(file))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert {e.step: e.value for e in events.Scalars("train/loss")} == pytest.approx(losses(run))
+    (offline,) = tmp_path.glob("*.wandb")
+    assert {row["step"] for row in wandb_history(offline) if "train/loss" in row} == set(losses(run))
 
 
 def test_mlflow_goes_on_in_the_same_run(run):
