@@ -12,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raybert.model import layout as layouts
+from raybert.model.attention import attention
 from raybert.model.config import BertConfig
+from raybert.model.dropout import Noise, dropout
+from raybert.model.layout import Layout
 
 # Matrix products on GPUs and CPUs run best when the vocabulary dimension is a multiple of this.
 VOCABULARY_MULTIPLE = 64
@@ -36,7 +40,6 @@ class Bert(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.embedding_dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.mlm_transform = nn.Linear(config.hidden_size, config.hidden_size)
@@ -99,17 +102,27 @@ class Bert(nn.Module):
                 "positions; truncate it"
             )
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        hidden = (
-            self.word_embeddings(input_ids)
-            + self.token_type_embeddings(types)
-            + self.position_embeddings.weight[:length]
-        )  # (B, T, D)
-        hidden = self.embedding_dropout(self.embedding_norm(hidden))
-        # One row of the mask for all heads and queries: (B, 1, 1, T). True where a key may be attended to.
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        mask = None if attention_mask is None else attention_mask.bool()
+        own_noise = self.training and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        noise = Noise(int(torch.randint(2**63 - 1, ()))) if own_noise else None
+        layout = layouts.padded(*input_ids.shape, mask, noise)
+        hidden, pooled = self.encode_tokens(input_ids, types, layout)
+        return hidden.view(*input_ids.shape, -1), pooled
+
+    def encode_tokens(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The encoder over the N tokens of a layout of (B, T) inputs: hidden states (N, D) and pooler output (B, D)."""
+        batch, length = input_ids.shape
+        rate = self.config.dropout if self.training else 0.0
+        hidden = self.word_embeddings(layout.pick(input_ids)) + self.token_type_embeddings(layout.pick(token_type_ids))
+        if layout.tokens is None:
+            hidden = (hidden.view(batch, length, -1) + self.position_embeddings.weight[:length]).flatten(0, 1)
+        else:
+            hidden = hidden + self.position_embeddings(layout.tokens % length)  # (N, D)
+        hidden = dropout(self.embedding_norm(hidden), rate, layout.keep(hidden.shape[1], rate))
         for layer in self.layers:
-            hidden = layer(hidden, mask)
-        return hidden, torch.tanh(self.pooler(hidden[:, 0]))
+            hidden = layer(hidden, layout)
+        first = layout.rows(torch.arange(0, batch * length, length, device=hidden.device))
+        return hidden, torch.tanh(self.pooler(hidden[first]))
 
     def embed(
         self,
@@ -175,17 +188,13 @@ class Layer(nn.Module):
         self.ffn_out = nn.Linear(config.intermediate_size, config.hidden_size)
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, T, D) -> (B, T, D)"""
-        batch, length, size = hidden.shape
-        rate = self.dropout if self.training else 0.0
-        qkv = self.qkv(hidden).view(batch, length, 3, self.heads, size // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
-        mixed = mixed.transpose(1, 2).reshape(batch, length, size)  # (B, T, D)
-        hidden = self.attention_norm(hidden + F.dropout(self.attention_out(mixed), rate, self.training))
-        widened = F.gelu(self.ffn_in(hidden))  # (B, T, 4D)
-        return self.ffn_norm(hidden + F.dropout(self.ffn_out(widened), rate, self.training))
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """(N, D) -> (N, D)"""
+        size, rate = hidden.shape[1], self.dropout if self.training else 0.0
+        mixed = self.attention_out(attention(self.qkv(hidden), self.heads, layout, rate))
+        hidden = self.attention_norm(hidden + dropout(mixed, rate, layout.keep(size, rate)))
+        widened = F.gelu(self.ffn_in(hidden))  # (N, 4D)
+        return self.ffn_norm(hidden + dropout(self.ffn_out(widened), rate, layout.keep(size, rate)))
 
 
 def flops_per_token(config: BertConfig, seq_len: int, masked_fraction: float = 0.15) -> float:

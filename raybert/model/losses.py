@@ -1,15 +1,21 @@
 """The two pre-training losses, as sums: who knows the global batch divides them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raybert.model.bert import Bert, gather_positions
+from raybert.model import layout as layouts
+from raybert.model.bert import Bert
+from raybert.model.dropout import Noise
 
-# Rows of logits that are made, used and dropped together: 128 x 50,304 of them stay in a CPU's last-level cache.
-CHUNK = 128
+# Label of a place at which there is nothing to predict.
+IGNORED = -100
+# Rows of logits that are made, used and dropped together: in bfloat16 50 MB at 50,304 classes. With fewer the sum of
+# the weight's gradients over chunks, 77 MB read and written for each, costs more than it saves in cache.
+CHUNK = 512
 
 
 class Pretraining(nn.Module):
@@ -27,6 +33,7 @@ class Pretraining(nn.Module):
         masked_positions: Tensor,
         masked_labels: Tensor,
         next_sentence_label: Tensor,
+        parts: Sequence[tuple[int, Noise | None]] | None = None,
     ) -> Tensor:
         """Sums of both cross entropies (nats), their counts, and how many were predicted right.
 
@@ -34,32 +41,46 @@ class Pretraining(nn.Module):
             input_ids, token_type_ids, attention_mask: (B, T), as `Bert` takes them.
             masked_positions: (B, P), -1 = none; masked_labels: (B, P), read where the position is not -1.
             next_sentence_label: (B,) 0 = IsNext, 1 = NotNext.
+            parts: samples of each micro-batch among the B, and its dropout noise (None in evaluation). Given on a CPU,
+                where padding then costs nothing and no micro-batch depends on the others. None keeps every shape
+                fixed, as GPUs and torch.compile want it, and leaves dropout to torch.
 
         Returns:
             (6,) float32: MLM sum, masked positions, right; next-sentence sum, samples, right. Gradients flow through
             the two sums. A masked token counts as right when no other token's logit is higher.
         """
-        hidden, pooled = self.bert.encode(input_ids, token_type_ids, attention_mask)
-        labels = masked_labels[masked_positions >= 0]  # (M,)
-        features = self.bert.mlm_features(gather_positions(hidden, masked_positions))  # (M, D)
-        weight = self.bert.word_embeddings.weight[: self.bert.config.vocab_size]
-        mlm, mlm_right = tied_cross_entropy(features, weight, self.bert.mlm_bias, labels)
+        batch, length = input_ids.shape
+        if parts is None:
+            layout = layouts.padded(batch, length, attention_mask, None)
+        else:
+            layout = layouts.unpadded(attention_mask, parts)
+        hidden, pooled = self.bert.encode_tokens(input_ids, token_type_ids, layout)
+        starts = torch.arange(0, batch * length, length, device=input_ids.device)[:, None]
+        places = (masked_positions.clamp(min=0) + starts).flatten()  # (B P,)
+        labels = masked_labels.where(masked_positions >= 0, IGNORED).flatten()
+        if parts is not None:
+            wanted = labels != IGNORED
+            places, labels = places[wanted], labels[wanted]
+        features = self.bert.mlm_features(hidden[layout.rows(places)])  # (M, D)
+        mlm, mlm_right = tied_cross_entropy(features, self.bert.word_embeddings.weight, self.bert.mlm_bias, labels)
         nsp_logits = self.bert.nsp_head(pooled).float()
         nsp = F.cross_entropy(nsp_logits, next_sentence_label, reduction="sum")
         nsp_right = (nsp_logits.argmax(-1) == next_sentence_label).sum()
-        counts = torch.tensor([labels.numel(), next_sentence_label.numel()], dtype=torch.float32, device=mlm.device)
-        return torch.stack([mlm, counts[0], mlm_right, nsp, counts[1], nsp_right.float()])
+        masked = (masked_positions >= 0).sum()
+        samples = torch.full_like(mlm, batch)
+        return torch.stack([mlm, masked.float(), mlm_right, nsp, samples, nsp_right.float()])
 
 
 def tied_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross entropy of ``softmax(features @ weight.T + bias)`` against the labels.
 
     At 50,261 classes the logits are the largest tensor of a step and the output layer its largest cost, so logits
-    exist only a chunk of rows at a time, and the gradients are made while a chunk is still in the cache (the idea of
-    https://arxiv.org/abs/2410.10989). On a CPU it takes 0.4 of the time of linear + cross_entropy + argmax.
+    exist only a chunk of rows at a time, and the gradients are made while a chunk is at hand (the idea of
+    https://arxiv.org/abs/2410.10989).
 
     Args:
-        features: (M, D); weight: (V, D); bias: (V,); labels: (M,) integers below V.
+        features: (M, D); weight: (V or more, D), rows past the bias are no classes; bias: (V,); labels: (M,) integers
+            below V, or `IGNORED`.
 
     Returns:
         The sum in nats, with gradients for features, weight and bias, and how many labels had the highest logit.
@@ -76,27 +97,39 @@ class _TiedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         dtype = features.dtype
-        table, offset = weight.to(dtype), bias.to(dtype)
+        table = weight.to(dtype)
+        offset = F.pad(bias.to(dtype), (0, len(weight) - len(bias)), value=-torch.inf)
         wanted = any(ctx.needs_input_grad)
         d_features = torch.zeros_like(features)
         # The sum over chunks is kept in float32 whatever the type of the products.
-        d_weight, d_bias = torch.zeros_like(weight, dtype=torch.float32), torch.zeros_like(bias, dtype=torch.float32)
+        d_weight, d_bias = torch.zeros(0), torch.zeros_like(offset, dtype=torch.float32)
         loss, right = torch.zeros((), device=features.device), torch.zeros((), device=features.device)
         for start in range(0, len(labels), CHUNK):
-            rows, expected = features[start : start + CHUNK], labels[start : start + CHUNK, None]
+            rows, expected = features[start : start + CHUNK], labels[start : start + CHUNK]
+            counts = (expected >= 0)[:, None]  # (C, 1)
+            expected = expected.clamp(min=0)[:, None]
             logits = torch.addmm(offset, rows, table.t())  # (C, V)
             target, highest = logits.gather(1, expected), logits.amax(-1, keepdim=True)
             p = torch.softmax(logits, -1)
+            del logits
             # log(sum(exp(logits))) = highest - log(p[highest]), which can neither overflow nor vanish.
-            loss += (highest.float() - p.amax(-1, keepdim=True).float().log() - target.float()).sum()
-            right += (target >= highest).sum()
+            nats = highest.float() - p.amax(-1, keepdim=True).float().log() - target.float()
+            loss += nats.where(counts, 0).sum()
+            right += ((target >= highest) & counts).sum()
             if wanted:
-                d_logits = p.scatter_add_(1, expected, p.new_full((len(rows), 1), -1.0))
-                d_features[start : start + CHUNK] = d_logits @ table
-                d_weight += d_logits.t() @ rows
-                d_bias += (d_logits.new_ones(1, len(rows)) @ d_logits)[0]
+                # In place by index: scatter_add_ would go through all of p.
+                places = expected[:, 0] + torch.arange(len(rows), device=rows.device) * p.shape[1]
+                d_logits = p
+                d_logits.view(-1)[places] -= 1
+                real = counts.to(dtype)
+                d_features[start : start + CHUNK] = (d_logits @ table) * real
+                part = d_logits.t() @ (rows * real)
+                d_weight = d_weight.add_(part) if start else part.float()
+                d_bias += (real.t() @ d_logits)[0]
+        if not len(d_weight):
+            d_weight = torch.zeros_like(weight, dtype=torch.float32)
         ctx.mark_non_differentiable(right)
-        ctx.save_for_backward(d_features, d_weight, d_bias)
+        ctx.save_for_backward(d_features, d_weight, d_bias[: len(bias)])
         return loss, right
 
     @staticmethod

@@ -10,7 +10,10 @@ from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from raybert.model.dropout import Noise
 
 MicroBatch = Mapping[str, Tensor]
 INPUTS = (
@@ -21,6 +24,8 @@ INPUTS = (
     "masked_labels",
     "next_sentence_label",
 )
+
+PADDED = ("input_ids", "token_type_ids", "attention_mask")
 
 # The places of the sums that a step returns.
 MLM_SUM, MLM_COUNT, MLM_CORRECT, NSP_SUM, NSP_COUNT, NSP_CORRECT = range(6)
@@ -66,16 +71,19 @@ def train_step(
     if world_size > 1:
         dist.all_reduce(masked)
     sums = torch.zeros(6, device=device)
-    for index, batch in enumerate(micro_batches):
-        torch.manual_seed(dropout_seed(seed, step, first_micro_batch + index))
-        last = index == len(micro_batches) - 1
-        # Gradients are exchanged once a step, with the last micro-batch.
-        with nullcontext() if last or world_size == 1 else model.no_sync():  # type: ignore[operator]
-            part = forward_sums(model, batch, dtype)
-            # DistributedDataParallel averages over ranks; these are sums, hence the factor.
-            loss = world_size * (part[MLM_SUM] / masked.clamp(min=1) + part[NSP_SUM] / global_batch)
-            loss.backward()
-        sums += part.detach()
+    groups = group_micro_batches(model, micro_batches)
+    # One autocast context for the whole step: weights are cast once, not once a group.
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        for group in groups:
+            seeds = [dropout_seed(seed, step, first_micro_batch + index) for index in group]
+            # Gradients are exchanged once a step, with the last group.
+            with nullcontext() if group is groups[-1] or world_size == 1 else model.no_sync():  # type: ignore[operator]
+                part = forward_sums(model, [micro_batches[index] for index in group], seeds)
+                # DistributedDataParallel averages over ranks; these are sums, hence the factor.
+                loss = world_size * (part[MLM_SUM] / masked.clamp(min=1) + part[NSP_SUM] / global_batch)
+                with torch.autocast(device.type, enabled=False):
+                    loss.backward()
+            sums += part.detach()
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     finite = torch.isfinite(grad_norm)
     # The fused AdamW leaves parameters and moments alone where this is 1, and nobody has to wait for the answer.
@@ -85,11 +93,64 @@ def train_step(
     return torch.where(finite, sums, torch.zeros_like(sums)), grad_norm
 
 
-def forward_sums(model: nn.Module, batch: MicroBatch, dtype: torch.dtype) -> Tensor:
-    """The six sums over one micro-batch, with gradients through MLM_SUM and NSP_SUM."""
-    device = batch["input_ids"].device
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        return model(**{name: batch[name] for name in INPUTS})
+def forward_sums(model: nn.Module, micro_batches: Sequence[MicroBatch], seeds: Sequence[int] | None) -> Tensor:
+    """The six sums over micro-batches in one forward pass, with gradients through MLM_SUM and NSP_SUM.
+
+    Args:
+        seeds: of each micro-batch's dropout; None in evaluation.
+    """
+    if not runs_unpadded(model, micro_batches[0]):
+        # One micro-batch, and the random numbers of its device.
+        if seeds is not None:
+            torch.manual_seed(seeds[0])
+        return model(**{name: micro_batches[0][name] for name in INPUTS})
+    longest = max(_longest(batch) for batch in micro_batches)
+    joined = {
+        name: torch.cat([_fit(batch[name], longest) if name in PADDED else batch[name] for batch in micro_batches])
+        for name in INPUTS
+    }
+    noises = [Noise(seed) for seed in seeds] if seeds is not None else [None] * len(micro_batches)
+    sizes = [len(batch["input_ids"]) for batch in micro_batches]
+    return model(**joined, parts=list(zip(sizes, noises, strict=True)))
+
+
+def runs_unpadded(model: nn.Module, batch: MicroBatch) -> bool:
+    """Whether padding is left out and micro-batches are joined: on CPUs, whose shapes may differ from call to call."""
+    return batch["input_ids"].device.type == "cpu" and not _is_compiled(model)
+
+
+def group_micro_batches(model: nn.Module, micro_batches: Sequence[MicroBatch]) -> list[list[int]]:
+    """Indices of consecutive micro-batches that share a forward pass.
+
+    Where padding is left out, short samples would make small matrix products, so micro-batches are joined up to the
+    tokens that a full one has. Each keeps its own dropout and rectangle of attention, so the result is the same.
+    """
+    if not runs_unpadded(model, micro_batches[0]):
+        return [[index] for index in range(len(micro_batches))]
+    budget = max(batch["input_ids"].numel() for batch in micro_batches)
+    groups: list[list[int]] = []
+    used = budget
+    for index, batch in enumerate(micro_batches):
+        tokens = int(batch["attention_mask"].sum())
+        if used + tokens > budget or not groups:
+            groups.append([])
+            used = 0
+        groups[-1].append(index)
+        used += tokens
+    return groups
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return isinstance(getattr(model, "module", model), torch._dynamo.OptimizedModule)
+
+
+def _longest(batch: MicroBatch) -> int:
+    return max(1, int(batch["attention_mask"].sum(1).max()))
+
+
+def _fit(values: Tensor, length: int) -> Tensor:
+    """(B, T) cut or padded to (B, length)."""
+    return F.pad(values, (0, length - values.shape[1]))
 
 
 @torch.no_grad()
@@ -98,8 +159,9 @@ def validate(model: nn.Module, batches: Iterable[MicroBatch], dtype: torch.dtype
     was_training = model.training
     model.eval()
     sums = torch.zeros(6, device=device)
-    for batch in batches:
-        sums += forward_sums(model, batch, dtype)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        for batch in batches:
+            sums += forward_sums(model, [batch], None)
     model.train(was_training)
     return sums
 
