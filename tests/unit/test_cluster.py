@@ -18,7 +18,8 @@ def test_a_plan_always_fits_with_a_data_task_and_a_probe(cpus, workers, reserved
         assert cpus - reserved < workers + 2, "a cluster with room for everything was refused"
         assert "\n" not in refused
         return
-    assert workers * shares.worker + 2 * shares.data_task + shares.probe <= cpus - reserved + 1e-6
+    data_tasks = 1 if shares.data_task == 1 else 2
+    assert workers * shares.worker + data_tasks * shares.data_task + shares.probe <= cpus - reserved + 1e-6
     assert 0 < shares.worker <= 1
 
 
@@ -26,6 +27,35 @@ def test_two_workers_run_on_a_laptop_of_two_cores():
     shares = plan_shares(2, 0, workers=2)
     assert shares.worker == 0.5
     assert not shares.use_gpu
+
+
+def test_a_trial_of_a_sweep_runs_on_one_core():
+    shares = plan_shares(1, 0, workers=1, reserved=0.01)
+    assert shares.worker >= 0.25
+    assert shares.worker + 2 * shares.data_task + shares.probe + 0.01 <= 1
+
+
+def test_a_share_that_was_given_may_make_a_probe_wait_but_never_a_worker():
+    assert plan_shares(2, 0, workers=1, probe_cpus=2).worker == 1
+    shares = plan_shares(2, 0, workers=1, task_cpus=1.5)
+    assert shares.worker + shares.data_task <= 2
+
+
+@pytest.mark.parametrize(
+    ("cpus", "given", "sentence"),
+    [
+        (4, {"probe_cpus": 100}, r"^probe.cpus=100 .* at most 4 CPUs; lower probe.cpus"),
+        (2, {"probe_cpus": 3}, "^probe.cpus=3 "),
+        (2, {"task_cpus": 2}, "^data.task_cpus=2 leaves too little for train.workers=1"),
+        (2, {"task_cpus": 4}, "^data.task_cpus=4 is more than"),
+        (2, {"worker_cpus": 2}, "lower train.worker_cpus"),
+        (0.5, {}, "too few for one worker"),
+    ],
+)
+def test_the_setting_that_does_not_fit_is_the_one_that_is_named(cpus, given, sentence):
+    with pytest.raises(InputError, match=sentence) as refused:
+        plan_shares(cpus, 0, workers=1, **given)
+    assert "lower train.workers" not in str(refused.value)
 
 
 def test_what_can_never_be_placed_is_refused_with_numbers():
