@@ -1,6 +1,6 @@
 """The model card of an export: what was trained, on what, how far, and how good it is beside simple baselines."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def _of_run(found: Origin, probes: list[Probe]) -> Iterator[str]:
 def _training_rows(found: Origin) -> Iterator[tuple[str, ...]]:
     run, about = found.run, found.run.about
     batch, seq_len = run.setting("train.global_batch", 0), about.get("seq_len")
-    record = next((r for r in reversed(run.records) if r["step"] <= found.step and "loss" in r), {})
+    record: Mapping[str, Any] = next((r for r in reversed(run.records) if r["step"] <= found.step and "loss" in r), {})
     yield from _data_rows(run)
     planned = f"{found.step:,} of {run.steps_planned:,}"
     yield "steps", planned + (" (the lowest validation loss)" if found.best else "")

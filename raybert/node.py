@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 def _drain(name: str, arguments: list[str]) -> None:
     """Tell the cluster that this node goes."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     address = next((word.partition("=")[2] for word in arguments if word.startswith("--address=")), "")

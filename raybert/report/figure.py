@@ -49,7 +49,7 @@ def _tokens(run: RunData) -> tuple[Callable[[Sequence[int]], np.ndarray], str]:
     return lambda steps: np.asarray(steps) * each, "million tokens"
 
 
-def _losses(axes: Axes, run: RunData, in_tokens: Callable[[Sequence[int]], np.ndarray]) -> None:
+def _losses(axes: Axes, run: RunData, in_tokens: Callable[[Any], np.ndarray]) -> None:
     for key, colour, name in (("mlm_loss", "blue", "masked words"), ("nsp_loss", "green", "next sentence")):
         steps, values = run.series(key)
         if steps:
@@ -57,7 +57,12 @@ def _losses(axes: Axes, run: RunData, in_tokens: Callable[[Sequence[int]], np.nd
             axes.plot(in_tokens(shown), smoothed, color=COLOURS[colour], label=f"{name}, train")
         steps, values = run.series(f"validation.{key}")
         if steps:
-            options = {"linestyle": "none", "markersize": 4.5, "marker": MARKERS[colour], "clip_on": False}
+            options: dict[str, Any] = {
+                "linestyle": "none",
+                "markersize": 4.5,
+                "marker": MARKERS[colour],
+                "clip_on": False,
+            }
             axes.plot(in_tokens(steps), values, color=COLOURS[colour], label=f"{name}, validation", **options)
     axes.set_title("Loss", loc="left")
     axes.set_ylabel("nats")

@@ -65,7 +65,7 @@ def repair(run_uri: str) -> list[str]:
 def _new_record(run_uri: str) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any], int]]]:
     """A record of the checkpoints that lie there whole, in the order of their steps."""
     names = [uri.rpartition("/")[2] for uri in storage.list_dir(storage.join(run_uri, CHECKPOINTS))]
-    whole = []
+    whole: list[tuple[str, dict[str, Any], int]] = []
     for name in sorted(name for name in names if _STEP.fullmatch(name)):
         try:
             verify_files(storage.join(run_uri, CHECKPOINTS, name))

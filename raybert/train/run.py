@@ -213,7 +213,7 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
             "probe_cpus": run.shares.probe,
         },
         scaling_config=ScalingConfig(
-            num_workers=config.train.workers,  # type: ignore[arg-type] # Ray's annotation lacks the elastic pair
+            num_workers=config.train.workers,
             use_gpu=run.shares.use_gpu,
             resources_per_worker={"CPU": run.shares.worker} | ({"GPU": 1} if run.shares.use_gpu else {}),
             elastic_resize_monitor_interval_s=config.train.resize_seconds,
