@@ -201,12 +201,13 @@ SCENARIOS: dict[str, Scenario] = {
     function.__name__: function
     for function in (
         controller_killed,
+        newest_damaged_while_running,
+        rank_hung,
         newest_damaged,
         worker_killed,
         driver_killed,
         node_lost,
         data_task_killed,
-        newest_damaged_while_running,
         upload_cut,
         out_of_memory,
         node_terminated,
@@ -214,7 +215,6 @@ SCENARIOS: dict[str, Scenario] = {
         coordinator_killed,
         driver_interrupted,
         worker_killed_twice,
-        rank_hung,
         storage_down,
         disk_full,
     )
