@@ -66,25 +66,29 @@ class IngestConfig(DataConfig):
         }
 
     def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-        start_step = patiently(self._start_step, f"looking into {self._run_uri}", seconds=self._patience)
+        start_step = patiently(
+            lambda: last_step(self._run_uri), f"looking into {self._run_uri}", seconds=self._patience
+        )
         stream = train_stream(world_size=world_size, start_step=start_step, **self._stream)
         return super().configure(dict.fromkeys(datasets, stream), world_size, *args, **kwargs)
 
-    def _start_step(self) -> int:
-        """Step of the checkpoint that the workers are about to restore.
 
-        Raises:
-            DamagedCheckpoint: its files are not what was written.
-        """
-        step = last_step(self._run_uri)
-        if step:
-            try:
-                verify_files(storage.join(self._run_uri, checkpoint_name(step)))
-            except InputError as error:
-                raise DamagedCheckpoint(str(error)) from error
-        return step
+def placeholder(run_uri: str, patience: float) -> ray.data.Dataset:
+    """What TorchTrainer is given in place of the stream, which `IngestConfig` builds later.
 
+    Ray Train's controller calls it before each start of the worker group. So here is where the checkpoint that the
+    workers are about to restore is compared with its checksums.
 
-def placeholder() -> ray.data.Dataset:
-    """What TorchTrainer is given in place of the stream, which `IngestConfig` builds later."""
+    Raises:
+        DamagedCheckpoint: its files are not what was written.
+    """
+    patiently(lambda: _verify_newest(run_uri), f"looking into {run_uri}", seconds=patience)
     return ray.data.range(1)
+
+
+def _verify_newest(run_uri: str) -> None:
+    if step := last_step(run_uri):
+        try:
+            verify_files(storage.join(run_uri, checkpoint_name(step)))
+        except InputError as error:
+            raise DamagedCheckpoint(str(error)) from error

@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import yaml
@@ -225,7 +226,7 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             callbacks=[FaultLog(run.uri), *callbacks],
         ),
-        datasets={"train": placeholder},
+        datasets={"train": partial(placeholder, run.uri, config.run.patience)},
         dataset_config=IngestConfig(
             run_uri=run.uri,
             shards_uri=config.data.shards,

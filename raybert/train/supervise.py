@@ -37,7 +37,6 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
     """
     failures, reached = 0, _last_step(run_uri, patience)
     while True:
-        patiently(lambda: repair(run_uri), f"looking into {run_uri}", seconds=patience)
         try:
             return fit()
         except SystemExit as error:
@@ -52,7 +51,10 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
                     f"Training of {run_uri} stopped: {text}. Ray's logs of this session have the full trace; running "
                     "the same command again goes on from the newest checkpoint."
                 ) from error
-            faults.note(run_uri, "restart", f"{text}; going on from step {now}", failures=failures)
+            patiently(lambda: repair(run_uri), f"looking into {run_uri}", seconds=patience)
+            faults.note(
+                run_uri, "restart", f"{text}; going on from step {_last_step(run_uri, patience)}", failures=failures
+            )
             time.sleep(min(2.0**failures, LONGEST_PAUSE))
 
 

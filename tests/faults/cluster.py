@@ -36,6 +36,13 @@ class Node:
     def pids(self, *marks: str) -> list[int]:
         return titled(self.process.pid, *marks)
 
+    def wait_until_up(self, seconds: float = 90) -> None:
+        end = time.monotonic() + seconds
+        while "Ray runtime started" not in self.log.read_text():
+            assert self.process.poll() is None, f"the node ended: {self.log.read_text()[-2000:]}"
+            assert time.monotonic() < end, f"the node did not come up: {self.log.read_text()[-2000:]}"
+            time.sleep(0.1)
+
     def lose(self) -> None:
         """As a machine that is switched off."""
         self.gone = True
@@ -58,6 +65,11 @@ class Cluster:
 
     def add(self, cpus: float, command: Sequence[str] = (RAY, "start", "--block")) -> Node:
         """Start a node, the first one as the head, and wait until it is up."""
+        node = self.start(cpus, command)
+        node.wait_until_up()
+        return node
+
+    def start(self, cpus: float, command: Sequence[str] = (RAY, "start", "--block")) -> Node:
         options = {"num-cpus": f"{cpus:g}", "node-ip-address": "127.0.0.1", "object-store-memory": "200000000"}
         if self.nodes:
             options["address"] = self.address
@@ -74,11 +86,6 @@ class Cluster:
             )
         node = Node(process, cpus, log)
         self.nodes.append(node)
-        end = time.monotonic() + 60
-        while "Ray runtime started" not in log.read_text():
-            assert process.poll() is None, f"the node ended: {log.read_text()[-2000:]}"
-            assert time.monotonic() < end, f"the node did not come up: {log.read_text()[-2000:]}"
-            time.sleep(0.1)
         return node
 
     def pids(self, *marks: str) -> list[int]:
@@ -100,8 +107,9 @@ def ray_nodes(*cpus: float, **environment: str) -> Iterator[Cluster]:
         cluster = Cluster(Path(folder), {**os.environ, **environment})
         cluster.environment.pop("RAY_ADDRESS", None)
         try:
-            for count in cpus:
-                cluster.add(count)
+            cluster.add(cpus[0])
+            for node in [cluster.start(count) for count in cpus[1:]]:
+                node.wait_until_up()
             yield cluster
         finally:
             cluster.stop()

@@ -18,7 +18,7 @@ from raybert.telemetry import read_metrics
 from raybert.train import faults, ledger
 from tests.faults.cluster import Cluster
 
-STEPS, BATCH, MICRO, SEED = 240, 24, 4, 3
+STEPS, BATCH, MICRO, SEED = 120, 24, 4, 3
 SEQ_LEN = 64
 
 
@@ -35,7 +35,7 @@ def settings(storage: str, shards: str, name: str, **sections: Any) -> str:
         },
         "train": {"steps": STEPS, "global_batch": BATCH, "micro_batch": MICRO, "dtype": "float32", "workers": 2},
         "schedule": {"warmup_steps": 20},
-        "every": {"log": 2, "validation": 0, "probe": 0, "checkpoint": 20},
+        "every": {"log": 2, "validation": 0, "probe": 0, "checkpoint": 15},
         "checkpoint": {"keep_last": 3, "keep_best": False},
     }
     for section, values in sections.items():

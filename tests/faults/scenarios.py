@@ -21,7 +21,7 @@ Scenario = Callable[[Driver, Cluster, random.Random], None]
 WORKER, CONTROLLER, COORDINATOR = "RayTrainWorker", "TrainController", "SplitCoordinator"
 
 
-def moment(driver: Driver, rng: random.Random, first: int = 4, last: int = STEPS - 40) -> int:
+def moment(driver: Driver, rng: random.Random, first: int = 4, last: int = STEPS - 30) -> int:
     """Wait for a random step."""
     step = rng.randint(first, last)
     driver.wait_for_step(step)
@@ -35,7 +35,7 @@ def worker_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
 
 
 def worker_killed_twice(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
-    for first, last in ((4, 100), (120, STEPS - 40)):
+    for first, last in ((4, 40), (60, STEPS - 30)):
         moment(driver, rng, first, last)
         kill(pick(rng, driver.wait_for("workers", lambda: cluster.pids(WORKER))))
 
@@ -47,7 +47,7 @@ def data_task_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> No
 
 
 def coordinator_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
-    moment(driver, rng, 4, 60)
+    moment(driver, rng, 4, 50)
     kill(pick(rng, cluster.pids(COORDINATOR)))
 
 
@@ -97,7 +97,7 @@ def _newest(driver: Driver) -> Path:
 
 def newest_damaged(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """A byte of the newest checkpoint flips, or its end is gone, and the run has to go on from it."""
-    moment(driver, rng, 45)
+    moment(driver, rng, 35)
     driver.kill()
     newest = _newest(driver)
     file = newest / rng.choice(["model.safetensors", "training_state.pt", "config.json"])
@@ -115,7 +115,7 @@ def newest_damaged(driver: Driver, cluster: Cluster, rng: random.Random) -> None
 
 def newest_damaged_while_running(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """The same under a controller that has the checkpoint on its list."""
-    moment(driver, rng, 45, 180)
+    moment(driver, rng, 35, 80)
     newest = _newest(driver)
     (newest / "training_state.pt").write_bytes(b"")
     kill(pick(rng, cluster.pids(WORKER)))
@@ -123,7 +123,7 @@ def newest_damaged_while_running(driver: Driver, cluster: Cluster, rng: random.R
 
 def record_damaged(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """Ray Train's record of the checkpoints is cut off in the middle of a write."""
-    moment(driver, rng, 45)
+    moment(driver, rng, 35)
     driver.kill()
     path = Path(driver.uri) / "checkpoint_manager_snapshot.json"
     content = path.read_bytes()
@@ -134,7 +134,7 @@ def record_damaged(driver: Driver, cluster: Cluster, rng: random.Random) -> None
 def upload_cut(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """Rank 0 dies while a checkpoint is being written: what is visible under its name is whole, or nothing."""
     checkpoints = Path(driver.uri) / "checkpoints"
-    driver.wait_for_step(rng.randint(4, 100))
+    driver.wait_for_step(rng.randint(4, 60))
 
     def writing() -> bool:
         with contextlib.suppress(FileNotFoundError):
@@ -170,7 +170,7 @@ def rank_hung(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
 
 def storage_down(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """Nothing can be written where the checkpoints go, for a while."""
-    moment(driver, rng, 4, 100)
+    moment(driver, rng, 4, 50)
     place = Path(driver.uri) / "checkpoints"
     away = place.with_name("away")
     driver.wait_for("checkpoints", place.exists)
@@ -183,7 +183,7 @@ def storage_down(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
 
 def disk_full(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """The disk that checkpoints and the ledger are written to is full, until somebody makes room."""
-    moment(driver, rng, 4, 100)
+    moment(driver, rng, 4, 50)
     ballast = Path(driver.uri).parent / "ballast"
     with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
         while True:
@@ -201,12 +201,13 @@ SCENARIOS: dict[str, Scenario] = {
     function.__name__: function
     for function in (
         controller_killed,
+        newest_damaged_while_running,
+        rank_hung,
         newest_damaged,
         worker_killed,
         driver_killed,
         node_lost,
         data_task_killed,
-        newest_damaged_while_running,
         upload_cut,
         out_of_memory,
         node_terminated,
@@ -214,7 +215,6 @@ SCENARIOS: dict[str, Scenario] = {
         coordinator_killed,
         driver_interrupted,
         worker_killed_twice,
-        rank_hung,
         storage_down,
         disk_full,
     )

@@ -20,7 +20,7 @@ from raybert.errors import InputError
 from raybert.probe.tasks import parse_task
 from raybert.tokenizer import Tokenizer
 
-CASES = int(os.environ.get("RAYBERT_FUZZ", "1000"))
+CASES = int(os.environ.get("RAYBERT_FUZZ", "500"))
 fuzz = settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 SHARD = {"name": "train-00000-of-00001.parquet", "rows": 5, "tokens": 100, "bytes": 900, "sha256": "0" * 64}

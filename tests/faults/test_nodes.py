@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(int(os.environ.get("RAYBERT_FAULTS", "3")) < 10, reason="`make test-faults` does this"),
 ]
 
-STEPS = 600
+STEPS = 400
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,8 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
     # A second write under the same name (an attempt that was cut off before) replaces it.
     write(snapshot(model), str(tmp_path / "c"))
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["config.json", "model.safetensors"]
+    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    assert names == ["SHA256SUMS", "config.json", "model.safetensors"]
 
 
 def test_remote_checkpoints_round_trip(model):
