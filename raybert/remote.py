@@ -21,6 +21,8 @@ from raybert.errors import InputError, RunFailed
 # Seconds without a byte of an answer after which a request is given up and made again.
 STALL = 60.0
 GOOGLE = ("gs", "gcs")
+# What stands before the first slash of these URIs is a bucket (or a container), which may be missing.
+BUCKETS = (*GOOGLE, "s3", "s3a", "az", "abfs", "abfss")
 ANONYMOUS = "anonymous@"
 
 

@@ -20,6 +20,7 @@ from fsspec import AbstractFileSystem
 from raybert.errors import InputError
 from raybert.remote import (
     ANONYMOUS,
+    BUCKETS,
     GOOGLE,
     bucket,
     client,
@@ -83,9 +84,9 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 def require_bucket(uri: str) -> None:
     """
     Raises:
-        InputError: the bucket of a remote ``uri`` does not exist.
+        InputError: the bucket of a ``uri`` that has one does not exist.
     """
-    if not is_remote(uri):
+    if scheme(uri) not in BUCKETS:
         return
     fs, path = filesystem(uri)
     root = path.lstrip("/").partition("/")[0]

@@ -57,3 +57,21 @@ def test_the_log_line_names_every_figure():
 def test_a_trial_is_tagged_with_its_sweep():
     assert tags_of("gs://bucket/runs/compact") == {"run": "compact", "trial": ""}
     assert tags_of("/data/runs/lr-by-size/trials/trial-0003/") == {"run": "lr-by-size", "trial": "trial-0003"}
+
+
+def test_a_remote_log_is_in_storage_once_it_is_synced(tmp_path):
+    run = f"memory://{tmp_path.name}"
+    log = MetricsLog(run)
+    for step in (1, 2, 3):
+        log.write({"step": step})
+        if step == 2:
+            assert read_metrics(run) == []
+            log.sync()
+    assert [record["step"] for record in read_metrics(run)] == [1, 2]
+    log.close()
+    assert [record["step"] for record in read_metrics(run)] == [1, 2, 3]
+    log.sync()  # a checkpoint's upload may end after the loop
+    again = MetricsLog(run)
+    again.write({"step": 4})
+    again.close()
+    assert [record["step"] for record in read_metrics(run)] == [1, 2, 3, 4]
