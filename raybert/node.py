@@ -26,7 +26,11 @@ def main(arguments: list[str]) -> int:
     """Run until Ray ends, or until SIGTERM and then until the training has left; returns Ray's exit code."""
     name = uuid.uuid4().hex
     ray = Path(sys.executable).with_name("ray")
-    process = subprocess.Popen([str(ray), "start", "--block", f"--labels={LABEL}={name}", *arguments])
+    # `ray start` takes the last --labels alone.
+    given = [word.partition("=")[2] for word in arguments if word.startswith("--labels=")]
+    labels = ",".join([f"{LABEL}={name}", *(label for label in given if label)])
+    others = [word for word in arguments if not word.startswith("--labels=")]
+    process = subprocess.Popen([str(ray), "start", "--block", f"--labels={labels}", *others])
 
     def on_sigterm(_: int, __: FrameType | None) -> None:
         raise SystemExit

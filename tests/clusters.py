@@ -56,24 +56,24 @@ class Cluster:
         )
         self._wait_for_jobs_api()
 
-    def add_node(self, *, cpus: int, labels: str = "") -> "subprocess.Popen[bytes]":
-        """Add a worker node and wait until it has joined; returns its process, which has the node's others below it."""
-        named = [f"--labels={labels}"] if labels else []
+    def add_node(self, *, cpus: int, labels: str) -> None:
+        """Add a worker node as the cluster files start one, and wait until it has joined."""
         before = self.log().count(JOINED)
         node = self._start(
-            f"--address={LOOPBACK}:{self.port}", f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}", *named
+            *(f"--address={LOOPBACK}:{self.port}", f"--node-ip-address={LOOPBACK}"),
+            *(f"--num-cpus={cpus}", f"--labels={labels}"),
+            command=(sys.executable, "-m", "raybert.node"),
         )
         end = time.monotonic() + 60
         while self.log().count(JOINED) == before:
             assert node.poll() is None, self.log()
             assert time.monotonic() < end, f"the node has not joined after a minute\n{self.log()}"
             time.sleep(0.2)
-        return node
 
-    def _start(self, *arguments: str) -> "subprocess.Popen[bytes]":
+    def _start(self, *arguments: str, command: Sequence[str] = (RAY, "start", "--block")) -> "subprocess.Popen[bytes]":
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
         process = subprocess.Popen(
-            [RAY, "start", "--block", "--disable-usage-stats", *ports, *arguments],
+            [*command, "--disable-usage-stats", *ports, *arguments],
             env=self._shared,
             stdout=self._log,
             stderr=subprocess.STDOUT,

@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 import torch
-from ray.util.metrics import Gauge
 
 from raybert import storage
 from raybert.errors import InputError
@@ -26,7 +25,7 @@ from raybert.probe.encoders import open_encoder, tokenize
 from raybert.probe.evaluate import Material, evaluate, prepare
 from raybert.probe.queue import Entry, Record
 from raybert.probe.tasks import ProbeTask
-from raybert.telemetry import tags_of
+from raybert.telemetry import Board, tags_of
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +79,14 @@ class ProbeService:
         self._done = self._failed = self._skipped = 0
         self._started = time.time()
         self._last_scan = self._last_work = time.monotonic()
-        self._gauges = {
-            "accuracy": Gauge("raybert_probe_accuracy", "probe accuracy", ("run", "trial", "task", "pooling", "split")),
-            "queue": Gauge("raybert_probe_queue", "checkpoints that wait for their probe", ("run", "trial")),
-            "seconds": Gauge("raybert_probe_seconds", "seconds of the last probe", ("run", "trial", "task")),
-        }
+        run = ("run", "trial")
+        self._board = Board(
+            {
+                "probe_accuracy": ("probe accuracy", (*run, "task", "pooling", "split")),
+                "probe_queue": ("checkpoints that wait for their probe", run),
+                "probe_seconds": ("seconds of the last probe", (*run, "task")),
+            }
+        )
         for uri in storage.list_dir(storage.join(self._state, "runs")):
             run_uri = storage.read_json(uri)["run"]
             self._runs[run_uri] = RunState(run_uri, time.monotonic())
@@ -186,13 +188,14 @@ class ProbeService:
                 run.entries[step] = entry
             if not queue.open_tasks(entry):
                 self._finish(run, entry)
-        self._gauges["queue"].set(len(run.entries), tags_of(run.uri))
+        self._board.set("probe_queue", len(run.entries), tags_of(run.uri))
         if not run.entries and time.monotonic() - run.mentioned > FORGET:
             self._forget(run)
 
     def _forget(self, run: RunState) -> None:
         with self._lock:
             self._runs.pop(run.uri, None)
+        self._board.forget(tags_of(run.uri))
         storage.remove(self._run_file(run.uri))
 
     def _keep_limit(self, run: RunState) -> None:
@@ -277,15 +280,15 @@ class ProbeService:
         queue.finish(entry)
         with self._lock:
             run.entries.pop(entry.step, None)
-        self._gauges["queue"].set(len(run.entries), tags_of(run.uri))
+        self._board.set("probe_queue", len(run.entries), tags_of(run.uri))
 
     def _show(self, record: Record) -> None:
         tags = {**tags_of(record["run"]), "task": record["task"]}
-        self._gauges["seconds"].set(record["seconds"], tags)
+        self._board.set("probe_seconds", record["seconds"], tags)
         for pooling in POOLINGS:
             for split in ("train", "test"):
                 value = record[pooling][f"{split}_accuracy"]
-                self._gauges["accuracy"].set(value, {**tags, "pooling": pooling, "split": split})
+                self._board.set("probe_accuracy", value, {**tags, "pooling": pooling, "split": split})
 
     def _run_file(self, run_uri: str) -> str:
         name = hashlib.sha256(run_uri.encode()).hexdigest()[:32]
