@@ -36,10 +36,7 @@ _LOSSES = ("loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "lr",
 
 
 class Tracker(Protocol):
-    """One place that figures go to."""
-
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
-
     def close(self) -> None: ...
 
 
@@ -272,7 +269,11 @@ class WeightsAndBiases:
         self._run.log({"step": step, **values})
 
     def close(self) -> None:
+        import wandb
+
         self._run.finish()
+        if self._run.offline:
+            wandb.teardown()  # its own process writes the file some 0.1 s later, and is waited for only here
         if self._remote:
             if self._run.offline:
                 _upload(str(Path(self._directory, "wandb")), self._uri)

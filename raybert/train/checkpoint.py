@@ -166,8 +166,11 @@ class BackgroundWriter:
         self._thread.start()
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while True:
+            job = self._jobs.get()
             try:
+                if job is None:
+                    return
                 job()
             except BaseException as error:
                 self._error = error
@@ -179,7 +182,7 @@ class BackgroundWriter:
         self._jobs.put(job)
 
     def drain(self) -> None:
-        """Wait until every job that was submitted is done, or has failed."""
+        """Wait until every job that was submitted is done, or has failed; the last upload does after `close`."""
         self._jobs.join()
 
     def close(self) -> None:
