@@ -1,11 +1,14 @@
-"""What the benchmarks share: the machine's description, alternating runs, the last line."""
+"""What the benchmarks share: the machine in words, alternating runs, a peer in its own process, the last line."""
 
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +34,72 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def alternate(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> tuple[float, float]:
-    """Medians of both sides, measured in turn so that a busy moment of the machine hits both."""
-    found: tuple[list[float], list[float]] = ([], [])
+def medians(*sides: Callable[[], float], rounds: int) -> list[float]:
+    """The median of each side, measured in turn so that a busy moment of the machine hits all."""
+    found: list[list[float]] = [[] for _ in sides]
     for _ in range(rounds):
-        found[0].append(ours())
-        found[1].append(peer())
-    return statistics.median(found[0]), statistics.median(found[1])
+        for side, values in zip(sides, found, strict=True):
+            values.append(side())
+    return [statistics.median(values) for values in found]
+
+
+def alternate(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> tuple[float, float]:
+    """Medians of both sides."""
+    first, second = medians(ours, peer, rounds=rounds)
+    return first, second
+
+
+@contextmanager
+def elsewhere(make: Callable[..., Callable[[], float]], *arguments: Any) -> Any:
+    """A side in a process of its own, so that neither side's settings or memory touch the other's.
+
+    Args:
+        make: a module's function; called there once, it sets up, warms up and returns the side.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, make, arguments), daemon=True)
+    process.start()
+    try:
+        _receive(here)
+
+        def side() -> float:
+            here.send(True)
+            return _receive(here)
+
+        yield side
+    finally:
+        here.send(False)
+        process.join(10)
+        process.kill()
+
+
+def _serve(connection: Connection, make: Callable[..., Callable[[], float]], arguments: tuple[Any, ...]) -> None:
+    try:
+        side = make(*arguments)
+        connection.send(0.0)
+        while connection.recv():
+            connection.send(side())
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+
+
+def _receive(connection: Connection) -> float:
+    answer = connection.recv()
+    if isinstance(answer, str):
+        raise RuntimeError(answer)
+    return float(answer)
+
+
+def round_figures(value: Any) -> Any:
+    """Four significant digits for every float in a nest of dicts and lists."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: round_figures(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [round_figures(item) for item in value]
+    return value
 
 
 def result(name: str, ours: float, peer: float, limit: float, unit: str, **more: Any) -> None:
@@ -51,6 +113,8 @@ def result(name: str, ours: float, peer: float, limit: float, unit: str, **more:
         "share_of_limit": ours / limit,
         "unit": unit,
         "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         **more,
     }
-    print(json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in line.items()}))
+    print(json.dumps(round_figures(line)), flush=True)

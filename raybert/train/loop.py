@@ -88,7 +88,7 @@ class Worker:
             cast(nn.Module, torch.compile(Pretraining(bert))) if compiled else Pretraining(bert),
             parallel_strategy_kwargs={"gradient_as_bucket_view": True},
         )
-        self.flops_per_sample = flops_per_token(bert.config, self.shards.seq_len) * self.shards.seq_len
+        self.flops_per_token = flops_per_token(bert.config, self.shards.seq_len)
         self.peak = peak_flops(self.device, self.dtype) * self.world_size
         self.validation = self._validation_part()
         self.clock = clock.Clock()
@@ -259,7 +259,7 @@ class Worker:
             "lr": lr,
             "skipped": sum(totals.skipped),
             "tokens_per_second": totals.tokens / seconds,
-            "mfu": rate * self.flops_per_sample / self.peak,
+            "mfu": totals[6].item() / seconds * self.flops_per_token / self.peak,
             "samples": self.step * self.config.train.global_batch,
             "epoch": self.step * self.config.train.global_batch / self.shards.rows("train"),
             "elapsed_seconds": self.elapsed + self.clock.total(),

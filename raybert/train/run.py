@@ -18,6 +18,7 @@ from raybert.errors import InputError, Interrupted, RunFailed
 from raybert.model import files
 from raybert.probe import client
 from raybert.probe.tasks import ProbeTask, load_task
+from raybert.train.memory import WORKER_ENVIRONMENT
 
 # "auto" verifies every hash of a shard set up to this size, about a minute of reading from a bucket.
 FULL_VERIFY_BYTES = 4 * 2**30
@@ -225,6 +226,7 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             callbacks=[FaultLog(run.uri), *callbacks],
+            worker_runtime_env={} if run.shares.use_gpu else {"env_vars": WORKER_ENVIRONMENT},
         ),
         datasets={"train": partial(placeholder, run.uri, config.run.patience)},
         dataset_config=IngestConfig(

@@ -1,0 +1,68 @@
+"""Tokens per second of steps on short documents in long rows; beside it the same number of tokens as full windows.
+
+The documents have the lengths of AG News texts (about 55 tokens with [CLS] and [SEP]) and are padded to T=512. Both
+sides are the compact model and train on about 2,048 real tokens a step; the limit is the side without padding.
+"""
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from benchmarks.common import DATA, alternate, result, seconds
+from benchmarks.step import OPTIMIZER, our_side, random_batch, where
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.model.losses import Pretraining
+from raybert.tokenizer import Tokenizer
+from raybert.train import optimizer
+from raybert.train.memory import keep_freed_memory
+from raybert.train.step import pick_dtype, train_step
+
+B, T = 4, 512
+
+
+def micro_batches(tokens: int) -> list[dict[str, Tensor]]:
+    """Micro-batches of B padded samples, with real lengths in the order of the file, up to `tokens` in all."""
+    texts = pq.read_table(DATA / "ag_news" / "ag_news_train.parquet", columns=["text"])["text"].to_pylist()[:400]
+    lengths = [min(len(ids) + 3, T) for ids in Tokenizer().encode_batch(texts)]
+    count = int(np.searchsorted(np.cumsum(lengths), tokens)) // B * B
+    parts = []
+    for first in range(0, count, B):
+        batch = random_batch(B, T, where())
+        length = torch.tensor(lengths[first : first + B], device=where())[:, None]
+        real = torch.arange(T, device=where()) < length
+        # A fifteenth in a hundred of each text, spread evenly; the rest of the row holds no position.
+        places = torch.arange(batch["masked_positions"].shape[1], device=where())
+        positions = (places / 0.15).long() + 1
+        batch["masked_positions"] = torch.where(positions < length - 1, positions, -1)
+        batch["attention_mask"] = real
+        parts.append(batch)
+    return parts
+
+
+def main() -> None:
+    keep_freed_memory()
+    device = where()
+    torch.manual_seed(0)
+    model = Bert(BertConfig()).to(device)
+    pretraining, adam = Pretraining(model), optimizer.build(model, **OPTIMIZER)
+    parts = micro_batches(B * T)
+    tokens = sum(int(part["attention_mask"].sum()) for part in parts)
+    dtype, step = pick_dtype("auto", device), 0
+
+    def work() -> None:
+        nonlocal step
+        keys = {"seed": 0, "step": step, "first_micro_batch": 0, "global_batch": B * len(parts)}
+        train_step(pretraining, adam, parts, lr=1e-4, grad_clip=1.0, dtype=dtype, **keys)[0].sum().item()
+        step += 1
+
+    work()
+    work()
+    first, second = alternate(lambda: tokens / seconds(work), our_side("compact", B, T), rounds=7)
+    extra = {"documents": B * len(parts), "tokens": tokens, "padded_to": T, "dtype": str(dtype)}
+    result("padding", first, second, second, "real tokens/s", **extra)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Freed memory stays in the process: on CPUs, giving it back to the system and asking again costs more than using it.
+
+glibc maps every large tensor anew, and the kernel zeroes its pages when they are first touched: 77 MB, a gradient of
+the embedding table, takes 19 ms instead of 2. A step makes and drops hundreds of MB. The process's peak does not grow.
+"""
+
+import ctypes
+import sys
+
+# Read by glibc at the start of a process. One arena, since others cannot hold more than 64 MB in one piece.
+WORKER_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """The same for the main thread of a process that runs already. False where the C library is not glibc."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False
+    options = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26))
+    return all(mallopt(option, value) for option, value in options)
