@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 FAULTS = "faults.jsonl"
 OUT_OF_MEMORY = ("running low on memory", "can't allocate memory", "out of memory", "cannot allocate memory")
+PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "NCCL communicator was aborted")
 
 
 def note(run_uri: str, kind: str, text: str, **details: Any) -> None:
@@ -62,6 +63,8 @@ def describe(error: BaseException) -> tuple[str, str]:
         return "process_died", (
             "died without a word: killed from outside (by the kernel when memory runs out, or by somebody), or crashed"
         )
+    if any(mark in text for mark in PEER_LOST):
+        return "peer_lost", "lost its connection to another worker"
     return "error", last
 
 
