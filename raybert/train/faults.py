@@ -63,6 +63,8 @@ def describe(error: BaseException) -> tuple[str, str]:
         return "process_died", (
             "died without a word: killed from outside (by the kernel when memory runs out, or by somebody), or crashed"
         )
+    if "ExecutionTimeoutError" in f"{type(error).__name__} {type(cause).__name__} {text}":
+        return "data_stalled", "got no data: no data task made progress, perhaps since no CPU was left for one"
     if any(mark in text for mark in PEER_LOST):
         return "peer_lost", "lost its connection to another worker"
     return "error", last
