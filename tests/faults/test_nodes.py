@@ -46,7 +46,7 @@ def test_an_elastic_run_grows_and_shrinks(shards, tmp_path):
     assert (first.workers, second.workers) == (1, 2)
     assert first.last - second.restored < 20, "steps behind a checkpoint were thrown away to grow"
     assert digests == recomputed_digests(shards, len(digests))
-    assert [fault["workers"] for fault in driver.faults("resize")][0] == 2
+    assert next(fault["workers"] for fault in driver.faults("resize")) == 2
 
 
 def test_a_preempted_node_is_left_with_everything_saved(shards, tmp_path):
