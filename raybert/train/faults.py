@@ -48,6 +48,8 @@ def describe(error: BaseException) -> tuple[str, str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
     cause = getattr(error, "cause", None) or error
+    if type(cause).__name__ == "Preempted":
+        return "preempted", f"left: {last}"
     if isinstance(cause, MemoryError) or any(mark in text.lower() for mark in OUT_OF_MEMORY):
         return "out_of_memory", (
             "ran out of memory; lower train.micro_batch, or give each worker more memory (fewer workers on a node). "

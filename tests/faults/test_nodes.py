@@ -59,7 +59,7 @@ def test_a_preempted_node_is_left_with_everything_saved(shards, tmp_path):
         if victim is None:
             pytest.skip("no worker was placed on the node that is to be preempted")
         victim.process.send_signal(signal.SIGTERM)
-        driver.wait_for("the group's end", lambda: any("about to go" in f["text"] for f in driver.faults("error")))
+        driver.wait_for("the group's end", lambda: driver.faults("preempted"))
         victim.process.wait(60)
         victim.gone = True
         cluster.add(1)
