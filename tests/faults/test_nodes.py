@@ -51,13 +51,13 @@ def test_an_elastic_run_grows_and_shrinks(shards, tmp_path):
 
 def test_a_preempted_node_is_left_with_everything_saved(shards, tmp_path):
     """SIGTERM to a node that `raybert.node` runs: the run saves, starts again elsewhere and repeats no step."""
-    with ray_nodes(1, 1) as cluster:
-        extra = cluster.add(1, command=[sys.executable, "-m", "raybert.node"])
+    with ray_nodes(1) as cluster:
+        told = [cluster.start(1, command=[sys.executable, "-m", "raybert.node"]) for _ in range(2)]
+        for node in told:
+            node.wait_until_up()
         driver = Driver.of(cluster, tmp_path, shards, "run", train={"steps": 240}, every={"checkpoint": 1000})
         driver.wait_for_step(30)
-        victim = extra if extra.pids(WORKER) else None
-        if victim is None:
-            pytest.skip("no worker was placed on the node that is to be preempted")
+        victim = next(node for node in told if node.pids(WORKER))
         victim.process.send_signal(signal.SIGTERM)
         driver.wait_for("the group's end", lambda: driver.faults("preempted"))
         victim.process.wait(60)
