@@ -22,7 +22,7 @@ PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "NCCL comm
 
 def note(run_uri: str, kind: str, text: str, **details: Any) -> None:
     """Append a fault to the run's list. It is no reason to fail that this cannot be written."""
-    logger.warning("%s: %s", run_uri, text)
+    logger.info("%s: %s", run_uri, text)
     line = json.dumps({"time": time.time(), "kind": kind, "text": text, **details}, default=str) + "\n"
     uri = storage.join(run_uri, FAULTS)
     try:
