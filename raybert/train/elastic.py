@@ -1,11 +1,12 @@
 """How many workers an elastic run has: what the nodes can hold, rounded down to a number that divides the global batch.
 
 Ray Train's own policy takes every number in the range, restarts the workers the moment that nodes come, which throws
-away the steps since the last checkpoint, and counts nodes that are gone for another while. This one changes the
-number of a running group when a checkpoint has just been committed, and leaves a CPU share for the data tasks.
+away the steps since the last checkpoint, and counts nodes that are gone for another while. This one adds workers to a
+running group when a checkpoint has just been committed, and leaves a CPU share for the data tasks.
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class CheckpointedElasticPolicy(ElasticScalingPolicy):
     def __init__(self, scaling: ScalingConfig, run_uri: str, allowed: Sequence[int], data_cpus: float) -> None:
         super().__init__(scaling)
         self._run_uri, self._allowed, self._data_cpus = run_uri, allowed, data_cpus
-        self._pending_since: int | None = None  # the newest checkpoint when a change was found due
+        self._pending: tuple[int, float] | None = None  # the newest checkpoint when a change was found due, and when
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
         alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
@@ -67,15 +68,20 @@ class CheckpointedElasticPolicy(ElasticScalingPolicy):
     ) -> ScalingDecision:
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if not isinstance(decision, NoopDecision):
-            if self._pending_since is None:
-                self._pending_since = self._newest()
-            # Asked again at every poll until the next checkpoint is there.
+            now = time.monotonic()
+            if self._pending is None:
+                self._pending = (self._newest(), now)
+            newest, since = self._pending
+            # Asked again at every poll until the next checkpoint is there. It may never come to a group that is too
+            # large for what is left of the cluster, since its data tasks find no room.
             self._latest_monitor_time = float("-inf")
-            if self._newest() == self._pending_since:
+            shrinks = decision.num_workers < worker_group_state.num_workers
+            patient = not shrinks or now - since < self.scaling_config.elastic_resize_monitor_interval_s
+            if patient and self._newest() == newest:
                 return NoopDecision()
             text = f"the run goes on with {decision.num_workers} workers instead of {worker_group_state.num_workers}"
             faults.note(self._run_uri, "resize", text, workers=decision.num_workers)
-        self._pending_since = None
+        self._pending = None
         return decision
 
     def _newest(self) -> int:
@@ -83,7 +89,7 @@ class CheckpointedElasticPolicy(ElasticScalingPolicy):
             return last_step(self._run_uri)
         except Exception as error:
             logger.warning("Cannot look into %s for now: %s", self._run_uri, error)
-            return self._pending_since or 0
+            return self._pending[0] if self._pending else 0
 
 
 class ElasticTrainer(TorchTrainer):

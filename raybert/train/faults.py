@@ -17,11 +17,12 @@ logger = logging.getLogger(__name__)
 
 FAULTS = "faults.jsonl"
 OUT_OF_MEMORY = ("running low on memory", "can't allocate memory", "out of memory", "cannot allocate memory")
+PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "NCCL communicator was aborted")
 
 
 def note(run_uri: str, kind: str, text: str, **details: Any) -> None:
     """Append a fault to the run's list. It is no reason to fail that this cannot be written."""
-    logger.warning("%s: %s", run_uri, text)
+    logger.info("%s: %s", run_uri, text)
     line = json.dumps({"time": time.time(), "kind": kind, "text": text, **details}, default=str) + "\n"
     uri = storage.join(run_uri, FAULTS)
     try:
@@ -47,6 +48,8 @@ def describe(error: BaseException) -> tuple[str, str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
     cause = getattr(error, "cause", None) or error
+    if type(cause).__name__ == "Preempted":
+        return "preempted", f"left: {last}"
     if isinstance(cause, MemoryError) or any(mark in text.lower() for mark in OUT_OF_MEMORY):
         return "out_of_memory", (
             "ran out of memory; lower train.micro_batch, or give each worker more memory (fewer workers on a node). "
@@ -62,6 +65,10 @@ def describe(error: BaseException) -> tuple[str, str]:
         return "process_died", (
             "died without a word: killed from outside (by the kernel when memory runs out, or by somebody), or crashed"
         )
+    if "ExecutionTimeoutError" in f"{type(error).__name__} {type(cause).__name__} {text}":
+        return "data_stalled", "got no data: no data task made progress, perhaps since no CPU was left for one"
+    if any(mark in text for mark in PEER_LOST):
+        return "peer_lost", "lost its connection to another worker"
     return "error", last
 
 

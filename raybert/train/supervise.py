@@ -92,7 +92,7 @@ class FaultLog(UserCallback):
         try:
             found = {rank: faults.describe(error) for rank, error in worker_exceptions.items()}
             # When one rank is lost, the others' exchanges fail: that is no news.
-            causes = {rank: what for rank, what in found.items() if what[0] != "error"} or found
+            causes = {rank: what for rank, what in found.items() if what[0] not in ("error", "peer_lost")} or found
             for rank, (kind, text) in sorted(causes.items()):
                 faults.note(self._run_uri, kind, f"rank {rank} {text}", rank=rank)
         except Exception:

@@ -104,6 +104,7 @@ def ray_nodes(*cpus: float, **environment: str) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True) as folder:
         # A token of its own: whether the user has one in the home directory makes no difference.
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        environment |= {"RAY_raylet_start_wait_time_s": "120"}  # on a busy machine a node takes more than 30 s
         cluster = Cluster(Path(folder), {**os.environ, **environment})
         cluster.environment.pop("RAY_ADDRESS", None)
         try:

@@ -135,6 +135,7 @@ def test_patience_ends(monkeypatch):
         (RuntimeError("Task was killed due to the node running low on memory."), "out_of_memory"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), "disk_full"),
         (RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"), "disk_full"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer."), "peer_lost"),
         (ValueError("something else"), "error"),
     ],
 )
