@@ -77,6 +77,10 @@ def test_the_writer_runs_jobs_in_order_and_raises_their_faults():
     gate.set()
     writer.close()
     assert done == [1, 2]
+    late = threading.Thread(target=writer.drain, daemon=True)  # an upload that ends after the loop
+    late.start()
+    late.join(10)
+    assert not late.is_alive(), "a closed writer has something left to wait for"
     writer = BackgroundWriter()
     writer.submit(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
