@@ -57,7 +57,7 @@ def estimate(run: Run) -> Estimate:
     Raises:
         RunFailed: the workers could not be placed in time, or failed: out of memory, for one.
     """
-    config, workers = run.config, run.config.train.worker_range[1]
+    config, workers = run.config, run.config.train.worker_range[0]
     options: dict[str, Any] = {"num_cpus": run.shares.worker, "num_gpus": 1 if run.shares.use_gpu else 0}
     # Beside each other, as they will train: on one machine they share its caches and its memory.
     tasks = [_measure.options(**options).remote(config.model_dump(mode="json"), rank) for rank in range(workers)]
@@ -109,7 +109,7 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
     compiled = train.compile if train.compile != "auto" else device.type == "cuda"
     model: Any = torch.compile(Pretraining(bert)) if compiled else Pretraining(bert)
-    of_a_step = train.global_batch // (train.micro_batch * train.worker_range[1])
+    of_a_step = train.global_batch // (train.micro_batch * train.worker_range[0])
     count = min(of_a_step, MOST_MICRO_BATCHES)
     reader = SampleReader(open_shards(config.data.shards), seed=config.data.seed)
     first = rank * count * train.micro_batch
@@ -158,7 +158,7 @@ def show(run: Run, found: Estimate) -> RenderableType:
         ("samples", f"{train.steps * train.global_batch:,}: {_epochs(run):.2f} passes over the data"),
         ("tokens", f"{found.tokens:,} positions, padding included"),
         ("operations", f"{found.flops:.3g} FLOPs"),
-        ("workers", f"{train.worker_range[1]} of {run.shares.worker:g} CPUs each, {found.device}, {found.dtype}"),
+        ("workers", f"{train.worker_range[0]} of {run.shares.worker:g} CPUs each, {found.device}, {found.dtype}"),
         ("step", f"{train.global_batch} samples: {found.accumulation} micro-batches of {train.micro_batch} a worker"),
         ("memory a worker", f"{_size(found.peak_bytes)} at most, measured; {_size(found.state_bytes)} of it the model"),
         ("checkpoint", f"{_size(found.checkpoint_bytes)}, {run.config.checkpoint.keep_last} kept"),

@@ -179,7 +179,7 @@ def embed_job(
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(pending))),
             num_cpus=1 if most > 1 else 0.5,
-            **({"num_gpus": 1} if gpus else {}),
+            num_gpus=1 if gpus else None,
         )
         for _ in job.iter_rows():
             done += 1

@@ -165,11 +165,12 @@ def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(NEW_HEADS_SEED)
         try:
-            model, report = BertForPreTraining.from_pretrained(
+            found: Any = BertForPreTraining.from_pretrained(
                 directory, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
         except (OSError, ValueError) as error:
             raise InputError(f"{directory} cannot be loaded: {' '.join(str(error).split())}") from error
+    model, report = found
     missing = sorted(report["missing_keys"])
     encoder = [name for name in missing if not name.startswith(("cls.", "bert.pooler."))]
     if encoder:

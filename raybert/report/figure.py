@@ -1,7 +1,7 @@
 """One picture of a run: losses, and probe accuracy beside its baselines, against the tokens trained on."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -40,7 +40,7 @@ def learning_figure(run: RunData) -> bytes:
         return buffer.getvalue()
 
 
-def _tokens(run: RunData) -> tuple[Callable[[Sequence[int]], np.ndarray], str]:
+def _tokens(run: RunData) -> tuple[Callable[[Any], np.ndarray], str]:
     """From steps to millions of tokens; steps stay steps where the run does not say how long a sample is."""
     seq_len = run.about.get("seq_len")
     if not seq_len:
@@ -70,7 +70,7 @@ def _losses(axes: Axes, run: RunData, in_tokens: Callable[[Any], np.ndarray]) ->
     axes.legend(fontsize=8)
 
 
-def _probes(axes: Axes, run: RunData, task: str, in_tokens: Callable[[Sequence[int]], np.ndarray]) -> None:
+def _probes(axes: Axes, run: RunData, task: str, in_tokens: Callable[[Any], np.ndarray]) -> None:
     probes = run.of_task(task)
     baselines = probes[-1].baselines
     for pooling in dict.fromkeys(pooling for probe in probes for pooling in probe.scores):
