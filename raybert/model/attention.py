@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raybert.model.dropout import apply_mask
+from raybert.model.dropout import apply_mask, apply_mask_
 from raybert.model.layout import Block, Layout
 
 
@@ -88,7 +88,7 @@ class _MatmulAttention(torch.autograd.Function):
         torch.bmm(kept_p.transpose(1, 2), d_mixed, out=gradient[2])
         d_p = torch.bmm(d_mixed, value.transpose(1, 2))
         if ctx.keep is not None:
-            d_p = apply_mask(d_p, ctx.keep)
+            apply_mask_(d_p, ctx.keep)
         d_scores = torch._softmax_backward_data(d_p, p, -1, p.dtype)
         torch.bmm(d_scores, key, out=gradient[0]).mul_(1 / math.sqrt(query.shape[-1]))
         torch.bmm(d_scores.transpose(1, 2), query, out=gradient[1])

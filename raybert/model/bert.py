@@ -17,6 +17,7 @@ from raybert.model.attention import attention
 from raybert.model.config import BertConfig
 from raybert.model.dropout import Noise, dropout
 from raybert.model.layout import Layout
+from raybert.model.table import TableGradient, lookup
 
 # Matrix products on GPUs and CPUs run best when the vocabulary dimension is a multiple of this.
 VOCABULARY_MULTIPLE = 64
@@ -109,11 +110,18 @@ class Bert(nn.Module):
         hidden, pooled = self.encode_tokens(input_ids, types, layout)
         return hidden.view(*input_ids.shape, -1), pooled
 
-    def encode_tokens(self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """The encoder over the N tokens of a layout of (B, T) inputs: hidden states (N, D) and pooler output (B, D)."""
+    def encode_tokens(
+        self, input_ids: Tensor, token_type_ids: Tensor, layout: Layout, table: TableGradient | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The encoder over the N tokens of a layout of (B, T) inputs: hidden states (N, D) and pooler output (B, D).
+
+        With `table` the output layer's gradient is taken up on the way back.
+        """
         batch, length = input_ids.shape
         rate = self.config.dropout if self.training else 0.0
-        hidden = self.word_embeddings(layout.pick(input_ids)) + self.token_type_embeddings(layout.pick(token_type_ids))
+        ids = layout.pick(input_ids)
+        words = self.word_embeddings(ids) if table is None else lookup(self.word_embeddings.weight, ids, table)
+        hidden = words + self.token_type_embeddings(layout.pick(token_type_ids))
         if layout.tokens is None:
             hidden = (hidden.view(batch, length, -1) + self.position_embeddings.weight[:length]).flatten(0, 1)
         else:

@@ -44,6 +44,13 @@ def apply_mask(values: Tensor, keep: Tensor) -> Tensor:
     return (values.view(integer) & keep.to(integer)).view(values.dtype)
 
 
+def apply_mask_(values: Tensor, keep: Tensor) -> Tensor:
+    """`apply_mask` in place."""
+    integer = _SAME_WIDTH[values.element_size()]
+    values.view(integer).bitwise_and_(keep.to(integer))
+    return values
+
+
 def dropout(values: Tensor, rate: float, keep: Tensor | None) -> Tensor:
     """Values of any shape, zeroed and scaled by 1 / (1 - rate): by a given mask, or by torch's own when None."""
     if rate == 0.0:

@@ -70,6 +70,8 @@ def train_step(
     masked = torch.stack([(batch["masked_positions"] >= 0).sum() for batch in micro_batches]).sum()
     if world_size > 1:
         dist.all_reduce(masked)
+    # DistributedDataParallel averages over ranks; these are sums, hence the number of ranks.
+    mlm_weight = world_size / masked.clamp(min=1)
     sums = torch.zeros(6, device=device)
     groups = group_micro_batches(model, micro_batches)
     # One autocast context for the whole step: weights are cast once, not once a group.
@@ -78,9 +80,8 @@ def train_step(
             seeds = [dropout_seed(seed, step, first_micro_batch + index) for index in group]
             # Gradients are exchanged once a step, with the last group.
             with nullcontext() if group is groups[-1] or world_size == 1 else model.no_sync():  # type: ignore[operator]
-                part = forward_sums(model, [micro_batches[index] for index in group], seeds)
-                # DistributedDataParallel averages over ranks; these are sums, hence the factor.
-                loss = world_size * (part[MLM_SUM] / masked.clamp(min=1) + part[NSP_SUM] / global_batch)
+                part = forward_sums(model, [micro_batches[index] for index in group], seeds, mlm_weight)
+                loss = part[MLM_SUM] * mlm_weight + part[NSP_SUM] * (world_size / global_batch)
                 with torch.autocast(device.type, enabled=False):
                     loss.backward()
             sums += part.detach()
@@ -93,11 +94,17 @@ def train_step(
     return torch.where(finite, sums, torch.zeros_like(sums)), grad_norm
 
 
-def forward_sums(model: nn.Module, micro_batches: Sequence[MicroBatch], seeds: Sequence[int] | None) -> Tensor:
+def forward_sums(
+    model: nn.Module,
+    micro_batches: Sequence[MicroBatch],
+    seeds: Sequence[int] | None,
+    mlm_gradient: Tensor | None = None,
+) -> Tensor:
     """The six sums over micro-batches in one forward pass, with gradients through MLM_SUM and NSP_SUM.
 
     Args:
         seeds: of each micro-batch's dropout; None in evaluation.
+        mlm_gradient: the gradient that MLM_SUM will be given.
     """
     if not runs_unpadded(model, micro_batches[0]):
         # One micro-batch, and the random numbers of its device.
@@ -111,7 +118,7 @@ def forward_sums(model: nn.Module, micro_batches: Sequence[MicroBatch], seeds: S
     }
     noises = [Noise(seed) for seed in seeds] if seeds is not None else [None] * len(micro_batches)
     sizes = [len(batch["input_ids"]) for batch in micro_batches]
-    return model(**joined, parts=list(zip(sizes, noises, strict=True)))
+    return model(**joined, parts=list(zip(sizes, noises, strict=True)), mlm_gradient=mlm_gradient)
 
 
 def runs_unpadded(model: nn.Module, batch: MicroBatch) -> bool:
