@@ -105,8 +105,8 @@ def check_probe_gpus(config: Config, shares: Shares, gpus: float) -> None:
     held = config.train.worker_range[0] if shares.use_gpu else 0
     if config.probe.gpus and held + config.probe.gpus > gpus:
         raise InputError(
-            f"probe.gpus={config.probe.gpus:g} cannot be had beside {held} workers with a GPU each: the cluster can have "
-            f"at most {gpus:g} GPUs. Set probe.gpus=0, lower train.workers or set train.use_gpu=false."
+            f"probe.gpus={config.probe.gpus:g} cannot be had beside {held} workers with a GPU each: the cluster can "
+            f"have at most {gpus:g} GPUs. Set probe.gpus=0, lower train.workers or set train.use_gpu=false."
         )
 
 
