@@ -1,25 +1,38 @@
-"""Tokens per second of training while the probe service works without a pause; beside it the same, the service idle.
+"""Training while the probe service works without a pause; beside it training while a plain process does the same work.
 
 The trainer has a core to itself; the service, its probes and Ray's own processes share another one, as in a cluster
 with cores to spare. The trainer does what a run's rank 0 does: it steps on the plan's batches and hands copies of its
-weights to the service through the background writer. The limit is the undisturbed trainer. Needs two cores and Linux,
-which can pin threads.
+weights to the service through the background writer. The peer is training while a process without Ray probes one
+encoder again and again on that other core: what a busy neighbour costs on this machine (memory, caches, hyper-threads),
+whoever it is. The limit is the undisturbed trainer.
+
+Tokens are counted per second of CPU time of the trainer's process, all its threads included. Other programs of the
+machine move to the trainer's core when the other one is busy, and take time from it that no service took; per second
+of the clock that is seen as well (`wall`, and `core`, the share of its core that the trainer got). Needs two cores and
+Linux, which can pin threads.
 """
 
 import itertools
+import multiprocessing
 import os
+import signal
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
-from benchmarks.common import alternate, result
+from benchmarks.common import result
 from raybert import cluster
 from raybert.data.prepare import prepare
 from raybert.data.reader import iter_batches
@@ -28,12 +41,24 @@ from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.sizes import SIZES
 from raybert.probe import client, queue
+from raybert.probe.baselines import Cache
+from raybert.probe.encoders import RaybertEncoder
+from raybert.probe.evaluate import evaluate
+from raybert.probe.evaluate import prepare as prepare_texts
 from raybert.probe.tasks import load_task
 from raybert.train import checkpoint, optimizer
 from raybert.train.step import pick_dtype, train_step
 
 SIZE, T, BATCH = "tiny", 128, 16
-ROUNDS, PHASE = 4, 5.0  # pairs of measurements, and seconds of each
+ROUNDS, PHASE = 4, 4.0  # measurements of each kind, and seconds of each
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of the clock, and per second of the process's CPU time."""
+
+    wall: float
+    cpu: float
 
 
 class Trainer:
@@ -46,16 +71,16 @@ class Trainer:
         self._batches: Iterator[dict[str, Any]] = iter_batches(shards, seed=0, global_batch_size=BATCH)
         self._dtype, self._steps = pick_dtype("auto", torch.device("cpu")), itertools.count()
 
-    def tokens_per_second(self, seconds: float, meanwhile: Callable[[], None]) -> float:
+    def speed(self, seconds: float, meanwhile: Callable[[], None]) -> Speed:
         """Step for so many seconds; `meanwhile` is called after each step and counts as training time."""
-        start, tokens = time.perf_counter(), 0
+        start, used, tokens = time.perf_counter(), time.process_time(), 0
         while (elapsed := time.perf_counter() - start) < seconds:
             batch = {name: torch.from_numpy(values) for name, values in next(self._batches).items() if name != "index"}
             where = {"seed": 0, "step": next(self._steps), "first_micro_batch": 0, "global_batch": BATCH}
             train_step(self.model, self.optimizer, [batch], lr=1e-4, grad_clip=1.0, dtype=self._dtype, **where)
             tokens += int(batch["attention_mask"].sum())
             meanwhile()
-        return tokens / elapsed
+        return Speed(tokens / elapsed, tokens / (time.process_time() - used))
 
 
 class Checkpoints:
@@ -94,7 +119,41 @@ class Checkpoints:
         client.wait(self.run, self._root, timeout=60)
 
     def running(self) -> bool:
-        return any(run["running"] for status in client.statuses() for run in status["runs"])
+        probes = (probe for status in client.statuses() for run in status["runs"] for probe in run["running"])
+        return any(probe["seconds"] is not None for probe in probes)
+
+
+def probe_for_ever(core: int, ready: Connection) -> None:
+    """The control: a probe's work in a plain process, as modest as the service's."""
+    os.sched_setaffinity(0, {core})
+    os.setpriority(os.PRIO_PROCESS, 0, 10)
+    torch.set_num_threads(1)
+    encoder = RaybertEncoder(Bert(BertConfig(**SIZES[SIZE], max_position_embeddings=T)))
+    with tempfile.TemporaryDirectory() as folder:
+        material, cache = prepare_texts(load_task("bbc_news"), encoder.tokenize, T), Cache(folder)
+        evaluate(encoder, material, cache)
+        ready.send(None)
+        while True:
+            evaluate(encoder, material, cache)
+
+
+@contextmanager
+def control(core: int) -> Iterator[Callable[[bool], None]]:
+    """A function that lets the control run, or holds it."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=probe_for_ever, args=(core, there), daemon=True)
+    process.start()
+    here.recv()
+
+    def run(go: bool) -> None:
+        os.kill(process.pid or 0, signal.SIGCONT if go else signal.SIGSTOP)
+
+    run(False)
+    try:
+        yield run
+    finally:
+        process.kill()
 
 
 def main() -> None:
@@ -104,7 +163,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {cores[1]})  # Ray's processes inherit it
     cluster.connect()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, control(cores[1]) as let_control_run:
         trainer = Trainer(prepare(["embedded://bbc_news"], f"{folder}/shards", seq_len=T).uri)
         checkpoints = Checkpoints(trainer, folder)
         checkpoints.submit()  # the task's texts are read once, before anything is timed
@@ -112,23 +171,44 @@ def main() -> None:
             time.sleep(0.2)
         checkpoints.wait()
         _pin(cores[0])
-        trainer.tokens_per_second(PHASE, lambda: None)  # warm-up
+        trainer.speed(PHASE, lambda: None)  # warm-up
 
-        def idle() -> float:
+        def idle() -> Speed:
             checkpoints.wait()
-            return trainer.tokens_per_second(PHASE, lambda: None)
+            return trainer.speed(PHASE, lambda: None)
 
-        def busy() -> float:
+        def beside_control() -> Speed:
+            let_control_run(True)
+            try:
+                return trainer.speed(PHASE, lambda: None)
+            finally:
+                let_control_run(False)
+
+        def busy() -> Speed:
             checkpoints.submit()
             while not checkpoints.running():
                 time.sleep(0.1)
-            return trainer.tokens_per_second(PHASE, checkpoints.keep_busy)
+            return trainer.speed(PHASE, checkpoints.keep_busy)
 
-        ours, peer = alternate(busy, idle, rounds=ROUNDS)
+        sides = {"idle": idle, "control": beside_control, "busy": busy}
+        found: dict[str, list[Speed]] = {name: [] for name in sides}
+        for _ in range(ROUNDS):
+            for name, side in sides.items():
+                found[name].append(side())
         checkpoints.wait()
         probes = len(queue.records(checkpoints.run)) - 1
-    result("interference", ours, peer, peer, "tokens/s", size=SIZE, seq_len=T, probes=probes, target=0.97)
+    wall, cpu, core = (
+        {name: statistics.median(map(figure, speeds)) for name, speeds in found.items()}
+        for figure in (attrgetter("wall"), attrgetter("cpu"), lambda speed: speed.wall / speed.cpu)
+    )
+    more = {"wall": _rounded(wall), "core": _rounded(core), "probes": probes, "target": 0.97}
+    unit = "tokens per CPU second"
+    result("interference", cpu["busy"], cpu["control"], cpu["idle"], unit, size=SIZE, seq_len=T, **more)
     ray.shutdown()
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def _pin(core: int) -> None:

@@ -117,6 +117,7 @@ def pretrain(
     from raybert import cluster, live, trackers
     from raybert import config as configs
     from raybert.probe import client
+    from raybert.report.follow import kept_current
     from raybert.train.run import check, train
 
     # With --resume the first word behind the command is a setting too.
@@ -131,7 +132,7 @@ def pretrain(
         return
     steps = settings.train.steps
     print(f"run {run.uri}: {steps} steps, {run.shards.rows('train'):,} training windows", flush=True)
-    with trackers.following(run.config), live.showing(run.config, Console()):
+    with kept_current(run.uri), trackers.following(run.config), live.showing(run.config, Console()):
         train(run)
         if local and run.tasks:
             # The probe service lives in this local Ray, which ends with this command.

@@ -64,6 +64,25 @@ def connect(*, quiet: bool = True) -> bool:
     return True
 
 
+def find() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or to the Ray that runs on this machine. None is started.
+
+    Raises:
+        InputError: there is none, or more than one on this machine, or as `connect`.
+    """
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        connect()
+        return
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        several = "multiple" in str(error)
+        raise InputError(
+            f"{'More than one Ray runs' if several else 'No Ray runs'} on this machine: set RAY_ADDRESS to the cluster "
+            "that is meant (host:port, which Ray says when it starts)."
+        ) from error
+
+
 def _knock(address: str) -> None:
     """Ray itself would try for a minute to reach a port where nobody listens.
 

@@ -190,6 +190,7 @@ class ValidationConfig(Section):
 class ProbeConfig(Section):
     tasks: list[TaskSpec] = Field(default_factory=list, description="names or YAML files of probe tasks")
     cpus: Cpus | Literal["auto"] = Field(default="auto", description="CPUs of one probe")
+    gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPUs of one probe; a share of one is enough")
     max_waiting: int = Field(default=20, ge=1, description="checkpoints of one run that may wait; older are skipped")
 
 

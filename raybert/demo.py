@@ -11,7 +11,7 @@ from raybert import config as configs
 from raybert.data.prepare import prepare
 from raybert.probe import client
 from raybert.probe.tasks import load_task
-from raybert.report import write_report
+from raybert.report.follow import kept_current
 from raybert.terminal import closing_table
 from raybert.train.run import check, train
 
@@ -49,12 +49,12 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
         f"[bold]3/4[/bold] training on {run.shards.tokens('train'):,} tokens with {settings.train.workers} workers; "
         "a service beside them probes the checkpoints"
     )
-    with trackers.following(run.config), live.bars(run.config, console):
+    with kept_current(run.uri), trackers.following(run.config), live.bars(run.config, console):
         train(run)
         client.wait(run.uri, run.config.run.storage)
     console.print("[bold]4/4[/bold] report")
     console.print(closing_table(run.uri))
-    return write_report(run.uri)
+    return storage.join(run.uri, "report.html")
 
 
 def _next_name(directory: str) -> str:

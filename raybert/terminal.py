@@ -7,7 +7,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from raybert.report.read import POOLINGS, Probe, RunData, Score, read_run
+from raybert.probe import POOLINGS
+from raybert.probe.show import percent_range
+from raybert.report.read import Probe, RunData, Score, read_run
 
 
 def closing_table(run_uri: str, *, last: int | None = None) -> Table:
@@ -92,12 +94,7 @@ def _baseline_rows(probe: Probe, poolings: Sequence[str]) -> list[tuple[str, lis
 
 
 def _percent(score: Score | None) -> str:
-    """``71.2 68.9–73.4``, or nothing."""
-    if score is None:
-        return ""
-    low, high = score.interval or (None, None)
-    accuracy = f"{100 * score.accuracy:.1f}"
-    return accuracy if low is None or high is None else f"{accuracy} [dim]{100 * low:.1f}–{100 * high:.1f}[/dim]"
+    return "" if score is None else percent_range(score.accuracy, score.interval)
 
 
 def _caption(run: RunData) -> str:

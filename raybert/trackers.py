@@ -162,7 +162,7 @@ def probe_figures(record: Mapping[str, Any]) -> dict[str, float]:
         return {}
     baselines = record["baselines"]
     found = {name: score for name, score in record.items() if isinstance(score, Mapping) and "test_accuracy" in score}
-    found |= {name: baselines[name] for name in ("tfidf", "majority") if name in baselines}
+    found |= {name: baselines[name] for name in ("tfidf", "majority") if "test_accuracy" in baselines.get(name, {})}
     found |= {f"{name}_untrained": score for name, score in baselines.get("untrained", {}).items()}
     return {f"probe/{record['task']}/{name}": float(score["test_accuracy"]) for name, score in found.items()}
 

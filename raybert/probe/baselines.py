@@ -46,10 +46,15 @@ def majority(texts: Texts) -> Record:
 
 
 def tfidf(texts: Texts) -> Record:
-    """TF-IDF weights of the words (scikit-learn's defaults) and the probe's own classifier."""
+    """TF-IDF weights of the words (scikit-learn's defaults) and the probe's own classifier.
+
+    Texts without a single word (symbols, letters that stand alone) have no such baseline: "absent" says so.
+    """
     plain = [text if isinstance(text, str) else " ".join(text) for text in texts.texts]
     train, test = texts.split(plain)
     vectorizer = TfidfVectorizer()
+    if not any(map(vectorizer.build_analyzer(), train)):
+        return {"absent": "the training texts hold no word of two letters or more"}
     features = vectorizer.fit_transform(train)
     train_y, test_y = texts.split(texts.labels)
     return classify.fit(features, train_y, vectorizer.transform(test), test_y).record()

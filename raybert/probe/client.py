@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +12,13 @@ import ray
 from ray.util import list_named_actors
 
 import raybert
-from raybert.cluster import OFF_SPOT
+from raybert.cluster import OFF_SPOT, connect
 from raybert.errors import InputError, RunFailed
-from raybert.probe import queue
+from raybert.probe import owner, queue
 from raybert.probe.queue import Record
 from raybert.probe.tasks import ProbeTask
 
+log = logging.getLogger(__name__)
 NAMESPACE = "raybert"
 PREFIX = "probe-service-"
 
@@ -74,9 +76,11 @@ def submit(
     positions: int,
     cpus: float,
     max_waiting: int,
+    gpus: float = 0.0,
 ) -> None:
     """Queue a checkpoint of a run (see `queue.add`) and announce it; the service need not answer for it to count."""
-    if queue.add(run_uri, step, tasks, write_weights, positions=positions, cpus=cpus, max_waiting=max_waiting):
+    needs = {"positions": positions, "cpus": cpus, "gpus": gpus}
+    if queue.add(run_uri, step, tasks, write_weights, max_waiting=max_waiting, **needs):
         ensure_service(root).submit.remote(run_uri)
 
 
@@ -94,10 +98,13 @@ def wait(
     timeout: float | None = None,
     interval: float = 1.0,
     progress: Callable[[int], None] | None = None,
+    take_over: bool = True,
 ) -> None:
     """Return when nothing of the run is queued any more.
 
     Args:
+        take_over: have the run served by this cluster. Without it the queue is only looked at while some service, of
+            whatever cluster, gives signs of life there; Ray is connected to (or started) when none does.
         timeout: seconds; None waits for ever.
         progress: is told how many checkpoints are left.
 
@@ -109,7 +116,9 @@ def wait(
     while waiting := queue.waiting_steps(run_uri):
         if time.monotonic() - announced > 30:
             announced = time.monotonic()
-            serve(run_uri, root)
+            if take_over or not owner.is_served(run_uri):
+                connect()
+                serve(run_uri, root)
         if progress is not None:
             progress(len(waiting))
         if end is not None and time.monotonic() > end:
@@ -139,7 +148,12 @@ def stop() -> list[str]:
     """End all probe services of the cluster and return their names. What is queued stays so until one starts again."""
     names = services()
     for name in names:
-        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+        service: Any = ray.get_actor(name, namespace=NAMESPACE)
+        try:
+            ray.get(service.release.remote(), timeout=10)
+        except ray.exceptions.RayError as error:  # its runs are free when its last sign of life is old
+            log.warning("%s does not answer (%s); it is ended all the same", name, type(error).__name__)
+        ray.kill(service, no_restart=True)
     return names
 
 

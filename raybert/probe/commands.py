@@ -26,7 +26,7 @@ def status(as_json: AsJson = False) -> None:
     from raybert import cluster
     from raybert.probe import client, show
 
-    cluster.connect()
+    cluster.find()
     found = client.statuses()
     print(json.dumps(found)) if as_json else Console().print(show.status_table(found))
 
@@ -44,12 +44,14 @@ def results(run: RunUri, as_json: AsJson = False) -> None:
 def wait(
     run: RunUri, timeout: Annotated[float | None, typer.Option(help="seconds; fail when they are over")] = None
 ) -> None:
-    """Return when no checkpoint of the run waits for its probe any more."""
-    from raybert import cluster
+    """Return when no checkpoint of the run waits for its probe any more.
+
+    It looks into the run directory while a probe service gives signs of life there. When none does, one of RAY_ADDRESS
+    or of this machine takes the run over.
+    """
     from raybert.probe import client, queue
 
     run_uri = client.run_of(run)
-    cluster.connect()
     before = len(queue.waiting_steps(run_uri))
     columns = (TextColumn("probes"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -59,6 +61,7 @@ def wait(
             run_uri.rpartition("/")[0],
             timeout=timeout,
             progress=lambda left: bar.update(shown, completed=max(0, before - left)),
+            take_over=False,
         )
         bar.update(shown, completed=before)
 
@@ -107,7 +110,7 @@ def stop() -> None:
     from raybert import cluster
     from raybert.probe import client
 
-    cluster.connect()
+    cluster.find()
     names = client.stop()
     print(f"stopped {', '.join(names)}" if names else "no probe service runs")
 

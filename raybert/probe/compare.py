@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raybert.errors import InputError
-from raybert.probe.embed import POOLINGS
+from raybert.probe import POOLINGS
 from raybert.probe.evaluate import unpack_bits
 from raybert.probe.statistics import paired_bootstrap
 

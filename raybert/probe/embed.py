@@ -11,10 +11,10 @@ from torch import Tensor
 
 from raybert.errors import InputError
 from raybert.model.bert import Bert
+from raybert.probe import POOLINGS
 from raybert.probe.encoders import Encoder, RaybertEncoder, Sequences
 from raybert.train.step import pick_dtype
 
-POOLINGS = ("pooler", "cls", "mean")
 DTYPES = ("auto", "bfloat16", "float32")
 # Tokens of a batch: enough for efficient matrix products; on a CPU more would only leave its caches.
 CPU_BATCH_TOKENS = 4096

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Encoder:
         positions: the longest sequence that it takes.
         hidden_size: width of its vectors.
         hash: identity of its architecture and tokenizer, not of its weights.
+        warnings: what a reader of its results must know, by pooling.
     """
 
     positions: int
@@ -50,6 +51,7 @@ class Encoder:
     pad_id: int
     hash: str
     module: nn.Module
+    warnings: Mapping[str, str] = {}
 
     def tokenize(self, texts: Sequence[Text], max_tokens: int) -> Sequences:
         raise NotImplementedError
@@ -159,13 +161,24 @@ def _open_transformers(uri: str) -> Encoder:
         raise InputError(f"Copy the transformers directory {uri} to a local one first.")
     directory = str(Path(storage.absolute(uri)))
     try:
-        model = BertModel.from_pretrained(directory, local_files_only=True, use_safetensors=True)
+        # What the directory lacks is drawn at random: the same numbers each time, as every result must be.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(UNTRAINED_SEED)
+            model, report = BertModel.from_pretrained(
+                directory, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{uri} cannot be loaded: {' '.join(str(error).split())}") from error
     if tokenizer.pad_token_id is None or len(tokenizer) > model.config.vocab_size:
         raise InputError(f"The tokenizer in {uri} does not fit its model, or has no padding token.")
-    return TransformersEncoder(model, tokenizer)
+    missing = sorted(report["missing_keys"])
+    if others := [name for name in missing if not name.startswith("pooler.")]:
+        raise InputError(f"{uri} lacks {len(others)} tensors of its encoder, {others[0]} for one.")
+    encoder = TransformersEncoder(model, tokenizer)
+    if missing:
+        encoder.warnings = {"pooler": "the directory has no pooler, so this one is random and was never trained"}
+    return encoder
 
 
 def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:

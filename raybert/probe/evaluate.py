@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from raybert.probe import baselines, classify
-from raybert.probe.embed import POOLINGS, embed
+from raybert.probe import POOLINGS, baselines, classify
+from raybert.probe.embed import embed
 from raybert.probe.encoders import Encoder, Sequences
 from raybert.probe.tasks import ProbeTask
 from raybert.probe.texts import Text, Texts, load_texts
@@ -48,9 +48,9 @@ def evaluate(
 
     Returns:
         task, labels, n_train, n_test; for each pooling train_accuracy, test_accuracy, macro_f1, interval (Wilson,
-        95 %), confusion, converged and warnings; baselines: majority, tfidf (one record each) and untrained (one a
-        pooling); correct: for each pooling which test texts were right, as packed bits in hexadecimal, for paired
-        comparisons; seconds without those of the baselines.
+        95 %), confusion, converged and warnings; baselines: majority, tfidf (one record each; the latter may be
+        "absent", with the reason) and untrained (one a pooling); correct: for each pooling which test texts were
+        right, as packed bits in hexadecimal, for paired comparisons; seconds without those of the baselines.
     """
     start = time.perf_counter()
     scores = _scores(encoder, material, device, progress)
@@ -92,7 +92,9 @@ def _scores(
     found = {}
     for pooling in POOLINGS:
         train_x, test_x = material.texts.split(vectors[pooling])
-        found[pooling] = classify.fit(train_x, train_y, test_x, test_y)
+        score = classify.fit(train_x, train_y, test_x, test_y)
+        notes = [encoder.warnings[pooling]] if pooling in encoder.warnings else []
+        found[pooling] = replace(score, warnings=[*notes, *score.warnings])
     return found
 
 

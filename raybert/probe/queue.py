@@ -1,15 +1,16 @@
 """The probe queue of a run, as objects in storage: what waits, what came of it, and how each entry ends.
 
-    RUN/probes/queue/step-00000200.json     waiting or running: the tasks, where the weights are
+    RUN/probes/queue/step-00000200.json     waiting or running: the tasks and what they need
     RUN/probes/weights/step-00000200/       a copy of the weights that checkpoint retention never reaches
     RUN/probes/TASK-00000200.json           the record: a result, or why there is none
-    RUN/probes/service.json                 which probe service serves this run
+    RUN/probes/service.json                 which probe service serves this run (`raybert.probe.owner`)
 
 An entry exists before its submission is acknowledged. It is removed last: after a record for each of its tasks is
 written and the weights are gone. So whatever is killed in between, the entry is either found again or finished.
 """
 
 import posixpath
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 from raybert import storage
 from raybert.errors import InputError
-from raybert.probe.tasks import ProbeTask, parse_task
+from raybert.probe.tasks import TASK_NAME, ProbeTask, parse_task
 
 Record = dict[str, Any]
 
@@ -28,16 +29,21 @@ class Entry:
 
     run_uri: str
     step: int
-    weights: str
     tasks: tuple[ProbeTask, ...]
     positions: int  # the longest sequence that the model takes
     cpus: float
+    gpus: float
     max_waiting: int
     submitted: float  # seconds since the epoch
 
     @property
     def uri(self) -> str:
         return queue_uri(self.run_uri, self.step)
+
+    @property
+    def weights(self) -> str:
+        """Not read from the object: what it names is deleted in the end."""
+        return weights_uri(self.run_uri, self.step)
 
 
 def record_uri(run_uri: str, task: str, step: int) -> str:
@@ -61,31 +67,57 @@ def add(
     positions: int,
     cpus: float,
     max_waiting: int,
+    gpus: float = 0.0,
 ) -> bool:
-    """Queue a checkpoint, unless it is queued or each task has its record already (a resumed run passes steps again).
+    """Queue a checkpoint for each task that has no record yet (a resumed run passes steps again).
+
+    Where the step is queued already, perhaps for fewer tasks, its entry gets those that it lacks.
 
     Args:
         write_weights: writes a checkpoint of weights to the URI that it is given.
 
     Returns:
-        Whether an entry was written.
+        Whether the step is queued now.
     """
     missing = [task for task in tasks if not storage.exists(record_uri(run_uri, task.name, step))]
-    if not missing or storage.exists(queue_uri(run_uri, step)):
+    uri, queued, submitted = queue_uri(run_uri, step), (), time.time()
+    if storage.exists(uri):
+        try:
+            entry = read_entry(run_uri, step)
+        except (InputError, FileNotFoundError):
+            pass  # it ends just now, or nobody can make sense of it: a new one takes its place
+        else:
+            queued, submitted = entry.tasks, entry.submitted
+            known = {task.name for task in queued}
+            missing = [task for task in missing if task.name not in known]
+            if not missing:
+                return True
+    if not missing:
         return False
-    weights = weights_uri(run_uri, step)
-    write_weights(weights)
-    entry = {
-        "step": step,
-        "weights": weights,
-        "tasks": [task.model_dump(mode="json") for task in missing],
-        "positions": positions,
-        "cpus": cpus,
-        "max_waiting": max_waiting,
-        "submitted": time.time(),
-    }
-    storage.write_json(queue_uri(run_uri, step), entry)
+    write_weights(weights_uri(run_uri, step))
+    storage.write_json(
+        uri,
+        {
+            "step": step,
+            "tasks": [task.model_dump(mode="json") for task in (*queued, *missing)],
+            "positions": positions,
+            "cpus": cpus,
+            "gpus": gpus,
+            "max_waiting": max_waiting,
+            "submitted": submitted,
+        },
+    )
     return True
+
+
+def skip(run_uri: str, step: int, tasks: Sequence[ProbeTask], reason: str) -> None:
+    """Record that a checkpoint which could not be queued has no result, for each task without a record."""
+    if storage.exists(queue_uri(run_uri, step)):
+        return
+    for task in tasks:
+        if not storage.exists(record_uri(run_uri, task.name, step)):
+            _write(run_uri, step, task.name, "skipped", {"reason": reason})
+    storage.remove(weights_uri(run_uri, step))
 
 
 def waiting_steps(run_uri: str) -> list[int]:
@@ -97,6 +129,7 @@ def waiting_steps(run_uri: str) -> list[int]:
 def read_entry(run_uri: str, step: int) -> Entry:
     """
     Raises:
+        FileNotFoundError: the step is not queued.
         InputError: the object is no queue entry.
     """
     uri = queue_uri(run_uri, step)
@@ -105,15 +138,34 @@ def read_entry(run_uri: str, step: int) -> Entry:
         return Entry(
             run_uri=run_uri,
             step=step,
-            weights=str(found["weights"]),
             tasks=tuple(parse_task(task, uri) for task in found["tasks"]),
             positions=int(found["positions"]),
             cpus=float(found["cpus"]),
+            gpus=float(found.get("gpus", 0.0)),
             max_waiting=int(found["max_waiting"]),
             submitted=float(found["submitted"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{uri} is no probe queue entry: {error}") from error
+
+
+def refuse(run_uri: str, step: int, reason: str) -> list[Record]:
+    """End an entry that cannot be read, and return its records: "failed" for each task that it names, else for
+    "unreadable"."""
+    names = _task_names(queue_uri(run_uri, step)) or ["unreadable"]
+    open_names = [name for name in names if not storage.exists(record_uri(run_uri, name, step))]
+    found = [_write(run_uri, step, name, "failed", {"reason": reason}) for name in open_names]
+    _remove(run_uri, step)
+    return found
+
+
+def _task_names(uri: str) -> list[str]:
+    """The names of an entry's tasks as far as they can be read; they become names of files."""
+    try:
+        names = [task["name"] for task in storage.read_json(uri)["tasks"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [name for name in names if isinstance(name, str) and re.fullmatch(TASK_NAME, name)]
 
 
 def open_tasks(entry: Entry) -> list[ProbeTask]:
@@ -122,16 +174,32 @@ def open_tasks(entry: Entry) -> list[ProbeTask]:
 
 
 def write_record(entry: Entry, task: str, status: str, values: Record) -> Record:
-    """Write what came of a task: status "done" with the result, or "failed" or "skipped" with a "reason"."""
-    record = {"step": entry.step, "task": task, "run": entry.run_uri, "status": status, **values}
-    storage.write_json(record_uri(entry.run_uri, task, entry.step), record)
+    """Write what came of a task: status "done" with the result, or "failed" or "skipped" with a "reason".
+
+    Returns:
+        The record that stands: the first one, whatever is written later.
+    """
+    uri = record_uri(entry.run_uri, task, entry.step)
+    if storage.exists(uri):
+        standing: Record = storage.read_json(uri)
+        return standing
+    return _write(entry.run_uri, entry.step, task, status, values)
+
+
+def _write(run_uri: str, step: int, task: str, status: str, values: Record) -> Record:
+    record = {"step": step, "task": task, "run": run_uri, "status": status, **values}
+    storage.write_json(record_uri(run_uri, task, step), record)
     return record
 
 
 def finish(entry: Entry) -> None:
     """Remove the weights, then the entry. Every task has its record."""
-    storage.remove(entry.weights)
-    storage.remove(entry.uri)
+    _remove(entry.run_uri, entry.step)
+
+
+def _remove(run_uri: str, step: int) -> None:
+    storage.remove(weights_uri(run_uri, step))
+    storage.remove(queue_uri(run_uri, step))
 
 
 def records(run_uri: str, seen: Iterable[str] = ()) -> dict[str, Record]:

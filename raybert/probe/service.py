@@ -2,7 +2,8 @@
 
 It holds nothing that storage does not hold: queues lie beside their runs (`raybert.probe.queue`), the list of runs in
 the service's own directory. Killed at any moment, it reads both again and goes on. The work itself is done in Ray
-tasks with resources of their own, so the actor always answers.
+tasks with resources of their own, so the actor always answers; and each run's storage is read and written in a thread
+of a pool, so that one run's trouble is no other's.
 """
 
 import hashlib
@@ -10,33 +11,32 @@ import logging
 import os
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
-import torch
 
 from raybert import storage
-from raybert.errors import InputError
-from raybert.probe import queue
-from raybert.probe.baselines import Cache
-from raybert.probe.embed import POOLINGS
-from raybert.probe.encoders import open_encoder, tokenize
-from raybert.probe.evaluate import Material, evaluate, prepare
-from raybert.probe.queue import Entry, Record
-from raybert.probe.tasks import ProbeTask
+from raybert.probe import POOLINGS, owner, work
+from raybert.probe.owner import Owner
+from raybert.probe.queue import Record
+from raybert.probe.served import Outcome, Probe, ServedRun
 from raybert.telemetry import Board, tags_of
 
 log = logging.getLogger(__name__)
 
 # Probes that run at the same time, over all runs; of one run only one does.
 PARALLEL = 16
+# Runs whose storage is looked into at the same time.
+LOOKERS = 16
 # Seconds after which every queue is read again, whatever was announced. Announcements may be lost, entries cannot.
 RESCAN = 60.0
 # A run that nobody has mentioned for so long, and whose queue is empty, is forgotten until it is mentioned again.
 FORGET = 3600.0
 # A service of an older version that nobody uses any more ends itself.
 IDLE_EXIT = 24 * 3600.0
+# Seconds of pause after storage failed, doubled up to the second number.
+STORAGE_PAUSE = (1.0, 60.0)
 
 
 def state_uri(root: str, name: str) -> str:
@@ -44,39 +44,22 @@ def state_uri(root: str, name: str) -> str:
     return storage.join(storage.absolute(root), ".raybert", name)
 
 
-@dataclass
-class RunState:
-    """What the service knows of one run."""
-
-    uri: str
-    mentioned: float  # time.monotonic()
-    dirty: bool = True  # its queue is to be read
-    entries: dict[int, Entry] = field(default_factory=dict)  # by step
-    running: int | None = None  # step
-
-
-@dataclass
-class Running:
-    """A probe under way."""
-
-    entry: Entry
-    task: ProbeTask
-    started: float
-
-
 class ProbeService:
     """The actor. Methods return at once; one thread does the work of `_turn` for as long as the process lives."""
 
     def __init__(self, name: str, root: str) -> None:
-        self._name = name
+        self._me = Owner(name, owner.cluster_id())
         self._state = state_uri(root, name)
         self._cache = storage.join(self._state, "baselines")
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what is in memory
+        self._registry = threading.Lock()  # of a run's entry in memory and in the list in storage, together
         self._wake = threading.Event()
-        self._runs: dict[str, RunState] = {}
-        self._running: dict[ray.ObjectRef, Running] = {}
-        self._materials: dict[str, ray.ObjectRef] = {}
-        self._done = self._failed = self._skipped = 0
+        self._pool = ThreadPoolExecutor(LOOKERS, thread_name_prefix="probe-storage")
+        self._runs: dict[str, ServedRun] = {}
+        self._running: dict[ray.ObjectRef, tuple[ServedRun, Probe]] = {}
+        self._texts: dict[str, ray.ObjectRef] = {}
+        self._counts: Counter[str] = Counter()
+        self._stopped = False
         self._started = time.time()
         self._last_scan = self._last_work = time.monotonic()
         run = ("run", "trial")
@@ -87,64 +70,71 @@ class ProbeService:
                 "probe_seconds": ("seconds of the last probe", (*run, "task")),
             }
         )
-        for uri in storage.list_dir(storage.join(self._state, "runs")):
+        for uri in storage.list_dir(storage.join(self._state, "runs", self._me.cluster)):
             run_uri = storage.read_json(uri)["run"]
-            self._runs[run_uri] = RunState(run_uri, time.monotonic())
+            self._runs[run_uri] = ServedRun(run_uri, self._me)
         threading.Thread(target=self._work, name="probe-service", daemon=True).start()
 
     # -- what others call ---------------------------------------------------------------------------------------
 
     def submit(self, run_uri: str) -> None:
         """Serve this run: read its queue now. Known before this returns, also to a service that is killed after it."""
-        with self._lock:
-            known = run_uri in self._runs
-        if not known:
-            storage.write_json(self._run_file(run_uri), {"run": run_uri})
-        storage.write_json(storage.join(run_uri, "probes", "service.json"), {"service": self._name})
-        with self._lock:
-            run = self._runs.setdefault(run_uri, RunState(run_uri, time.monotonic()))
-            run.dirty, run.mentioned = True, time.monotonic()
+        owner.claim(run_uri, self._me)
+        with self._registry:
+            if run_uri not in self._runs:
+                storage.write_json(self._run_file(run_uri), {"run": run_uri})
+            with self._lock:
+                run = self._runs.setdefault(run_uri, ServedRun(run_uri, self._me))
+                run.dirty, run.mentioned = True, time.monotonic()
         self._wake.set()
+
+    def started(self, run_uri: str, step: int, task: str, when: float) -> None:
+        """A probe has got its CPUs and begins."""
+        with self._lock:
+            for run, probe in self._running.values():
+                if (run.uri, probe.entry.step, probe.task.name) == (run_uri, step, task):
+                    probe.started = when
+
+    def release(self) -> None:
+        """Begin nothing more, and leave the runs to the next service that is asked to serve them."""
+        self._stopped = True
+        for run in self._snapshot():
+            owner.release(run.uri, self._me)
 
     def status(self) -> Record:
         """Process, counts, and for every run what waits and what runs."""
         with self._lock:
-            running = list(self._running.values())
-            now = time.time()
-            return {
-                "name": self._name,
-                "pid": os.getpid(),
-                "node": ray.util.get_node_ip_address(),
-                "state": self._state,
-                "seconds_up": now - self._started,
-                "done": self._done,
-                "failed": self._failed,
-                "skipped": self._skipped,
-                "runs": [
-                    {
-                        "run": run.uri,
-                        "waiting": sorted(step for step in run.entries if step != run.running),
-                        "running": [
-                            {"step": r.entry.step, "task": r.task.name, "seconds": now - r.started}
-                            for r in running
-                            if r.entry.run_uri == run.uri
-                        ],
-                    }
-                    for run in self._runs.values()
-                ],
-            }
-
-    def ready(self) -> str:
-        """Answers when the service has started."""
-        return self._name
+            running, runs = list(self._running.values()), list(self._runs.values())
+        free = ray.available_resources() if any(probe.started is None for _, probe in running) else {}
+        now = time.time()
+        return {
+            "name": self._me.service,
+            "cluster": self._me.cluster,
+            "pid": os.getpid(),
+            "node": ray.util.get_node_ip_address(),
+            "state": self._state,
+            "seconds_up": now - self._started,
+            "done": self._counts["done"],
+            "failed": self._counts["failed"],
+            "skipped": self._counts["skipped"],
+            "runs": [
+                {
+                    "run": run.uri,
+                    "waiting": run.waiting,
+                    "running": [_show_probe(probe, now, free) for other, probe in running if other is run],
+                    "trouble": run.trouble,
+                }
+                for run in runs
+            ],
+        }
 
     # -- the work -----------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while True:
+        while not self._stopped:
             try:
                 self._turn()
-            except Exception:  # storage or a node is away: everything is still in the queues
+            except Exception:  # a node is away: everything is still in the queues
                 log.exception("the probe service goes on after an error")
                 self._wake.wait(5.0)
             if time.monotonic() - self._last_work > IDLE_EXIT:
@@ -152,96 +142,82 @@ class ProbeService:
                 ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
     def _turn(self) -> None:
+        runs = self._snapshot()
         if time.monotonic() - self._last_scan > RESCAN:
             self._last_scan = time.monotonic()
-            with self._lock:
-                for run in self._runs.values():
-                    run.dirty = True
-        for run in self._snapshot():
-            if run.dirty:
-                run.dirty = False
-                self._read_queue(run)
-            self._keep_limit(run)
-        self._launch()
+            for run in runs:
+                run.dirty = True
+        for run in runs:
+            if run.due:
+                run.busy = True
+                self._pool.submit(self._attend, run)
+        self._launch(runs)
+        used = {key for run in runs for key in list(run.texts.values())}
+        self._texts = {key: ref for key, ref in self._texts.items() if key in used}
+        if self._running or any(run.entries for run in runs):
+            self._last_work = time.monotonic()
         self._gather()
 
-    def _snapshot(self) -> list[RunState]:
+    def _snapshot(self) -> list[ServedRun]:
         with self._lock:
             return list(self._runs.values())
 
-    def _read_queue(self, run: RunState) -> None:
-        owner = storage.join(run.uri, "probes", "service.json")
-        if storage.exists(owner) and storage.read_json(owner)["service"] != self._name:
-            self._forget(run)  # a service of another version has taken the run over
-            return
-        for step in queue.waiting_steps(run.uri):
-            if step in run.entries:
-                continue
-            try:
-                entry = queue.read_entry(run.uri, step)
-            except FileNotFoundError:
-                continue
-            except InputError as error:
-                log.warning("%s", error)
-                continue
+    def _attend(self, run: ServedRun) -> None:
+        """In a thread of the pool: all that is to be done in a run's storage now."""
+        mentioned = run.mentioned
+        try:
+            run.attend()
+            run.errors, run.trouble = 0, ""
+        except Exception as error:
+            run.errors, run.trouble = run.errors + 1, f"{type(error).__name__}: {error}"
+            first, most = STORAGE_PAUSE
+            run.not_before = time.monotonic() + min(most, first * 2.0 ** min(run.errors, 16))
+            log.warning("%s: its storage fails (%s), and is tried again", run.uri, run.trouble)
+        try:
+            self._publish(run)
+            if run.gone or (not run.entries and time.monotonic() - mentioned > FORGET):
+                self._forget(run, mentioned)
+        except Exception:
+            log.exception("the run %s is kept", run.uri)
+        finally:
+            run.busy = False
+            self._wake.set()
+
+    def _publish(self, run: ServedRun) -> None:
+        news, run.news = run.news, []
+        for record in news:
+            self._counts[record["status"]] += 1
+            if record["status"] == "done":
+                self._show(record)
+        self._board.set("probe_queue", len(run.waiting), tags_of(run.uri))
+
+    def _forget(self, run: ServedRun, mentioned: float) -> None:
+        """Unless somebody has asked for the run since it was looked at."""
+        with self._registry:
+            if run.mentioned != mentioned:
+                run.gone = False
+                return
+            storage.remove(self._run_file(run.uri))
             with self._lock:
-                run.entries[step] = entry
-            if not queue.open_tasks(entry):
-                self._finish(run, entry)
-        self._board.set("probe_queue", len(run.entries), tags_of(run.uri))
-        if not run.entries and time.monotonic() - run.mentioned > FORGET:
-            self._forget(run)
-
-    def _forget(self, run: RunState) -> None:
-        with self._lock:
-            self._runs.pop(run.uri, None)
+                del self._runs[run.uri]
         self._board.forget(tags_of(run.uri))
-        storage.remove(self._run_file(run.uri))
 
-    def _keep_limit(self, run: RunState) -> None:
-        """Past the limit of the newest entry, the oldest that wait are recorded as skipped."""
-        waiting = sorted(step for step in run.entries if step != run.running)
-        if not waiting:
-            return
-        limit = run.entries[waiting[-1]].max_waiting
-        for step in waiting[: max(0, len(waiting) - limit)]:
-            entry = run.entries[step]
-            reason = f"more than probe.max_waiting={limit} checkpoints of this run waited, and this was the oldest"
-            for task in queue.open_tasks(entry):
-                queue.write_record(entry, task.name, "skipped", {"reason": reason})
-                self._skipped += 1
-            self._finish(run, entry)
-
-    def _launch(self) -> None:
-        """Start the oldest entry of every run that has none under way, those first that have waited longest."""
-        idle = [run for run in self._snapshot() if run.running is None and run.entries]
-        for run in sorted(idle, key=lambda run: run.entries[min(run.entries)].submitted):
+    def _launch(self, runs: list[ServedRun]) -> None:
+        """Start what comes next in every run that has no probe under way, those first that have waited longest."""
+        now = time.monotonic()
+        ready = [(run, run.next) for run in runs if run.next and not run.busy and now >= run.not_before]
+        for run, probe in sorted(ready, key=lambda pair: pair[1].entry.submitted):
             if len(self._running) >= PARALLEL:
                 return
-            entry = run.entries[min(run.entries)]
-            tasks = queue.open_tasks(entry)
-            if not tasks:
-                self._finish(run, entry)
-                continue
-            task, options = tasks[0], _task_options(entry.cpus)
-            material = self._material(task, entry, options)
-            ref = _probe.options(**options).remote(material, entry.weights, self._cache)
+            # Read and tokenised once, and kept in the object store for all probes of these texts.
+            if probe.key not in self._texts:
+                self._texts[probe.key] = work.read_texts(probe.task, probe.entry)
+            me = ray.get_runtime_context().current_actor
+            ref = work.probe(probe.entry, probe.task, self._texts[probe.key], self._cache, me)
             with self._lock:
-                run.running = entry.step
-                self._running[ref] = Running(entry, task, time.time())
-            self._last_work = time.monotonic()
-
-    def _material(self, task: ProbeTask, entry: Entry, options: dict[str, Any]) -> ray.ObjectRef:
-        """The task's texts, read and tokenised once and kept in the object store for all probes."""
-        key = self._material_key(task, entry)
-        if key not in self._materials:
-            self._materials[key] = _prepare.options(**options).remote(task, entry.positions)
-        return self._materials[key]
-
-    @staticmethod
-    def _material_key(task: ProbeTask, entry: Entry) -> str:
-        """Models with fewer positions need shorter sequences."""
-        return f"{task.hash}:{min(task.max_tokens, entry.positions)}"
+                run.next, run.running = None, probe
+                self._running[ref] = (run, probe)
+            self._board.set("probe_queue", len(run.waiting), tags_of(run.uri))
 
     def _gather(self) -> None:
         """Wait a moment for a probe to end, or for news."""
@@ -252,35 +228,13 @@ class ProbeService:
         done, _ = ray.wait(list(self._running), timeout=0.5)
         for ref in done:
             with self._lock:
-                running = self._running.pop(ref)
-            self._record(ref, running)
-
-    def _record(self, ref: ray.ObjectRef, running: Running) -> None:
-        entry, task = running.entry, running.task
-        with self._lock:
-            run = self._runs.get(entry.run_uri)
-            if run is not None:
-                run.running = None
-        self._last_work = time.monotonic()
-        try:
-            values = ray.get(ref)
-        except Exception as error:  # whatever the task raised, or its node's end: it is a record, too
-            self._materials.pop(self._material_key(task, entry), None)
-            queue.write_record(entry, task.name, "failed", {"reason": _reason(error)})
-            self._failed += 1
-        else:
-            waited = running.started - entry.submitted
-            record = queue.write_record(entry, task.name, "done", {**values, "seconds_waited": max(0.0, waited)})
-            self._done += 1
-            self._show(record)
-        if run is not None and not queue.open_tasks(entry):
-            self._finish(run, entry)
-
-    def _finish(self, run: RunState, entry: Entry) -> None:
-        queue.finish(entry)
-        with self._lock:
-            run.entries.pop(entry.step, None)
-        self._board.set("probe_queue", len(run.entries), tags_of(run.uri))
+                run, probe = self._running.pop(ref)
+            try:
+                outcome = Outcome(probe, values=ray.get(ref))
+            except Exception as error:  # whatever the task raised, or its node's end
+                self._texts.pop(probe.key, None)
+                outcome = Outcome(probe, error=error)
+            run.outcome, run.running = outcome, None
 
     def _show(self, record: Record) -> None:
         tags = {**tags_of(record["run"]), "task": record["task"]}
@@ -292,36 +246,17 @@ class ProbeService:
 
     def _run_file(self, run_uri: str) -> str:
         name = hashlib.sha256(run_uri.encode()).hexdigest()[:32]
-        return storage.join(self._state, "runs", f"{name}.json")
+        return storage.join(self._state, "runs", self._me.cluster, f"{name}.json")
 
 
-def _task_options(cpus: float) -> dict[str, Any]:
-    """Processes of their own (the environment differs from other tasks'), with as many threads as CPUs."""
-    threads = str(max(1, int(cpus)))
-    return {"num_cpus": cpus, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "RAYBERT_PROBE": threads}}}
-
-
-def _be_modest() -> None:
-    """Where processes share cores, training comes first; and no library may start a thread for every core."""
-    if os.getpriority(os.PRIO_PROCESS, 0) < 10:
-        os.setpriority(os.PRIO_PROCESS, 0, 10)
-    torch.set_num_threads(int(os.environ["RAYBERT_PROBE"]))
-
-
-@ray.remote(max_retries=3)
-def _prepare(task: ProbeTask, positions: int) -> Material:
-    _be_modest()
-    return prepare(task, tokenize, positions)
-
-
-@ray.remote(max_retries=3)
-def _probe(material: Material, weights: str, cache: str) -> Record:
-    _be_modest()
-    return evaluate(open_encoder(weights), material, Cache(cache))
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong in one line, without the remote stack."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}"
+def _show_probe(probe: Probe, now: float, free: dict[str, float]) -> Record:
+    """A probe for `status`: how long it has run, or what it waits for."""
+    needs = {"CPU": probe.entry.cpus, "GPU": probe.entry.gpus}
+    short = {name: need for name, need in needs.items() if need > free.get(name, 0.0) + 1e-6}
+    waits = [f"{need:g} {name}s (the cluster has {free.get(name, 0.0):g} free)" for name, need in short.items()]
+    return {
+        "step": probe.entry.step,
+        "task": probe.task.name,
+        "seconds": None if probe.started is None else now - probe.started,
+        "waits_for": " and ".join(waits) if probe.started is None else "",
+    }

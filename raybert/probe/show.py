@@ -7,7 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from raybert.probe.embed import POOLINGS
+from raybert.probe import POOLINGS
 from raybert.telemetry import format_seconds
 
 Record = dict[str, Any]
@@ -20,13 +20,14 @@ def format_block(record: Record) -> str:
     if record["status"] != "done":
         return f"{head}\n  {record['status']}: {record['reason']}"
     pooler, baselines = record["pooler"], record["baselines"]
+    absent = f"absent ({baselines['tfidf']['absent']})" if "absent" in baselines["tfidf"] else ""
     low, high = pooler["interval"]
     others = ", ".join(f"{name} {record[name]['test_accuracy']:.4f}" for name in POOLINGS[1:])
     beside = ", ".join(
         [
             f"untrained {baselines['untrained']['pooler']['test_accuracy']:.4f}",
             f"majority {baselines['majority']['test_accuracy']:.4f}",
-            f"TF-IDF {baselines['tfidf']['test_accuracy']:.4f}",
+            f"TF-IDF {absent or format(baselines['tfidf']['test_accuracy'], '.4f')}",
         ]
     )
     return (
@@ -46,12 +47,19 @@ def status_table(statuses: Sequence[Record]) -> Table:
         up = format_seconds(status["seconds_up"])
         table.add_row(escape(status["name"]), f"pid {status['pid']} on {status['node']}, up {up}, {counts}")
         for run in status["runs"]:
-            running = ", ".join(f"{r['task']} step {r['step']:,} ({r['seconds']:.0f} s)" for r in run["running"])
+            running = ", ".join(f"{r['task']} step {r['step']:,} {_state(r)}" for r in run["running"])
+            running = "; ".join(part for part in (running, run["trouble"]) if part)
             waiting = ", ".join(f"{step:,}" for step in run["waiting"])
             table.add_row("", escape(run["run"]), escape(running or "-"), waiting or "-")
     if not statuses:
         table.add_row("none", "the first run with probe tasks starts one")
     return table
+
+
+def _state(probe: Record) -> str:
+    if probe["seconds"] is not None:
+        return f"({probe['seconds']:.0f} s)"
+    return f"waits for {probe['waits_for']}" if probe["waits_for"] else "starts"
 
 
 def results_table(records: Sequence[Record]) -> Table:
@@ -69,7 +77,7 @@ def results_table(records: Sequence[Record]) -> Table:
             *(_percent(record[name]) for name in POOLINGS),
             untrained,
             f"{100 * baselines['majority']['test_accuracy']:.1f}",
-            f"{100 * baselines['tfidf']['test_accuracy']:.1f}",
+            "absent" if "absent" in baselines["tfidf"] else f"{100 * baselines['tfidf']['test_accuracy']:.1f}",
         )
     return table
 
@@ -81,8 +89,12 @@ def result_table(record: Record) -> Table:
     rows = [(name, record[name]) for name in POOLINGS]
     rows += [(f"untrained {name}", record["baselines"]["untrained"][name]) for name in POOLINGS]
     rows += [("majority class", record["baselines"]["majority"]), ("TF-IDF", record["baselines"]["tfidf"])]
-    notes = []
+    notes: list[str] = []
     for index, (name, score) in enumerate(rows):
+        if "absent" in score:
+            table.add_row(name, "absent")
+            notes.append(f"{name}: {score['absent']}")
+            continue
         train, f1 = f"{100 * score['train_accuracy']:.1f}", f"{score['macro_f1']:.3f}"
         table.add_row(name, train, _percent(score), f1, end_section=index % len(POOLINGS) == len(POOLINGS) - 1)
         notes += [f"{name}: {warning}" for warning in score["warnings"]]
@@ -103,6 +115,11 @@ def comparison_table(found: Record) -> Table:
     return table
 
 
+def percent_range(accuracy: float, interval: Sequence[float] | None) -> str:
+    """``71.2 68.9–73.4``: an accuracy in per cent with its interval, if there is one, in rich's markup."""
+    text = f"{100 * accuracy:.1f}"
+    return f"{text} [dim]{100 * interval[0]:.1f}–{100 * interval[1]:.1f}[/dim]" if interval else text
+
+
 def _percent(score: Record) -> str:
-    low, high = score["interval"]
-    return f"{100 * score['test_accuracy']:.1f} [dim]{100 * low:.1f}-{100 * high:.1f}[/dim]"
+    return percent_range(score["test_accuracy"], score["interval"])

@@ -14,6 +14,9 @@ from raybert import storage
 from raybert.data import embedded
 from raybert.errors import InputError
 
+ENCODING = "utf-8-sig"  # UTF-8, with or without the mark that Excel puts first
+# What fsspec's file systems call that which changes with the content: local, GCS, S3, Azure, the Hub.
+VERSIONS = ("mtime", "etag", "ETag", "generation", "LastModified", "last_modified", "blob_id")
 KINDS = (".parquet", ".csv", ".jsonl")
 Row = tuple[Any, ...]
 
@@ -30,7 +33,7 @@ def columns(uri: str) -> list[str]:
     with _sentence(file), storage.open_uri(file) as stream:
         if file.endswith(".parquet"):
             return list(pq.read_schema(stream).names)
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        text = io.TextIOWrapper(stream, encoding=ENCODING, newline="")
         if file.endswith(".csv"):
             return next(csv.reader(text), [])
         return list(json.loads(text.readline() or "{}"))
@@ -49,6 +52,18 @@ def rows(uri: str, wanted: Sequence[str]) -> Iterator[Row]:
         reader = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}[posixpath.splitext(file)[1]]
         with _sentence(file), storage.open_uri(file) as stream:
             yield from reader(stream, file, wanted)
+
+
+def stamp(uri: str) -> str:
+    """Changes when a file at `uri` changes: the names, sizes and versions that storage tells of, without reading."""
+    if uri.startswith(embedded.SCHEME):
+        return ""
+    found = []
+    for file in _files(uri):
+        fs, path = storage.filesystem(file)
+        about = fs.info(path)
+        found.append((file, about.get("size"), [str(about[key]) for key in VERSIONS if key in about]))
+    return repr(found)
 
 
 def _files(uri: str) -> list[str]:
@@ -84,14 +99,14 @@ def _parquet(stream: Any, file: str, wanted: Sequence[str]) -> Iterator[Row]:
 
 def _csv(stream: Any, file: str, wanted: Sequence[str]) -> Iterator[Row]:
     csv.field_size_limit(1 << 27)  # a text of more than the default 128 KB is no error
-    reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8", newline=""))
+    reader = csv.DictReader(io.TextIOWrapper(stream, encoding=ENCODING, newline=""))
     _require(file, wanted, reader.fieldnames or [])
     for row in reader:
         yield tuple(row[name] for name in wanted)
 
 
 def _jsonl(stream: Any, file: str, wanted: Sequence[str]) -> Iterator[Row]:
-    for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8"), start=1):
+    for number, line in enumerate(io.TextIOWrapper(stream, encoding=ENCODING), start=1):
         if not line.strip():
             continue
         try:

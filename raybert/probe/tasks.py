@@ -23,6 +23,7 @@ from raybert.config import read_yaml_mapping
 from raybert.errors import InputError
 from raybert.probe import tables
 
+TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _SPLIT_FILE = r"(?:{name}[-_.])?(?P<split>{splits})(?:-\d+-of-\d+)?\.(?:parquet|csv|jsonl)"
 
 
@@ -31,9 +32,9 @@ class ProbeTask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=TASK_NAME)]
     title: str = Field(default="", description="how people call it; the name when empty")
-    train: str = Field(description="parquet, csv or jsonl: a file, a directory or a glob, at any URI")
+    train: str = Field(description="parquet, csv or jsonl: a file, directory or glob, at any URI or beside the YAML")
     test: str | None = Field(default=None, description="the same; without it, texts of `train` are held out")
     text: str | tuple[str, str] = Field(default="text", description="text column, or the two columns of a pair")
     label: str = "label"
@@ -76,7 +77,7 @@ def load_task(spec: str) -> ProbeTask:
     if spec.endswith((".yaml", ".yml")):
         if not storage.exists(spec):
             raise InputError(f"There is no probe task file {spec}.")
-        task = parse_task(read_yaml_mapping(spec), spec)
+        task = parse_task(_beside(read_yaml_mapping(spec), spec), spec)
     elif name in names():
         task = packaged(name)
         if at and not folder:
@@ -89,6 +90,14 @@ def load_task(spec: str) -> ProbeTask:
         raise InputError(f"There is no probe task {spec}; {hint}, or give the path of a task's YAML file.")
     check_task(task)
     return task
+
+
+def _beside(tree: dict[str, Any], spec: str) -> dict[str, Any]:
+    """The task with its relative paths taken from the directory of its YAML file."""
+    folder = storage.absolute(spec).rpartition("/")[0]
+    files = {key: tree[key] for key in ("train", "test") if isinstance(tree.get(key), str)}
+    relative = {key: uri for key, uri in files.items() if "://" not in uri and not uri.startswith(("/", "~"))}
+    return tree | {key: storage.join(folder, uri) for key, uri in relative.items()}
 
 
 def packaged(name: str) -> ProbeTask:

@@ -1,6 +1,7 @@
 """The sampled texts of a probe task with their classes as integers."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -103,6 +104,8 @@ def _to_sample(task: ProbeTask, uri: str, row: tables.Row) -> Sample | None:
             raise InputError(f"A text of {uri} (column {task.columns[0]}) is a {type(part).__name__}, not a string.")
     if isinstance(label, float) and label.is_integer():
         label = int(label)
+    if isinstance(label, str) and re.fullmatch(r"-?\d+\.0*", label):
+        label = int(label.partition(".")[0])  # csv of a column that was once one of floats
     if isinstance(label, int):  # True and False become 1 and 0
         label = int(label)
     elif not isinstance(label, str):

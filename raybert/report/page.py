@@ -15,6 +15,9 @@ from raybert.report.plots import Chart, learning_charts, machine_charts, probe_c
 from raybert.report.read import WAITS, Missed, Probe, RunData, percent, read_run
 from raybert.telemetry import format_seconds
 
+# Seconds after which the page of a run that is not over loads itself again.
+REFRESH = 20
+
 
 def write_report(run_uri: str) -> str:
     """Write RUN/report.html for a run that is finished, going on or broken off, and return its URI.
@@ -37,6 +40,7 @@ def render(run: RunData) -> str:
     template = environment.from_string(files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     return template.render(
         run=run,
+        refresh=REFRESH,
         outcome=outcome(run),
         tiles=_tiles(run),
         learning=learning_charts(run),
@@ -77,7 +81,10 @@ def _beside(probe: Probe, pooling: str) -> str:
         "majority class": baselines.majority,
         "TF-IDF": baselines.tfidf,
     }
-    return ", ".join(f"{name} {score}" for name, score in found.items() if score) or "no recorded baseline"
+    shown = [f"{name} {score}" for name, score in found.items() if score]
+    if baselines.tfidf_absent:
+        shown.append(f"no TF-IDF ({baselines.tfidf_absent})")
+    return ", ".join(shown) or "no recorded baseline"
 
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:

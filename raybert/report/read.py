@@ -9,10 +9,10 @@ from typing import Any
 from raybert import storage
 from raybert.config import read_yaml_mapping
 from raybert.errors import InputError
+from raybert.probe import POOLINGS
 from raybert.telemetry import read_metrics
 
 PROBE_FILE = re.compile(r"(?P<task>.+)-(?P<step>\d{8})\.json")
-POOLINGS = ("pooler", "cls", "mean")
 WAITS = ("data", "checkpoint", "report", "validation")
 
 
@@ -38,6 +38,7 @@ class Baselines:
     majority: Score | None = None
     untrained: Mapping[str, Score] = field(default_factory=dict)
     tfidf: Score | None = None
+    tfidf_absent: str = ""  # why there is none
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,12 @@ class RunData:
         if self.steps_done >= self.steps_planned:
             due.add(self.steps_planned)
         return sorted(due - {p.step for p in self.of_task(task)} - {m.step for m in self.missed_of(task)})
+
+    @property
+    def over(self) -> bool:
+        """All steps done and each probe recorded, or failed: nothing will be added."""
+        done = self.steps_done >= self.steps_planned and not any(self.unrecorded(task) for task in self.tasks)
+        return done or bool(self.failure)
 
     def setting(self, dotted: str, default: Any) -> Any:
         value = _lookup(self.settings, dotted)
@@ -226,6 +233,7 @@ def _probe(task: str, step: int, record: Mapping[str, Any]) -> Probe:
                 if (score := _score(value)) is not None
             },
             tfidf=_score(baselines.get("tfidf")),
+            tfidf_absent=str(_lookup(baselines, "tfidf.absent") or ""),
         ),
         raw=record,
     )

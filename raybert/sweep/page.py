@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from raybert import storage
-from raybert.report.read import POOLINGS, percent
+from raybert.probe import POOLINGS
+from raybert.report.read import percent
 from raybert.sweep.space import SweepConfig, trials
 from raybert.sweep.summary import BestRate, Outcome, best, best_rates, read_sweep, to_json
 

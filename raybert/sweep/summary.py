@@ -9,7 +9,8 @@ import numpy as np
 
 from raybert import storage
 from raybert.model.bert import flops_per_token
-from raybert.report.read import POOLINGS, RunData, read_run
+from raybert.probe import POOLINGS
+from raybert.report.read import RunData, read_run
 from raybert.sweep.space import SweepConfig, Trial, trials
 
 LR = "optimizer.lr"

@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -26,7 +27,7 @@ from raybert.model.bert import Bert, flops_per_token
 from raybert.model.files import load, read_weights
 from raybert.model.losses import Pretraining
 from raybert.patience import patiently
-from raybert.probe import client
+from raybert.probe import client, queue
 from raybert.probe.tasks import ProbeTask, parse_task
 from raybert.telemetry import Gauges, MetricsLog
 from raybert.train import checkpoint as checkpoints
@@ -324,8 +325,7 @@ class Worker:
                 full = "checkpoint" in events
                 snap = checkpoints.snapshot(self.model, self.optimizer if full else None, **counters)
                 if "probe" in events:
-                    queued = partial(self._submit_probe, snap, self.step)
-                    self.writer.submit(partial(self._patiently, queued, "queueing a probe"))
+                    self.writer.submit(partial(self._submit_probe, snap, self.step))
                 if is_best:
                     best = checkpoints.Snapshot(snap.weights, snap.config, None)
                     uri = storage.join(self.config.run_uri, "checkpoints", "best")
@@ -373,10 +373,15 @@ class Worker:
         )
 
     def _submit_probe(self, snap: checkpoints.Snapshot, step: int) -> None:
-        """Put the weights where retention never reaches and queue the step for the probe service."""
+        """Put the weights where retention never reaches and queue the step for the probe service.
+
+        Where that cannot be done, it is noted: training does not end for a probe.
+        """
         weights_alone = checkpoints.Snapshot(snap.weights, snap.config, None)
-        client.submit(
-            self.config.run_uri,
+        run_uri = self.config.run_uri
+        submit = partial(
+            client.submit,
+            run_uri,
             self.config.run.storage,
             step,
             self.tasks,
@@ -384,7 +389,15 @@ class Worker:
             positions=snap.config.max_position_embeddings,
             cpus=self.probe_cpus,
             max_waiting=self.config.probe.max_waiting,
+            gpus=self.config.probe.gpus,
         )
+        try:
+            self._patiently(submit, "queueing a probe")
+        except Exception as error:
+            reason = f"The checkpoint could not be queued for its probe ({type(error).__name__}: {error})."
+            faults.note(run_uri, "probe", f"step {step}: {reason}", step=step)
+            with suppress(Exception):  # the note says it, too
+                queue.skip(run_uri, step, self.tasks, reason)
 
     def _diverged(self, record: dict[str, Any]) -> str:
         return (

@@ -90,10 +90,24 @@ def check(config: Config, *, reserved_cpus: float = 0.0, hashes_known: bool = Fa
         use_gpu=config.train.use_gpu,
         reserved=reserved_cpus,
     )
+    check_probe_gpus(config, shares, gpus)
     _check_resume(config, shards)
     _check_start(config)
     trackers.require(config.run.trackers, config.run_uri)
     return Run(config, shards, shares, tasks)
+
+
+def check_probe_gpus(config: Config, shares: Shares, gpus: float) -> None:
+    """
+    Raises:
+        InputError: the training workers hold GPUs that probes would wait for until the run is over.
+    """
+    held = config.train.worker_range[0] if shares.use_gpu else 0
+    if config.probe.gpus and held + config.probe.gpus > gpus:
+        raise InputError(
+            f"probe.gpus={config.probe.gpus:g} cannot be had beside {held} workers with a GPU each: the cluster can "
+            f"have at most {gpus:g} GPUs. Set probe.gpus=0, lower train.workers or set train.use_gpu=false."
+        )
 
 
 def _check_start(config: Config) -> None:

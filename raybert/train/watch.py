@@ -18,7 +18,8 @@ class Watcher:
     """Calls back for every new line of metrics.jsonl, every probe record and every fault, from a thread of its own.
 
     Use it as a context manager around `raybert.train.run.train`. It reads the run directory, so what is shown is what
-    was recorded, wherever the workers are. With `history` it begins with what lies there already.
+    was recorded, wherever the workers are. With `history` it begins with what lies there already. `on_look` is called
+    after each look, whether there was news or not.
     """
 
     def __init__(
@@ -28,11 +29,12 @@ class Watcher:
         on_record: Callable[[Record], None],
         on_probe: Callable[[Record], None],
         on_fault: Callable[[Record], None] | None = None,
+        on_look: Callable[[], None] | None = None,
         history: bool = False,
     ) -> None:
         self._run_uri = run_uri
         self._metrics = storage.join(run_uri, "metrics.jsonl")
-        self._on_record, self._on_probe, self._on_fault = on_record, on_probe, on_fault
+        self._on_record, self._on_probe, self._on_fault, self._on_look = on_record, on_probe, on_fault, on_look
         self._offset = self._fault_offset = 0
         self._seen: set[str] = set()
         if not history:  # what an earlier start of the same run left is not news
@@ -50,14 +52,17 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.poll()
+        self._look()
 
     def _follow(self) -> None:
         while not self._stop.wait(self._interval):
-            try:
-                self.poll()
-            except Exception as error:  # storage is away for a while: what was missed is shown at the next look
-                logger.warning("Cannot look into %s for now: %s", self._run_uri, error)
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            self.poll()
+        except Exception as error:  # storage is away for a while: what was missed is shown at the next look
+            logger.warning("Cannot look into %s for now: %s", self._run_uri, error)
 
     def poll(self) -> None:
         """Pass on what is new since the last call."""
@@ -72,3 +77,5 @@ class Watcher:
                 self._on_fault(fault)
         for result in client.new_results(self._run_uri, self._seen):
             self._on_probe(result)
+        if self._on_look is not None:
+            self._on_look()

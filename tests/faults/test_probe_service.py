@@ -1,8 +1,11 @@
 """The probe service is killed again and again while checkpoints arrive: each gets one record."""
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -14,8 +17,10 @@ from raybert.errors import RunFailed
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import save
-from raybert.probe import client, queue
+from raybert.probe import client, owner, queue
+from raybert.probe.owner import Owner
 from raybert.probe.tasks import load_task
+from tests.processes import titled
 from tests.tasks import make_task
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -107,12 +112,47 @@ def test_what_cannot_be_probed_is_recorded_with_its_reason(task, model, tmp_path
     assert "config.json" in record["reason"]
 
 
-def test_a_service_that_was_stopped_starts_again_with_the_next_wait(task, model, tmp_path):
+def test_a_probe_whose_process_is_killed_is_done_again(task, model, tmp_path):
+    run = make_run(tmp_path, "killed")
+    submit(run, tmp_path, 1, task, model)
+    end = time.monotonic() + 90
+    while not (found := titled(os.getpid(), "::_probe")):
+        assert time.monotonic() < end, "no process of a probe was seen"
+        assert not queue.records(run)
+        time.sleep(0.05)
+    os.kill(found[-1], signal.SIGKILL)
+    client.wait(run, str(tmp_path), timeout=120)
+    (record,) = queue.records(run).values()
+    assert record["status"] == "done"
+    assert record["seconds_waited"] > 0
+
+
+def test_a_service_without_cpus_says_so_and_the_next_wait_starts_one_that_was_stopped(task, model, tmp_path):
     run = make_run(tmp_path, "stopped")
+    queue.add(run, 1, [task], lambda uri: save(model, uri), positions=32, cpus=64, max_waiting=3)
+    client.serve(run, str(tmp_path))
+    end = time.monotonic() + 60
+    while not (running := [r for status in client.statuses() for one in status["runs"] for r in one["running"]]):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert running[0]["seconds"] is None
+    assert running[0]["waits_for"].startswith("64 CPUs (the cluster has")
+    # From another process: the Ray that runs is found by its address.
+    command = [sys.executable, "-m", "raybert.cli", "probe", "status", "--json"]
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    seen = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert seen.returncode == 0, seen.stderr
+    assert json.loads(seen.stdout)[0]["cluster"] == owner.cluster_id()
     assert client.stop()
+    assert not owner.is_served(run)
+    storage.remove(queue.queue_uri(run, 1))
     queue.add(run, 1, [task], lambda uri: save(model, uri), positions=32, cpus=0.5, max_waiting=3)
+    # Served from elsewhere, it is only looked at.
+    owner.claim(run, Owner("probe-service-x", "another cluster"))
     with pytest.raises(RunFailed, match="still wait"):
-        client.wait(run, str(tmp_path), timeout=0)
-    client.wait(run, str(tmp_path), timeout=60)
+        client.wait(run, str(tmp_path), timeout=1, take_over=False)
+    assert client.services() == []
+    owner.release(run, Owner("probe-service-x", "another cluster"))
+    client.wait(run, str(tmp_path), timeout=60, take_over=False)
     assert queue.records(run)["mine-00000001.json"]["status"] == "done"
     assert ray.is_initialized()

@@ -1,9 +1,14 @@
+from unittest.mock import Mock
+
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert.cluster import LIMITS, limits_of, plan_shares, stated_limits
+from raybert.cluster import LIMITS, find, limits_of, plan_shares, stated_limits
+from raybert.config import from_mapping
 from raybert.errors import InputError
+from raybert.train.run import check_probe_gpus
 
 
 @given(cpus=st.floats(1, 1000), workers=st.integers(1, 128), reserved=st.floats(0, 0.5))
@@ -89,3 +94,21 @@ def test_limits_may_be_stated_and_must_be_numbers(monkeypatch):
         monkeypatch.setenv(LIMITS, wrong)
         with pytest.raises(InputError, match=LIMITS):
             stated_limits()
+
+
+def test_a_probe_that_could_only_wait_for_the_workers_gpus_is_refused():
+    config = from_mapping({"train": {"workers": 2}, "probe": {"gpus": 0.5}})
+    check_probe_gpus(config, plan_shares(16, 3, workers=2), gpus=3)
+    check_probe_gpus(config, plan_shares(16, 2, workers=2, use_gpu=False), gpus=2)
+    with pytest.raises(InputError, match=r"probe\.gpus=0\.5 cannot be had beside 2 workers"):
+        check_probe_gpus(config, plan_shares(16, 2, workers=2), gpus=2)
+
+
+def test_without_a_ray_none_is_started(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for text, sentence in (("Could not find any running Ray", "No Ray runs"), ("Found multiple", "More than one")):
+        monkeypatch.setattr(ray, "init", Mock(side_effect=ConnectionError(text)))
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        with pytest.raises(InputError, match=sentence):
+            find()
+        assert ray.init.call_args.kwargs["address"] == "auto"

@@ -1,25 +1,34 @@
 """The probe's parts: tasks, texts, intervals, the classifier against scikit-learn, the queue's laws."""
 
+import io
 import json
+import shutil
+import time
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 from raybert import storage
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.probe import classify, queue
+from raybert.probe import POOLINGS, classify, owner, queue
 from raybert.probe.baselines import Cache
 from raybert.probe.compare import compare
-from raybert.probe.embed import POOLINGS, batches, embed
-from raybert.probe.encoders import RaybertEncoder, tokenize
+from raybert.probe.embed import batches, embed
+from raybert.probe.encoders import RaybertEncoder, open_encoder, tokenize
 from raybert.probe.evaluate import evaluate, pack_bits, prepare, unpack_bits
-from raybert.probe.show import format_block
+from raybert.probe.owner import Owner
+from raybert.probe.served import Outcome, ServedRun
+from raybert.probe.show import format_block, result_table, results_table
 from raybert.probe.statistics import paired_bootstrap, wilson
 from raybert.probe.tasks import ProbeTask, load_task
 from raybert.probe.texts import load_texts
@@ -155,6 +164,45 @@ def test_an_unknown_task_names_the_nearest():
         load_task("agnews")
 
 
+def test_a_mark_at_the_start_and_floats_for_classes_are_read(tmp_path):
+    lines = "".join(f"word{i},{i % 2}.0\n" for i in range(8))
+    (tmp_path / "train.csv").write_text(f"text,label\n{lines}", encoding="utf-8-sig")
+    rows = [json.dumps({"text": f"other {i}", "label": i % 2}) for i in range(4)]
+    (tmp_path / "test.jsonl").write_text("\n".join(rows), encoding="utf-8-sig")
+    (tmp_path / "t.yaml").write_text("{name: t, train: train.csv, test: test.jsonl, label_names: [low, high]}")
+    texts = load_texts(load_task(str(tmp_path / "t.yaml")))
+    assert texts.names == ["low", "high"]
+    assert texts.labels.tolist() == [0, 1] * 6
+
+
+def test_texts_without_words_have_no_word_counts_beside_them(encoder, tmp_path):
+    rows = [json.dumps({"text": "+ - " * (1 + i % 3), "label": i % 2}) for i in range(24)]
+    (tmp_path / "all.jsonl").write_text("\n".join(rows))
+    task = ProbeTask(name="t", train=str(tmp_path / "all.jsonl"), test=str(tmp_path / "all.jsonl"))
+    record = evaluate(encoder, prepare(task, encoder.tokenize, 32), Cache(str(tmp_path / "cache")))
+    assert "no word" in record["baselines"]["tfidf"]["absent"]
+    record |= {"step": 10, "status": "done"}
+    assert "TF-IDF absent" in format_block(record)
+    for table in (results_table([record]), result_table(record)):
+        console = Console(file=io.StringIO(), width=200)
+        console.print(table)
+        assert "absent" in console.file.getvalue()
+
+
+def test_a_directory_without_a_pooler_gives_the_same_numbers_and_a_warning(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\nc\n")
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    one, two = open_encoder(str(tmp_path)), open_encoder(str(tmp_path))
+    assert "random" in one.warnings["pooler"]
+    sequences = one.tokenize(["a b", "c a b"], 8)
+    np.testing.assert_array_equal(embed(one, sequences)["pooler"], embed(two, sequences)["pooler"])
+
+
 def test_classes_unseen_in_training_are_named(tmp_path):
     for split, labels in (("train", "abab"), ("test", "abz")):
         rows = [json.dumps({"text": f"text {i}", "label": label}) for i, label in enumerate(labels)]
@@ -188,22 +236,143 @@ def test_a_step_is_queued_once_and_leaves_nothing_behind(task_file, tmp_path):
     run, task = str(tmp_path / "run"), load_task(task_file)
     written = []
 
-    def add():
-        return queue.add(run, 200, [task], lambda uri: written.append(uri), positions=32, cpus=1, max_waiting=5)
+    def add(*tasks):
+        return queue.add(run, 200, tasks, lambda uri: written.append(uri), positions=32, cpus=1, max_waiting=5)
 
-    assert add()
-    assert not add()
+    assert add(task)
+    assert add(task)
     assert len(written) == 1
     assert queue.waiting_steps(run) == [200]
+    assert queue.read_entry(run, 200).tasks == (task,)
+    other = task.model_copy(update={"name": "other"})
+    assert add(task, other)  # the run goes on with one task more
     entry = queue.read_entry(run, 200)
-    assert entry.tasks == (task,)
-    queue.write_record(entry, "mine", "failed", {"reason": "test"})
+    assert entry.tasks == (task, other)
+    queue.write_record(entry, "mine", "done", {})
+    assert queue.write_record(entry, "mine", "failed", {"reason": "too late"})["status"] == "done"
+    queue.write_record(entry, "other", "failed", {"reason": "test"})
     assert queue.open_tasks(entry) == []
     queue.finish(entry)
     assert queue.waiting_steps(run) == []
-    assert not add()  # a resumed run comes by again
-    assert list(queue.records(run)) == ["mine-00000200.json"]
-    assert queue.records(run, {"mine-00000200.json"}) == {}
+    assert not add(task, other)  # a resumed run comes by again
+    assert list(queue.records(run)) == ["mine-00000200.json", "other-00000200.json"]
+    assert list(queue.records(run, {"mine-00000200.json"})) == ["other-00000200.json"]
+
+
+def test_what_cannot_be_queued_is_recorded_and_what_is_queued_is_not(task_file, tmp_path):
+    run, task = str(tmp_path / "run"), load_task(task_file)
+    queue.skip(run, 1, [task], "no room")
+    (record,) = queue.records(run).values()
+    assert (record["status"], record["reason"]) == ("skipped", "no room")
+    queue.add(run, 2, [task], lambda uri: None, positions=32, cpus=1, max_waiting=5)
+    queue.skip(run, 2, [task], "no room")
+    assert len(queue.records(run)) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b'{"step": 1, "tas', ["unreadable"]),
+        (b'{"tasks": [{"name": "a", "colour": 1}, {"name": "b"}]}', ["a", "b"]),
+        (b'{"tasks": [{"name": "../../b"}]}', ["unreadable"]),
+    ],
+)
+def test_an_unreadable_entry_ends_with_a_record(tmp_path, content, names):
+    run = str(tmp_path)
+    storage.write_bytes(queue.queue_uri(run, 1), content)
+    storage.write_bytes(f"{queue.weights_uri(run, 1)}/model.safetensors", b"x")
+    served = ServedRun(run, Owner("me", "here"))
+    served.attend()
+    assert [record["task"] for record in queue.records(run).values()] == names
+    assert {record["status"] for record in served.news} == {"failed"}
+    assert queue.waiting_steps(run) == []
+    assert storage.list_dir(f"{run}/probes/weights") == []
+
+
+def served_run(run, task, steps=(1,)):
+    for step in steps:
+        queue.add(run, step, [task], lambda uri: None, positions=32, cpus=1, max_waiting=5)
+    served = ServedRun(run, Owner("me", "here"))
+    served.attend()
+    return served
+
+
+def finish_probe(served, **outcome):
+    """As the service does when a probe ends."""
+    probe, served.next = served.next, None
+    served.outcome = Outcome(probe, **outcome)
+    served.attend()
+
+
+def test_a_result_that_cannot_be_written_is_kept(task_file, tmp_path, monkeypatch):
+    served = served_run(str(tmp_path), load_task(task_file))
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_json", Mock(side_effect=OSError("away")))
+        with pytest.raises(OSError, match="away"):
+            finish_probe(served, values={"started": 0.0, "seconds": 1.0})
+    assert served.outcome is not None
+    assert served.due
+    served.attend()
+    assert served.next is None
+    assert [record["seconds"] for record in queue.records(str(tmp_path)).values()] == [1.0]
+    assert queue.waiting_steps(str(tmp_path)) == []
+
+
+def test_a_lost_node_is_no_failure_and_memory_kills_end(task_file, tmp_path):
+    served = served_run(str(tmp_path), load_task(task_file))
+    for error in [NodeDiedError("preempted")] * 10 + [WorkerCrashedError()] * 10:
+        finish_probe(served, error=error)
+        assert served.next is not None
+        assert not served.due
+        assert served.not_before > time.monotonic()
+    finish_probe(served, error=OutOfMemoryError("killed"))
+    (record,) = queue.records(str(tmp_path)).values()
+    assert record["status"] == "failed"
+    assert "ran out of memory" in record["reason"]
+
+
+def test_a_run_that_another_service_has_taken_is_let_go(task_file, tmp_path):
+    run = str(tmp_path)
+    served = served_run(run, load_task(task_file))
+    assert owner.is_served(run)
+    owner.claim(run, Owner("me", "another cluster"))
+    finish_probe(served, values={"started": 0.0})
+    assert served.gone
+    assert queue.records(run) == {}
+    assert queue.waiting_steps(run) == [1]
+    owner.release(run, Owner("me", "here"))
+    assert owner.is_served(run)
+    owner.release(run, Owner("me", "another cluster"))
+    assert not owner.is_served(run)
+
+
+def test_a_task_that_comes_while_an_entry_ends_is_done_as_well(task_file, tmp_path):
+    run, task = str(tmp_path), load_task(task_file)
+    served = served_run(run, task)
+    other = task.model_copy(update={"name": "other"})
+    queue.add(run, 1, [task, other], lambda uri: None, positions=32, cpus=1, max_waiting=5)
+    finish_probe(served, values={"started": 0.0})
+    served.attend()
+    assert served.next.task == other
+
+
+def test_texts_that_change_are_read_again(task_file, tmp_path):
+    folder = tmp_path / "moved"
+    shutil.copytree(Path(task_file).parent, folder)
+    text = Path(task_file).read_text().replace(f"{Path(task_file).parent}/", "")  # paths beside the YAML
+    (folder / "mine.yaml").write_text(text)
+    task = load_task(str(folder / "mine.yaml"))
+    assert task.train == f"{folder}/train.csv"
+    served = served_run(str(tmp_path), task, steps=(1, 2))
+    before = served.next.key
+    finish_probe(served, values={"started": 0.0})
+    assert served.next.key == before
+    with open(folder / "train.csv", "a") as file:
+        file.write("\nanother goal,sport")
+    served.next = None
+    served.attend()
+    assert served.next.key != before
+    assert served.texts == {"mine": served.next.key}
 
 
 def test_a_planted_queue_entry_is_refused(tmp_path):
