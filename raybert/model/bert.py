@@ -106,7 +106,7 @@ class Bert(nn.Module):
         mask = None if attention_mask is None else attention_mask.bool()
         own_noise = self.training and input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
         noise = Noise(int(torch.randint(2**63 - 1, ()))) if own_noise else None
-        layout = layouts.padded(*input_ids.shape, mask, noise)
+        layout = layouts.padded(input_ids.shape[0], length, mask, noise)
         hidden, pooled = self.encode_tokens(input_ids, types, layout)
         return hidden.view(*input_ids.shape, -1), pooled
 

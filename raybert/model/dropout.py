@@ -68,6 +68,6 @@ class _Dropout(torch.autograd.Function):
         return apply_mask(values, keep).mul_(scale)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         kept = apply_mask(gradient.contiguous(), ctx.keep)  # type: ignore[attr-defined]
         return kept.mul_(ctx.scale), None, None  # type: ignore[attr-defined]

@@ -79,8 +79,10 @@ def submit(
     gpus: float = 0.0,
 ) -> None:
     """Queue a checkpoint of a run (see `queue.add`) and announce it; the service need not answer for it to count."""
-    needs = {"positions": positions, "cpus": cpus, "gpus": gpus}
-    if queue.add(run_uri, step, tasks, write_weights, max_waiting=max_waiting, **needs):
+    added = queue.add(
+        run_uri, step, tasks, write_weights, max_waiting=max_waiting, positions=positions, cpus=cpus, gpus=gpus
+    )
+    if added:
         ensure_service(root).submit.remote(run_uri)
 
 

@@ -80,7 +80,8 @@ def add(
         Whether the step is queued now.
     """
     missing = [task for task in tasks if not storage.exists(record_uri(run_uri, task.name, step))]
-    uri, queued, submitted = queue_uri(run_uri, step), (), time.time()
+    uri, submitted = queue_uri(run_uri, step), time.time()
+    queued: tuple[ProbeTask, ...] = ()
     if storage.exists(uri):
         try:
             entry = read_entry(run_uri, step)

@@ -32,7 +32,7 @@ LOST_NODE = (NodeDiedError, ObjectLostError, LocalRayletDiedError)
 
 def read_texts(task: ProbeTask, entry: Entry) -> ray.ObjectRef:
     """Start to read and tokenise a task's texts; the result is for all probes with the same `texts_key`."""
-    return _prepare.options(**_options(entry)).remote(task, entry.positions)  # type: ignore[no-any-return]
+    return _prepare.options(**_options(entry)).remote(task, entry.positions)
 
 
 def texts_key(task: ProbeTask, entry: Entry) -> str:
@@ -47,7 +47,7 @@ def texts_key(task: ProbeTask, entry: Entry) -> str:
 def probe(entry: Entry, task: ProbeTask, texts: ray.ObjectRef, cache: str, service: Any) -> ray.ObjectRef:
     """Start a probe. It tells `service.started` when it has got its CPUs."""
     where = (entry.run_uri, entry.step, task.name)
-    return _probe.options(**_options(entry)).remote(texts, entry.weights, cache, service, where)  # type: ignore[no-any-return]
+    return _probe.options(**_options(entry)).remote(texts, entry.weights, cache, service, where)
 
 
 def _options(entry: Entry) -> dict[str, Any]:

@@ -260,7 +260,7 @@ class Worker:
             "lr": lr,
             "skipped": sum(totals.skipped),
             "tokens_per_second": totals.tokens / seconds,
-            "mfu": totals[6].item() / seconds * self.flops_per_token / self.peak,
+            "mfu": totals.tokens / seconds * self.flops_per_token / self.peak,
             "samples": self.step * self.config.train.global_batch,
             "epoch": self.step * self.config.train.global_batch / self.shards.rows("train"),
             "elapsed_seconds": self.elapsed + self.clock.total(),

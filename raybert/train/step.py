@@ -76,11 +76,11 @@ def train_step(
     groups = group_micro_batches(model, micro_batches)
     # One autocast context for the whole step: weights are cast once, not once a group.
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        for group in groups:
-            seeds = [dropout_seed(seed, step, first_micro_batch + index) for index in group]
+        for places in groups:
+            seeds = [dropout_seed(seed, step, first_micro_batch + place) for place in places]
             # Gradients are exchanged once a step, with the last group.
-            with nullcontext() if group is groups[-1] or world_size == 1 else model.no_sync():  # type: ignore[operator]
-                part = forward_sums(model, [micro_batches[index] for index in group], seeds, mlm_weight)
+            with nullcontext() if places is groups[-1] or world_size == 1 else model.no_sync():  # type: ignore[operator]
+                part = forward_sums(model, [micro_batches[place] for place in places], seeds, mlm_weight)
                 loss = part[MLM_SUM] * mlm_weight + part[NSP_SUM] * (world_size / global_batch)
                 with torch.autocast(device.type, enabled=False):
                     loss.backward()
