@@ -39,7 +39,7 @@ def shards(tmp_path_factory):
     return make_shards(str(tmp_path_factory.mktemp("shards")), seq_len=SEQ_LEN, rows=700).uri
 
 
-@pytest.mark.parametrize(("number", "names"), enumerate(CASES), ids=["-".join(names) for names in CASES])
+@pytest.mark.parametrize(("number", "names"), list(enumerate(CASES)), ids=["-".join(names) for names in CASES])
 def test_nothing_is_lost(number, names, cluster, shards, tmp_path, capsys):
     rng, steps = random.Random(SEED + number), STRETCH * (len(names) + 1)
     with small_disk(tmp_path / "disk") as folder:
