@@ -26,12 +26,12 @@ from raybert.train.schedule import lr_at
 from raybert.train.step import means, train_step
 from tests.faults.cluster import Cluster
 
-BATCH, MICRO, SEED, SEQ_LEN = 24, 4, 3, 64
+BATCH, MICRO, SEED, SEQ_LEN = 12, 2, 3, 32
 STRETCH = 45  # steps that a fault has to itself, with three checkpoints
 
 
 def settings(storage: str, shards: str, name: str, **sections: Any) -> str:
-    """The YAML of a run that takes about ten seconds, and can be spread over 1, 2, 3 or 6 workers."""
+    """The YAML of a small run, which can be spread over 1, 2, 3 or 6 workers."""
     tree: dict[str, Any] = {
         "run": {"name": name, "storage": storage},
         "data": {"shards": shards, "seed": SEED},
