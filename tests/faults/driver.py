@@ -11,19 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import yaml
 
 from raybert.config import from_mapping
-from raybert.data.reader import iter_batches
+from raybert.data.block import take, to_torch
+from raybert.data.reader import SampleReader, iter_batches
+from raybert.data.shards import open_shards
+from raybert.model.bert import Bert
+from raybert.model.losses import Pretraining
 from raybert.telemetry import read_metrics
-from raybert.train import faults, ledger
+from raybert.train import faults, ledger, optimizer
+from raybert.train.schedule import lr_at
+from raybert.train.step import means, train_step
 from tests.faults.cluster import Cluster
 
-STEPS, BATCH, MICRO, SEED = 120, 24, 4, 3
-SEQ_LEN = 64
+BATCH, MICRO, SEED, SEQ_LEN = 12, 2, 3, 32
+STRETCH = 45  # steps that a fault has to itself, with three checkpoints
 
 
 def settings(storage: str, shards: str, name: str, **sections: Any) -> str:
-    """The YAML of a run that takes about ten seconds, and can be spread over 1, 2, 3 or 6 workers."""
+    """The YAML of a small run, which can be spread over 1, 2, 3 or 6 workers."""
     tree: dict[str, Any] = {
         "run": {"name": name, "storage": storage},
         "data": {"shards": shards, "seed": SEED},
@@ -33,9 +41,9 @@ def settings(storage: str, shards: str, name: str, **sections: Any) -> str:
             "num_attention_heads": 2,
             "max_position_embeddings": SEQ_LEN,
         },
-        "train": {"steps": STEPS, "global_batch": BATCH, "micro_batch": MICRO, "dtype": "float32", "workers": 2},
+        "train": {"steps": STRETCH, "global_batch": BATCH, "micro_batch": MICRO, "dtype": "float32", "workers": 2},
         "schedule": {"warmup_steps": 20},
-        "every": {"log": 2, "validation": 0, "probe": 0, "checkpoint": 15},
+        "every": {"log": 1, "validation": 0, "probe": 0, "checkpoint": 15},
         "checkpoint": {"keep_last": 3, "keep_best": False},
     }
     for section, values in sections.items():
@@ -52,6 +60,7 @@ class Driver:
     log: Path
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen | None = None
+    stretch: int = 0  # the first step of the stretch of the fault that is next
 
     @classmethod
     def of(cls, cluster: Cluster, folder: Path, shards: str, name: str, **sections: Any) -> "Driver":
@@ -138,6 +147,34 @@ def recomputed_digests(shards: str, steps: int) -> list[int]:
             total += int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
         found.append(total % 2**64)
     return found
+
+
+def plain_losses(shards: str, steps: int) -> np.ndarray:
+    """(steps, 2): step and loss of an undisturbed run in this process: one replica, no Ray, no restart."""
+    config = from_mapping(yaml.safe_load(settings("/nowhere", shards, "plain", train={"steps": steps})))
+    torch.manual_seed(config.train.seed)
+    model = Pretraining(Bert(config.model.bert()))
+    adam = optimizer.build(model.bert, **config.optimizer.model_dump())
+    reader = SampleReader(open_shards(shards), seed=SEED)
+    found = []
+    for step in range(steps):
+        columns = reader.build(np.arange(step * BATCH, (step + 1) * BATCH))
+        parts = [take(columns, slice(at, at + MICRO)) for at in range(0, BATCH, MICRO)]
+        lr = lr_at(step, peak_lr=config.optimizer.lr, total_steps=steps, **config.schedule.model_dump())
+        sums, _ = train_step(
+            model,
+            adam,
+            [to_torch(columns, torch.device("cpu")) for columns in parts],
+            lr=lr,
+            grad_clip=config.train.grad_clip,
+            dtype=torch.float32,
+            seed=config.train.seed,
+            step=step,
+            first_micro_batch=0,
+            global_batch=BATCH,
+        )
+        found.append([step + 1, means(sums)["loss"]])
+    return np.array(found)
 
 
 def losses(uri: str) -> np.ndarray:

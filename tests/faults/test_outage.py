@@ -9,8 +9,10 @@ from raybert import storage
 from raybert.cli import run_app
 from tests.data import make_shards
 from tests.faults.cluster import ray_nodes
-from tests.faults.driver import SEQ_LEN, STEPS, Driver, assert_undisturbed, recomputed_digests
+from tests.faults.driver import SEQ_LEN, Driver, assert_undisturbed, recomputed_digests
 from tests.gcs import Fault
+
+STEPS = 120
 
 pytestmark = [
     pytest.mark.timeout(420),
@@ -25,7 +27,7 @@ def test_a_run_waits_until_the_bucket_is_back(gcs, tmp_path):
         storage.upload_file(path, f"{bucket}/shards/{path.name}")
     with ray_nodes(3) as cluster:
         run = {"storage": f"{bucket}/runs"}
-        driver = Driver.of(cluster, tmp_path, f"{bucket}/shards", "run", run=run)
+        driver = Driver.of(cluster, tmp_path, f"{bucket}/shards", "run", run=run, train={"steps": STEPS})
         # The log of a remote run is uploaded now and then, so a checkpoint is what tells that it goes.
         driver.wait_for("a checkpoint", lambda: storage.list_dir(f"{driver.uri}/checkpoints"))
         gcs.inject(Fault("status", every=1, status=503))
