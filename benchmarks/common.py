@@ -58,7 +58,7 @@ def elsewhere(make: Callable[..., Callable[[], float]], *arguments: Any) -> Any:
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, make, arguments), daemon=True)
+    process = context.Process(target=_serve, args=(there, make, arguments))
     process.start()
     try:
         _receive(here)

@@ -27,7 +27,7 @@ def torchrun_worker(uri: str) -> None:
 
     import numpy as np
 
-    from benchmarks.step import OPTIMIZER
+    from raybert.bench import OPTIMIZER
     from raybert.data.block import to_torch
     from raybert.data.reader import SampleReader
     from raybert.data.shards import open_shards

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.common import elsewhere, medians, result
 from benchmarks.runs import MICRO_BATCH, SEQ_LEN, local_ray, pretrain
-from benchmarks.step import OPTIMIZER
+from raybert.bench import OPTIMIZER
 from raybert.data.block import to_torch
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards

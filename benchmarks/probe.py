@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.common import DATA, elsewhere, medians, result, seconds
-from benchmarks.step import where
+from raybert.bench import default_device
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
 from raybert.model.interop import fast_tokenizer, to_transformers
@@ -33,7 +33,7 @@ def probe_texts() -> list[str]:
 def peer_side(texts: list[str], scale: float, batch: int, padding: str | bool) -> Callable[[], float]:
     """Seconds that transformers would take for all texts."""
     torch.manual_seed(0)
-    device = where()
+    device = default_device()
     model = to_transformers(Bert(BertConfig())).bert.to(device).eval()
     longest = MAX_TOKENS if padding is True else 512
     tokenizer, dtype = fast_tokenizer(longest), pick_dtype("auto", device)
@@ -52,7 +52,7 @@ def peer_side(texts: list[str], scale: float, batch: int, padding: str | bool) -
 def main() -> None:
     keep_freed_memory()
     torch.manual_seed(0)
-    device, texts = where(), probe_texts()
+    device, texts = default_device(), probe_texts()
     encoder = RaybertEncoder(Bert(BertConfig()).eval())
     sample, few = texts[:: len(texts) // SAMPLE], texts[:: len(texts) // ONE_BY_ONE]
     tokens = int(encoder.tokenize(sample, MAX_TOKENS).offsets[-1])

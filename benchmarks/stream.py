@@ -11,29 +11,17 @@ from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
-import ray
 
 from benchmarks.common import DATA, medians, result
 from raybert import cluster
+from raybert.bench import stream_rate
 from raybert.data.prepare import prepare
 from raybert.data.reader import SampleReader
 from raybert.data.shards import ShardSet, read_unit
-from raybert.data.stream import execution_options, train_stream, worker_batches
 
 BATCH, STEPS, T = 64, 1500, 512
 # The peer is slow: fewer batches give the same rate.
 PEER_STEPS = 20
-
-
-@ray.remote(num_cpus=0.5)
-def consume(shard: ray.data.DataIterator) -> float:
-    """Tokens per second from the first batch to the last."""
-    where = {"rank": 0, "world_size": 1, "global_batch": BATCH, "micro_batch": BATCH, "start_step": 0, "steps": STEPS}
-    batches = worker_batches(shard, **where)
-    next(batches)
-    start = time.perf_counter()
-    tokens = sum(int(part["length"].sum()) for _, parts in batches for part in parts)
-    return tokens / (time.perf_counter() - start)
 
 
 def collator_side(shards: ShardSet) -> Callable[[], float]:
@@ -66,11 +54,7 @@ def main() -> None:
         shards = prepare(inputs, f"{folder}/shards", seq_len=T)
 
         def ours() -> float:
-            stream = train_stream(
-                shards.uri, seed=0, global_batch=BATCH, world_size=1, start_step=0, steps=STEPS, task_cpus=0.5
-            )
-            stream.context.execution_options = execution_options()
-            return float(ray.get(consume.remote(stream.streaming_split(1, equal=True)[0]))) / cores
+            return stream_rate(shards.uri, batch=BATCH, steps=STEPS) / cores
 
         def bare() -> float:
             reader = SampleReader(shards, seed=0)
