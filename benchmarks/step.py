@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import elsewhere, medians, result, seconds
+from benchmarks.common import clock, elsewhere, medians, result, seconds
 from raybert.bench import OPTIMIZER, default_device, random_batch, stepper
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
@@ -52,7 +52,7 @@ def peer_side(size: str, samples: int, length: int, compiled: bool) -> Callable[
 
 def compare(size: str, samples: int, length: int, *, compiled: bool, rounds: int) -> dict[str, Any]:
     """Ours beside the peer at one shape."""
-    ours = stepper(size, samples, length)
+    ours = stepper(size, samples, length, clock=clock)
     with elsewhere(peer_side, size, samples, length, False) as eager:
         if compiled:
             with elsewhere(peer_side, size, samples, length, True) as faster:
@@ -61,7 +61,7 @@ def compare(size: str, samples: int, length: int, *, compiled: bool, rounds: int
             first, slow = medians(ours, eager, rounds=rounds)
             fast = 0.0
     device = default_device()
-    rate = peak_flops(device, pick_dtype("auto", device), seconds=1.0)
+    rate = peak_flops(device, pick_dtype("auto", device), seconds=1.0, clock=clock)
     limit = rate / flops_per_token(BertConfig(**SIZES[size]), length)
     peer = max(slow, fast)
     found = {"size": size, "B": samples, "T": length, "ours": first, "peer_eager": slow, "peer": peer}

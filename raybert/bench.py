@@ -47,7 +47,9 @@ def random_batch(samples: int, length: int, device: torch.device) -> dict[str, T
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def stepper(size: str, samples: int, length: int) -> Callable[[], float]:
+def stepper(
+    size: str, samples: int, length: int, *, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[], float]:
     """A function that does one optimizer step of a named size and returns its tokens per second; warmed up.
 
     On a GPU the model is compiled, as `train.compile=auto` has it.
@@ -61,12 +63,12 @@ def stepper(size: str, samples: int, length: int) -> Callable[[], float]:
 
     def work() -> float:
         nonlocal step
-        start = time.perf_counter()
+        start = clock()
         keys = {"seed": 0, "step": step, "first_micro_batch": 0, "global_batch": samples}
         sums, _ = train_step(model, adam, [batch], lr=1e-4, grad_clip=1.0, dtype=dtype, **keys)
         sums.sum().item()
         step += 1
-        return samples * length / (time.perf_counter() - start)
+        return samples * length / (clock() - start)
 
     work()
     work()
