@@ -4,7 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-faults soak prometheus lint format docs wheel clean
+BENCHMARKS := step padding stream overhead ddp checkpoint probe start prepare
+
+.PHONY: help demo test bench test-faults soak prometheus lint format docs wheel clean
 demo: $(VENV)/.demo  ## train a small BERT on real text, with probes beside it (five minutes)
 	$(BIN)/raybert demo
 
@@ -24,6 +26,9 @@ N ?= 200
 soak: $(VENV)/.dev  ## N=200 faults at random moments, then 10,000 steps that must not grow; SEED=n repeats
 	RAYBERT_FAULTS=$(N) RAYBERT_FAULT_SEED=$${SEED:-$$(date +%s)} RAYBERT_OUTAGE_S=60 RAYBERT_SOAK=1 \
 		$(BIN)/python -m pytest tests/faults/test_runs.py tests/faults/test_bounded.py $(PYTEST_ARGS)
+
+bench: $(VENV)/.bench  ## every benchmark beside its peer, a JSON line each (a quarter of an hour)
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name 2>/dev/null | tail -n 1 || exit 1; done
 
 lint: $(VENV)/.dev  ## check format, style and types
 	$(BIN)/ruff format --check .
@@ -53,6 +58,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing raybert and what its tests need into $(VENV) (a few minutes the first time)"
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[bench,demo]'
+	@touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

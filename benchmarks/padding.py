@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.common import DATA, alternate, result, seconds
-from benchmarks.step import OPTIMIZER, our_side, random_batch, where
+from benchmarks.common import DATA, alternate, clock, result, seconds
+from raybert.bench import OPTIMIZER, default_device, random_batch, stepper
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
@@ -29,11 +29,11 @@ def micro_batches(tokens: int) -> list[dict[str, Tensor]]:
     count = int(np.searchsorted(np.cumsum(lengths), tokens)) // B * B
     parts = []
     for first in range(0, count, B):
-        batch = random_batch(B, T, where())
-        length = torch.tensor(lengths[first : first + B], device=where())[:, None]
-        real = torch.arange(T, device=where()) < length
+        batch = random_batch(B, T, default_device())
+        length = torch.tensor(lengths[first : first + B], device=default_device())[:, None]
+        real = torch.arange(T, device=default_device()) < length
         # A fifteenth in a hundred of each text, spread evenly; the rest of the row holds no position.
-        places = torch.arange(batch["masked_positions"].shape[1], device=where())
+        places = torch.arange(batch["masked_positions"].shape[1], device=default_device())
         positions = (places / 0.15).long() + 1
         batch["masked_positions"] = torch.where(positions < length - 1, positions, -1)
         batch["attention_mask"] = real
@@ -43,7 +43,7 @@ def micro_batches(tokens: int) -> list[dict[str, Tensor]]:
 
 def main() -> None:
     keep_freed_memory()
-    device = where()
+    device = default_device()
     torch.manual_seed(0)
     model = Bert(BertConfig()).to(device)
     pretraining, adam = Pretraining(model), optimizer.build(model, **OPTIMIZER)
@@ -59,7 +59,7 @@ def main() -> None:
 
     work()
     work()
-    first, second = alternate(lambda: tokens / seconds(work), our_side("compact", B, T), rounds=7)
+    first, second = alternate(lambda: tokens / seconds(work), stepper("compact", B, T, clock=clock), rounds=7)
     extra = {"documents": B * len(parts), "tokens": tokens, "padded_to": T, "dtype": str(dtype)}
     result("padding", first, second, second, "real tokens/s", **extra)
 

@@ -10,68 +10,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.common import elsewhere, medians, result, seconds
-from raybert.data.masking import max_masked
+from benchmarks.common import clock, elsewhere, medians, result, seconds
+from raybert.bench import OPTIMIZER, default_device, random_batch, stepper
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
 from raybert.model.interop import to_transformers
-from raybert.model.losses import Pretraining
 from raybert.model.sizes import SIZES
 from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
 from raybert.train.peak import peak_flops
-from raybert.train.step import pick_dtype, train_step
+from raybert.train.step import pick_dtype
 
 SHAPES = ((4, 512), (16, 128))
-OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
-
-
-def where() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def random_batch(samples: int, length: int, device: torch.device) -> dict[str, Tensor]:
-    """Full windows with 15 % of the positions masked."""
-    torch.manual_seed(0)
-    ids = torch.randint(0, 50_257, (samples, length))
-    masked = max_masked(length)
-    positions = torch.stack([torch.randperm(length)[:masked].sort().values for _ in range(samples)])
-    batch = {
-        "input_ids": ids,
-        "token_type_ids": (torch.arange(length) > length // 2).long().expand(samples, -1),
-        "attention_mask": torch.ones(samples, length, dtype=torch.bool),
-        "masked_positions": positions,
-        "masked_labels": ids.gather(1, positions),
-        "next_sentence_label": torch.zeros(samples, dtype=torch.long),
-    }
-    return {name: value.to(device) for name, value in batch.items()}
-
-
-def our_side(size: str, samples: int, length: int) -> Callable[[], float]:
-    """Tokens per second of one step; warmed up."""
-    device = where()
-    torch.manual_seed(0)
-    model = Bert(BertConfig(**SIZES[size])).to(device)
-    pretraining, adam = Pretraining(model), optimizer.build(model, **OPTIMIZER)
-    batch, dtype, step = random_batch(samples, length, device), pick_dtype("auto", device), 0
-
-    def work() -> None:
-        nonlocal step
-        keys = {"seed": 0, "step": step, "first_micro_batch": 0, "global_batch": samples}
-        sums, _ = train_step(pretraining, adam, [batch], lr=1e-4, grad_clip=1.0, dtype=dtype, **keys)
-        sums.sum().item()
-        step += 1
-
-    work()
-    work()
-    return lambda: samples * length / seconds(work)
 
 
 def peer_side(size: str, samples: int, length: int, compiled: bool) -> Callable[[], float]:
     """The same with transformers: head on every position, as its class has it; AdamW fused as ours."""
-    device = where()
+    device = default_device()
     torch.manual_seed(0)
     model = to_transformers(Bert(BertConfig(**SIZES[size]))).to(device).train()
     called: Any = torch.compile(model) if compiled else model
@@ -96,7 +52,7 @@ def peer_side(size: str, samples: int, length: int, compiled: bool) -> Callable[
 
 def compare(size: str, samples: int, length: int, *, compiled: bool, rounds: int) -> dict[str, Any]:
     """Ours beside the peer at one shape."""
-    ours = our_side(size, samples, length)
+    ours = stepper(size, samples, length, clock=clock)
     with elsewhere(peer_side, size, samples, length, False) as eager:
         if compiled:
             with elsewhere(peer_side, size, samples, length, True) as faster:
@@ -104,8 +60,8 @@ def compare(size: str, samples: int, length: int, *, compiled: bool, rounds: int
         else:
             first, slow = medians(ours, eager, rounds=rounds)
             fast = 0.0
-    device = where()
-    rate = peak_flops(device, pick_dtype("auto", device), seconds=1.0)
+    device = default_device()
+    rate = peak_flops(device, pick_dtype("auto", device), seconds=1.0, clock=clock)
     limit = rate / flops_per_token(BertConfig(**SIZES[size]), length)
     peer = max(slow, fast)
     found = {"size": size, "B": samples, "T": length, "ours": first, "peer_eager": slow, "peer": peer}
@@ -132,7 +88,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     first = next(row for row in rows if row["size"] == "compact")
     name = "step-sizes" if arguments.sizes else "step"
-    dtype = str(pick_dtype("auto", where()))
+    dtype = str(pick_dtype("auto", default_device()))
     result(name, first["ours"], first["peer"], first["limit"], "tokens/s", dtype=dtype, rows=rows)
 
 

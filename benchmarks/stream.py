@@ -1,56 +1,70 @@
-"""Tokens per second that the Ray stream hands to one consumer; beside it the same plan read in this process, no Ray.
+"""Tokens per second and core that the Ray stream hands to a consumer: plan, read, pair, mask, batch.
 
-The limit is the reader: what Ray adds is the distance to it.
+Beside it transformers' DataCollatorForLanguageModeling over a `datasets` table of the same windows, in one process. The
+limit is the same plan, read and built in this process with numpy, with no Ray.
 """
 
+import os
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import islice
 
-import ray
+import numpy as np
 
-from benchmarks.common import DATA, alternate, result
+from benchmarks.common import DATA, medians, result
 from raybert import cluster
+from raybert.bench import stream_rate
 from raybert.data.prepare import prepare
-from raybert.data.reader import iter_batches
-from raybert.data.stream import execution_options, train_stream, worker_batches
+from raybert.data.reader import SampleReader
+from raybert.data.shards import ShardSet, read_unit
 
-BATCH, STEPS, T = 64, 400, 512
+BATCH, STEPS, T = 64, 1500, 512
+# The peer is slow: fewer batches give the same rate.
+PEER_STEPS = 20
 
 
-@ray.remote(num_cpus=0.5)
-def consume(shard: ray.data.DataIterator) -> float:
-    """Tokens per second from the first batch to the last."""
-    where = {"rank": 0, "world_size": 1, "global_batch": BATCH, "micro_batch": BATCH, "start_step": 0, "steps": STEPS}
-    batches = worker_batches(shard, **where)
-    next(batches)
-    start = time.perf_counter()
-    tokens = sum(int(part["length"].sum()) for _, parts in batches for part in parts)
-    return tokens / (time.perf_counter() - start)
+def collator_side(shards: ShardSet) -> Callable[[], float]:
+    """transformers' way from stored token ids to masked batches of tensors."""
+    from datasets import Dataset
+    from transformers import DataCollatorForLanguageModeling
+
+    from raybert.model.interop import fast_tokenizer
+
+    rows = [read_unit(shards.uri, unit) for unit in shards.units()[:4]]
+    windows = [part for unit in rows for part in np.split(unit.tokens, unit.token_offsets[1:-1])]
+    stored = Dataset.from_dict({"input_ids": [window.astype(np.int32) for window in windows[: BATCH * PEER_STEPS]]})
+    collate = DataCollatorForLanguageModeling(fast_tokenizer(T), mlm_probability=0.15)
+
+    def side() -> float:
+        start, tokens = time.perf_counter(), 0
+        for first in range(0, len(stored) - BATCH + 1, BATCH):
+            batch = collate([{"input_ids": ids} for ids in stored[first : first + BATCH]["input_ids"]])
+            tokens += int(batch["attention_mask"].sum())
+        return tokens / (time.perf_counter() - start)
+
+    return side
 
 
 def main() -> None:
+    cores = os.cpu_count() or 1
     cluster.connect()
     with tempfile.TemporaryDirectory() as folder:
         inputs = [str(DATA / "corpus" / "research-00000-of-00002.parquet")]
         shards = prepare(inputs, f"{folder}/shards", seq_len=T)
 
         def ours() -> float:
-            stream = train_stream(
-                shards.uri, seed=0, global_batch=BATCH, world_size=1, start_step=0, steps=STEPS, task_cpus=0.5
-            )
-            stream.context.execution_options = execution_options()
-            return float(ray.get(consume.remote(stream.streaming_split(1, equal=True)[0])))
+            return stream_rate(shards.uri, batch=BATCH, steps=STEPS) / cores
 
-        def peer() -> float:
-            batches = iter_batches(shards.uri, seed=0, global_batch_size=BATCH)
-            next(batches)
+        def bare() -> float:
+            reader = SampleReader(shards, seed=0)
             start = time.perf_counter()
-            tokens = sum(int(batch["attention_mask"].sum()) for batch in islice(batches, STEPS - 1))
+            columns = (reader.build(np.arange(step * BATCH, (step + 1) * BATCH)) for step in range(STEPS))
+            tokens = sum(int(part["length"].sum()) for part in islice(columns, STEPS))
             return tokens / (time.perf_counter() - start)
 
-        first, second = alternate(ours, peer, rounds=3)
-    result("stream", first, second, second, "tokens/s", batch=BATCH, seq_len=T)
+        first, second, limit = medians(ours, collator_side(shards), bare, rounds=5)
+    result("stream", first, second, limit, "tokens/s per core", batch=BATCH, seq_len=T, cores=cores)
 
 
 if __name__ == "__main__":

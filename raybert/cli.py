@@ -5,6 +5,7 @@ sweep   -> raybert.sweep.run
 doctor  -> raybert.doctor
 report  -> raybert.report           export, import -> raybert.export
 verify  -> raybert.verify           embed   -> raybert.embed           demo -> raybert.demo
+bench   -> raybert.bench
 submit  -> raybert.submit
 """
 
@@ -325,6 +326,30 @@ def embed(
                 progress=lambda done, total: bars.update(shown, completed=done, total=total),
             )
     print(f"{rows:,} rows in {output}")
+
+
+@app.command(epilog="Example: raybert bench --size base --samples 16 --seq-len 128")
+def bench(
+    size: Annotated[str, typer.Option(help="named size of the encoder")] = "compact",
+    samples: Annotated[int, typer.Option(help="samples of a micro-batch")] = 4,
+    seq_len: Annotated[int, typer.Option(help="tokens of a sample")] = 512,
+) -> None:
+    """Measure the training step and the stream on this machine, and the share of its limit (MFU)."""
+    from raybert import cluster
+    from raybert.bench import run_bench
+    from raybert.model.sizes import SIZES
+
+    if size not in SIZES:
+        raise InputError(f"There is no size {size!r}; use one of {', '.join(SIZES)}.")
+    if not 8 <= seq_len <= 512 or samples < 1:
+        raise InputError("A batch has at least one sample, of 8 to 512 tokens: the named sizes have 512 positions.")
+    cluster.connect()
+    found = run_bench(size, samples, seq_len)
+    print(
+        f"{found['size']}, {samples} x {seq_len} tokens, {found['dtype']} on {found['device']}: "
+        f"{found['tokens_per_second']:,.0f} tokens/s, {100 * found['mfu']:.1f} % of "
+        f"{found['gemm_tflops']:.2f} TFLOP/s; the stream delivers {found['stream_tokens_per_second']:,.0f} tokens/s"
+    )
 
 
 @app.command(epilog="Example: raybert export runs/compact/checkpoints/best compact-bert")

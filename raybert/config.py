@@ -116,6 +116,9 @@ class TrainConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the initial weights and of dropout")
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     compile: Literal["auto"] | bool = Field(default="auto", description="torch.compile; auto: on GPUs only")
+    gradient_exchange: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="type in which gradients travel between workers; bfloat16 halves the bytes"
+    )
     worker_cpus: Cpus | Literal["auto"] = "auto"
     use_gpu: Literal["auto"] | bool = "auto"
     grad_clip: float = Field(default=1.0, gt=0)

@@ -33,6 +33,7 @@ from raybert.telemetry import Gauges, MetricsLog
 from raybert.train import checkpoint as checkpoints
 from raybert.train import clock, faults, preemption
 from raybert.train import optimizer as optimizers
+from raybert.train.exchange import compress_gradients
 from raybert.train.ingest import checkpoint_name, last_step
 from raybert.train.interval import Interval, Streak, Totals
 from raybert.train.ledger import Ledger
@@ -89,6 +90,8 @@ class Worker:
             cast(nn.Module, torch.compile(Pretraining(bert))) if compiled else Pretraining(bert),
             parallel_strategy_kwargs={"gradient_as_bucket_view": True},
         )
+        if config.train.gradient_exchange == "bfloat16":
+            compress_gradients(self.model)
         self.flops_per_token = flops_per_token(bert.config, self.shards.seq_len)
         self.peak = peak_flops(self.device, self.dtype) * self.world_size
         self.validation = self._validation_part()

@@ -1,0 +1,141 @@
+"""`raybert bench`: how fast this machine trains, step and stream, and what share of its own limit that is."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from raybert.data.masking import max_masked
+from raybert.data.shards import UnitRows, open_shards, shard_name, write_manifest, write_shard
+from raybert.data.stream import execution_options, train_stream, worker_batches
+from raybert.model.bert import Bert, flops_per_token
+from raybert.model.config import BertConfig
+from raybert.model.losses import Pretraining
+from raybert.model.sizes import SIZES
+from raybert.tokenizer import NUM_TEXT_TOKENS
+from raybert.train import optimizer
+from raybert.train.memory import keep_freed_memory
+from raybert.train.peak import peak_flops
+from raybert.train.step import pick_dtype, train_step
+
+OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
+STREAM_BATCH, STREAM_STEPS, STREAM_LENGTH = 64, 600, 512
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def random_batch(samples: int, length: int, device: torch.device) -> dict[str, Tensor]:
+    """A micro-batch of full windows with 15 % of the positions masked."""
+    torch.manual_seed(0)
+    ids = torch.randint(0, NUM_TEXT_TOKENS, (samples, length))
+    positions = torch.stack([torch.randperm(length)[: max_masked(length)].sort().values for _ in range(samples)])
+    batch = {
+        "input_ids": ids,
+        "token_type_ids": (torch.arange(length) > length // 2).long().expand(samples, -1),
+        "attention_mask": torch.ones(samples, length, dtype=torch.bool),
+        "masked_positions": positions,
+        "masked_labels": ids.gather(1, positions),
+        "next_sentence_label": torch.zeros(samples, dtype=torch.long),
+    }
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def stepper(
+    size: str, samples: int, length: int, *, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[], float]:
+    """A function that does one optimizer step of a named size and returns its tokens per second; warmed up.
+
+    On a GPU the model is compiled, as `train.compile=auto` has it.
+    """
+    device = default_device()
+    torch.manual_seed(0)
+    bert = Bert(BertConfig(**SIZES[size])).to(device)
+    model: Any = torch.compile(Pretraining(bert)) if device.type == "cuda" else Pretraining(bert)
+    adam, batch = optimizer.build(bert, **OPTIMIZER), random_batch(samples, length, device)
+    dtype, step = pick_dtype("auto", device), 0
+
+    def work() -> float:
+        nonlocal step
+        start = clock()
+        keys = {"seed": 0, "step": step, "first_micro_batch": 0, "global_batch": samples}
+        sums, _ = train_step(model, adam, [batch], lr=1e-4, grad_clip=1.0, dtype=dtype, **keys)
+        sums.sum().item()
+        step += 1
+        return samples * length / (clock() - start)
+
+    work()
+    work()
+    return work
+
+
+def step_rate(size: str, samples: int, length: int, *, rounds: int = 5) -> dict[str, Any]:
+    """Median tokens per second of a step, the machine's rate of matrix products, and the share of it (MFU)."""
+    keep_freed_memory()
+    work, device = stepper(size, samples, length), default_device()
+    rate = float(np.median([work() for _ in range(rounds)]))
+    dtype = pick_dtype("auto", device)
+    peak = peak_flops(device, dtype, seconds=1.0)
+    mfu = rate * flops_per_token(BertConfig(**SIZES[size]), length) / peak
+    return {
+        "size": size,
+        "samples": samples,
+        "length": length,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}",
+        "dtype": str(dtype).removeprefix("torch."),
+        "tokens_per_second": rate,
+        "gemm_tflops": peak / 1e12,
+        "mfu": mfu,
+    }
+
+
+@ray.remote(num_cpus=0.5)
+def consume(shard: ray.data.DataIterator, batch: int, steps: int) -> float:
+    """Tokens per second from a worker's first batch to its last."""
+    where = {"rank": 0, "world_size": 1, "global_batch": batch, "micro_batch": batch, "start_step": 0, "steps": steps}
+    batches = worker_batches(shard, **where)
+    next(batches)
+    start = time.perf_counter()
+    tokens = sum(int(part["length"].sum()) for _, parts in batches for part in parts)
+    return tokens / (time.perf_counter() - start)
+
+
+def stream_rate(shards_uri: str, *, batch: int, steps: int) -> float:
+    """Tokens per second that the connected Ray streams to one consumer."""
+    stream = train_stream(
+        shards_uri, seed=0, global_batch=batch, world_size=1, start_step=0, steps=steps, task_cpus=0.5
+    )
+    stream.context.execution_options = execution_options()
+    return float(ray.get(consume.remote(stream.streaming_split(1, equal=True)[0], batch, steps)))
+
+
+def random_shards(uri: str, *, rows: int = 4096, seq_len: int = STREAM_LENGTH, unit_rows: int = 512) -> str:
+    """A shard set of full windows of random tokens in sentences of 20."""
+    rng, length = np.random.default_rng(0), seq_len - 3
+    ends = np.append(np.arange(20, length, 20), length).astype(np.uint16)
+    windows = UnitRows(
+        tokens=rng.integers(0, NUM_TEXT_TOKENS, rows * length).astype(np.uint16),
+        token_offsets=np.arange(rows + 1) * length,
+        ends=np.tile(ends, rows),
+        end_offsets=np.arange(rows + 1) * len(ends),
+        doc=np.arange(rows) // 4,
+    )
+    shard = write_shard(uri, shard_name("train", 0, 1), windows, unit_rows)
+    write_manifest(
+        uri, seq_len=seq_len, unit_rows=unit_rows, splits={"train": [shard]}, counts={}, settings={}, inputs={}
+    )
+    return open_shards(uri).uri
+
+
+def run_bench(size: str, samples: int, length: int) -> dict[str, Any]:
+    """The step at one shape and the stream, with Ray connected."""
+    found = step_rate(size, samples, length)
+    with tempfile.TemporaryDirectory() as folder:
+        found["stream_tokens_per_second"] = stream_rate(random_shards(folder), batch=STREAM_BATCH, steps=STREAM_STEPS)
+    return found
