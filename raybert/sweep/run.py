@@ -107,9 +107,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
         storage.write_json(record, described)
         with interruptible(_trials_uri(sweep)):
             results = _tuner(sweep, planned, concurrent, resume=resume).fit()
-            for result in results:
-                if result.error and INTERRUPTED not in str(result.error):
-                    note_end(planned[result.config["trial"]].config.run_uri, "failed", _last(result.error))
+            _note_failures(results, planned)
             if asked():
                 raise Interrupted(f"the same command with --resume goes on with {sweep.uri}.")
     return planned
@@ -196,6 +194,13 @@ def estimate_sweep(sweep: SweepConfig) -> tuple[list[tuple[str, dict[str, Any], 
             seen[key] = estimate(check(trial.config, reserved_cpus=DRIVER_CPUS, hashes_known=True))
         rows.append((trial.name, dict(trial.point), seen[key]))
     return rows, concurrent
+
+
+def _note_failures(results: tune.ResultGrid, planned: Sequence[Trial]) -> None:
+    for index in range(len(results)):
+        result = results[index]
+        if result.error and result.config and INTERRUPTED not in str(result.error):
+            note_end(planned[result.config["trial"]].config.run_uri, "failed", _last(result.error))
 
 
 def _last(error: BaseException) -> str:
