@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 app.add_typer(probe_app)
 errors = Console(stderr=True)
+# Seconds that a sweep waits, on a cluster, for its last probes before it writes its summary without them.
+PROBE_PATIENCE = 600.0
 
 
 def _complete_setting(incomplete: str) -> list[str]:
@@ -155,24 +157,34 @@ def sweep(
     """
     from raybert import cluster
     from raybert.sweep import space
-    from raybert.sweep.page import summary_table, write_summary
-    from raybert.sweep.run import run_sweep
+    from raybert.sweep.page import write_summary
+    from raybert.sweep.run import run_sweep, wait_for_probes
+    from raybert.sweep.summary import read_sweep, require_none_failed
+    from raybert.sweep.table import summary_table
 
     settings = space.load(config, overrides or [])
-    cluster.connect()
+    local = cluster.connect()
     if dry_run:
         from raybert.dry_run import show_sweep
         from raybert.sweep.run import estimate_sweep
 
         Console().print(show_sweep(*estimate_sweep(settings)))
         return
+    ended: KeyboardInterrupt | RunFailed | None = None
     try:
-        run_sweep(settings, resume=resume)
-    finally:
-        if storage.exists(storage.join(settings.uri, "sweep.json")):
-            page = write_summary(settings)
-            Console().print(summary_table(settings))
-            print(page)
+        # In a local Ray the probe service ends with this command, in a cluster it goes on.
+        wait_for_probes(run_sweep(settings, resume=resume), timeout=None if local else PROBE_PATIENCE)
+    except (KeyboardInterrupt, RunFailed) as error:
+        ended = error  # what was found until here is shown first
+        if not storage.exists(storage.join(settings.uri, "sweep.json")):
+            raise
+    outcomes = read_sweep(settings)
+    page = write_summary(settings, outcomes)
+    Console().print(summary_table(settings, outcomes))
+    print(page, flush=True)
+    if ended is not None:
+        raise ended
+    require_none_failed(outcomes)
 
 
 @app.command(epilog="Example: raybert report gs://bucket/runs/compact")

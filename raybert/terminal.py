@@ -48,7 +48,7 @@ def closing_table(run_uri: str, *, last: int | None = None) -> Table:
         if probes := run.of_task(task):
             table.add_section()
             for name, scores in _baseline_rows(probes[-1], poolings):
-                cells = [_percent(score) for score in scores]
+                cells = [score_cell(score) for score in scores]
                 table.add_row(name, "", "", "", *([escape(task)] if several else []), *cells)
     return table
 
@@ -77,7 +77,7 @@ def _at(step: int, curve: tuple[list[int], list[float]], form: str) -> str:
 def _probe_cells(run: RunData, task: str, step: int, poolings: Sequence[str]) -> list[str]:
     for probe in run.of_task(task):
         if probe.step == step:
-            return [_percent(probe.scores.get(pooling)) for pooling in poolings]
+            return [score_cell(probe.scores.get(pooling)) for pooling in poolings]
     status = [missed.status for missed in run.missed_of(task) if missed.step == step]
     if step in run.unrecorded(task):
         status = ["no record"]
@@ -93,7 +93,8 @@ def _baseline_rows(probe: Probe, poolings: Sequence[str]) -> list[tuple[str, lis
     ]
 
 
-def _percent(score: Score | None) -> str:
+def score_cell(score: Score | None) -> str:
+    """``71.2 68.9–73.4``, or nothing."""
     return "" if score is None else percent_range(score.accuracy, score.interval)
 
 

@@ -24,6 +24,7 @@ def make_run(
     probe_every: int = 200,
     restart_at: int = 0,
     tasks: tuple[str, ...] = ("bbc_news",),
+    seed: int = 0,
 ) -> str:
     """Write a run that has come to step `done` of `steps`; with `restart_at` it fell back 70 steps there."""
     done = steps if done is None else done
@@ -38,9 +39,15 @@ def make_run(
             "probe": {"tasks": list(tasks)},
         }
     )
-    about = {"about": {"versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"}, "manifest": "5f" * 32}}
+    about = {
+        "about": {
+            "versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"},
+            "manifest": "5f" * 32,
+            "seq_len": 128,
+        }
+    }
     (run / "config.yaml").write_text(config.to_yaml() + yaml.safe_dump(about))
-    rng = random.Random(0)
+    rng = random.Random(seed)
     lines = [{"step": 0, "validation": losses(0, steps, rng, 0.0)}] if validation_every else []
     for step in range(log_every, done + 1, log_every):
         lines.append(record(step, steps, rng))

@@ -162,7 +162,7 @@ def read_run(run_uri: str) -> RunData:
         raise InputError(f"{run_uri} is not a run directory: it has no config.yaml. Give the storage/name of a run.")
     settings = read_yaml_mapping(config)
     about = settings.pop("about", None) or {}
-    probes, missed = _read_probes(uri)
+    probes, missed = read_probes(uri)
     return RunData(
         uri=uri,
         settings=settings,
@@ -202,7 +202,8 @@ def _restarts(uri: str) -> Iterator[Restart]:
         last = record
 
 
-def _read_probes(uri: str) -> tuple[list[Probe], list[Missed]]:
+def read_probes(uri: str) -> tuple[list[Probe], list[Missed]]:
+    """A run's results, and the probes that have none, each by task and step."""
     probes, missed = [], []
     for path in storage.list_dir(storage.join(uri, "probes")):
         match = PROBE_FILE.fullmatch(path.rsplit("/", 1)[-1])

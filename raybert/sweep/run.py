@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
@@ -13,70 +14,167 @@ from raybert import storage, trackers
 from raybert.cluster import OFF_SPOT, largest_resources
 from raybert.data.shards import open_shards
 from raybert.dry_run import Estimate, estimate
-from raybert.errors import InputError, RunFailed
+from raybert.errors import InputError, Interrupted
+from raybert.patience import patiently
+from raybert.probe import client
+from raybert.sweep import lease
 from raybert.sweep.space import SweepConfig, Trial, trials
+from raybert.sweep.stop import INTERRUPTED, LetSave, asked, interruptible
+from raybert.sweep.summary import END, note_end
+from raybert.train import stop
 from raybert.train.run import Diverged, Run, check, train
 
 # A trial's driver waits for its run and computes nothing; Tune does not take 0.
 DRIVER_CPUS = 0.01
+# Seconds that storage may be away when Tune has stopped a trial.
+PATIENCE = 60.0
+
+
+# What a sweep that was broken off may go on with; everything else must be as it was, or trials could not be compared.
+MAY_CHANGE = (
+    "run.name",
+    "run.storage",
+    "run.patience",
+    "data.task_cpus",
+    "train.workers",
+    "train.worker_cpus",
+    "train.use_gpu",
+    "train.max_failures",
+    "train.hang_factor",
+    "train.hang_seconds",
+    "train.resize_seconds",
+    "probe.cpus",
+)
 
 
 class ValidationReports(TuneReportCallback):
-    """Passes on the reports that have a validation loss: those that trials are compared by."""
+    """Passes on the reports that have a validation loss: those that trials are compared by.
+
+    The one of the last step is left out. Nothing is saved by stopping a trial there, and it has to end in good order:
+    its last probe may not be queued yet.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._steps = steps
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if "validation_loss" in metrics[0]:
+        if "validation_loss" in metrics[0] and metrics[0]["step"] < self._steps:
             super().after_report(run_context, metrics, checkpoint)
+
+
+class Asha(AsyncHyperBandScheduler):
+    """Notes in the directory of a trial that it was pruned."""
+
+    def __init__(self, run_uris: Sequence[str], **options: Any) -> None:
+        super().__init__(**options)
+        self._run_uris = run_uris
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP:
+            uri = self._run_uris[trial.config["trial"]]
+            patiently(lambda: note_end(uri, "pruned"), f"noting the end of {uri}", seconds=PATIENCE)
+        return decision
 
 
 def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
     """Run every trial to its end, or to where ASHA stops it. Ray must be connected.
 
     Args:
-        resume: go on with a sweep that was broken off; what is finished is not run again.
+        resume: go on with a sweep that was broken off; what is finished is not run again, what failed is.
 
     Returns:
         The trials, whatever became of each; `raybert.sweep.summary` reads it from their directories.
 
     Raises:
-        InputError: a trial will not do or could never run; the sweep exists and `resume` is false, or the reverse.
-        RunFailed: not one trial could be trained.
+        InputError: a trial will not do or could never run; the sweep exists and `resume` is false, or the reverse, or
+            it was begun with other settings, or another driver is at it.
+        Interrupted: a signal ended the sweep; the trials that were under way have saved.
     """
     planned = trials(sweep)
-    state = storage.arrow_uri(storage.join(sweep.uri, "tune"))
-    exists = storage.exists(storage.join(sweep.uri, "sweep.json"))
+    record = storage.join(sweep.uri, "sweep.json")
+    exists = storage.exists(record)
     if exists and not resume:
         raise InputError(f"The sweep {sweep.uri} exists; go on with it by --resume, or give this one another name.")
     if resume and not exists:
         raise InputError(f"There is no sweep {sweep.uri} to resume.")
-    described = {"points": [dict(trial.point) for trial in planned]}
-    if resume and storage.read_json(storage.join(sweep.uri, "sweep.json")) != described:
-        raise InputError(f"The sweep {sweep.uri} was begun with another space; resume it with the file it began with.")
+    described = _describe(sweep, planned)
+    if resume:
+        _require_same(sweep, storage.read_json(record), described)
     concurrent = _check_trials(planned, sweep.max_concurrent)
-    storage.write_json(storage.join(sweep.uri, "sweep.json"), described)
+    with lease.held(sweep.uri):
+        storage.write_json(record, described)
+        with interruptible(_trials_uri(sweep)):
+            results = _tuner(sweep, planned, concurrent, resume=resume).fit()
+            _note_failures(results, planned)
+            if asked():
+                raise Interrupted(f"the same command with --resume goes on with {sweep.uri}.")
+    return planned
+
+
+def _describe(sweep: SweepConfig, planned: Sequence[Trial]) -> dict[str, Any]:
+    """What makes the sweep what it is: a flat mapping, with all defaults written out."""
+    base = trackers.flatten(planned[0].config.model_dump(mode="json"))
+    kept = {f"base.{key}": value for key, value in base.items() if key not in (*MAY_CHANGE, *sweep.space)}
+    own = sweep.model_dump(mode="json", exclude={"name", "storage", "base", "space"})
+    return {"points": [dict(trial.point) for trial in planned], **trackers.flatten(own), **kept}
+
+
+def _require_same(sweep: SweepConfig, before: dict[str, Any], now: dict[str, Any]) -> None:
+    if before.get("points") != now["points"]:
+        raise InputError(f"The sweep {sweep.uri} was begun with another space; resume it with the file it began with.")
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"The sweep {sweep.uri} was begun with {key}={before.get(key)} and cannot go on with {now.get(key)}; "
+                "resume it with the settings it began with."
+            )
+
+
+def _trials_uri(sweep: SweepConfig) -> str:
+    return storage.join(sweep.uri, "trials")
+
+
+def _tuner(sweep: SweepConfig, planned: list[Trial], concurrent: int, *, resume: bool) -> tune.Tuner:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    state = storage.arrow_uri(storage.join(sweep.uri, "tune"))
     placed = tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}], bundle_label_selector=[OFF_SPOT])
     trainable = tune.with_resources(_trainable(planned), placed)
     # A sweep that was broken off before Tune wrote anything down begins anew; its trials' runs go on by themselves.
     if resume and tune.Tuner.can_restore(state):
-        tuner = tune.Tuner.restore(state, trainable, resume_unfinished=True, resume_errored=True)
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space={"trial": tune.grid_search(list(range(len(planned))))},
-            tune_config=tune.TuneConfig(
-                metric="validation_loss",
-                mode="min",
-                scheduler=_scheduler(sweep, planned),
-                max_concurrent_trials=concurrent,
-                trial_dirname_creator=lambda trial: planned[trial.config["trial"]].name,
-            ),
-            run_config=tune.RunConfig(name="tune", storage_path=storage.arrow_uri(sweep.uri), verbose=1),
-        )
-    results = tuner.fit()
-    if len(results.errors) == len(planned):
-        raise RunFailed(f"No trial of {sweep.uri} could be trained; the first one: {_last(results.errors[0])}.")
-    return planned
+        return tune.Tuner.restore(state, trainable, resume_unfinished=True, resume_errored=True)
+    return tune.Tuner(
+        trainable,
+        param_space={"trial": tune.grid_search(list(range(len(planned))))},
+        tune_config=tune.TuneConfig(
+            metric="validation_loss",
+            mode="min",
+            scheduler=_scheduler(sweep, planned),
+            max_concurrent_trials=concurrent,
+            trial_dirname_creator=lambda trial: planned[trial.config["trial"]].name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=storage.arrow_uri(sweep.uri), verbose=1, callbacks=[LetSave()]
+        ),
+    )
+
+
+def wait_for_probes(planned: Sequence[Trial], *, timeout: float | None = None) -> None:
+    """Return when no checkpoint of a trial waits for its probe.
+
+    Args:
+        timeout: seconds, over all trials; None waits for ever.
+
+    Raises:
+        RunFailed: the time is over.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    for trial in planned:
+        run = trial.config.run
+        if trial.config.probe.tasks:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            client.wait(trial.config.run_uri, run.storage, timeout=left)
 
 
 def estimate_sweep(sweep: SweepConfig) -> tuple[list[tuple[str, dict[str, Any], Estimate]], int]:
@@ -91,42 +189,65 @@ def estimate_sweep(sweep: SweepConfig) -> tuple[list[tuple[str, dict[str, Any], 
     seen: dict[str, Estimate] = {}
     rows = []
     for trial in planned:
-        key = repr((trial.config.data, trial.config.model, trial.config.train))
+        key = _asks_for(trial)
         if key not in seen:
             seen[key] = estimate(check(trial.config, reserved_cpus=DRIVER_CPUS, hashes_known=True))
         rows.append((trial.name, dict(trial.point), seen[key]))
     return rows, concurrent
 
 
+def _note_failures(results: tune.ResultGrid, planned: Sequence[Trial]) -> None:
+    for index in range(len(results)):
+        result = results[index]
+        if result.error and result.config and INTERRUPTED not in str(result.error):
+            note_end(planned[result.config["trial"]].config.run_uri, "failed", _last(result.error))
+
+
 def _last(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1]
+    """The sentence at the end of a remote stack trace."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    head, colon, sentence = lines[-1].partition(": ")
+    return sentence if colon and head.startswith("raybert.errors.") else lines[-1]
 
 
 def _trainable(planned: list[Trial]) -> Callable[[dict[str, Any]], None]:
     def run_trial(point: dict[str, Any]) -> None:
         trial = planned[point["trial"]]
+        uri = trial.config.run_uri
+        if stop.requested(uri):
+            raise RuntimeError(INTERRUPTED)
+        storage.remove(storage.join(uri, END))  # of an attempt that failed
         run = check(trial.config, reserved_cpus=DRIVER_CPUS, hashes_known=True)
         try:
             with trackers.following(run.config):
-                train(run, [ValidationReports()])
+                train(run, [ValidationReports(run.config.train.steps)])
         except Diverged:
             return  # the trial's result, recorded in its directory; no fault of the sweep
+        except Interrupted as error:
+            # To Tune this must be a failure, or it would not run the trial again.
+            raise RuntimeError(INTERRUPTED) from error
 
     return run_trial
 
 
-def _check_trials(planned: list[Trial], most: int | None) -> int:
+def _asks_for(trial: Trial) -> str:
+    """Equal for trials that differ in nothing that is checked before they start."""
+    config = trial.config
+    return repr((config.data, config.model, config.train, config.probe, config.run.trackers))
+
+
+def _check_trials(planned: Sequence[Trial], most: int | None) -> int:
     """Refuse what could never run, and say how many trials fit beside each other."""
     cpus, gpus = largest_resources()
-    runs: list[Run] = []
-    seen: dict[str, Run] = {}
+    found: dict[str, Run] = {}
+    hashed: set[str] = set()
     for trial in planned:
-        # Shards are verified once, resources for every trial that differs in what it asks for.
-        key = repr((trial.config.data, trial.config.model, trial.config.train))
-        if key not in seen:
-            seen[key] = check(trial.config, reserved_cpus=DRIVER_CPUS)
-        runs.append(seen[key])
-    fits = min(math.floor(_fits(run, cpus, gpus)) for run in runs)
+        key = _asks_for(trial)
+        if key not in found:
+            shards = trial.config.data.shards
+            found[key] = check(trial.config, reserved_cpus=DRIVER_CPUS, hashes_known=shards in hashed)
+            hashed.add(shards)
+    fits = min(math.floor(_fits(run, cpus, gpus)) for run in found.values())
     return max(1, min(fits, most or fits, len(planned)))
 
 
@@ -140,15 +261,16 @@ def _fits(run: Run, cpus: float, gpus: float) -> float:
 def _scheduler(sweep: SweepConfig, planned: list[Trial]) -> TrialScheduler:
     if not sweep.asha.enabled:
         return FIFOScheduler()
-    tokens = max(_tokens(trial) for trial in planned)
-    return AsyncHyperBandScheduler(
+    lengths = {uri: open_shards(uri).seq_len for uri in {trial.config.data.shards for trial in planned}}
+    # Positions that a trial trains on, as its reports count them.
+    tokens = max(
+        trial.config.train.steps * trial.config.train.global_batch * lengths[trial.config.data.shards]
+        for trial in planned
+    )
+    return Asha(
+        [trial.config.run_uri for trial in planned],
         time_attr="tokens",
         max_t=tokens,
         grace_period=max(1, int(sweep.asha.grace_fraction * tokens)),
         reduction_factor=sweep.asha.reduction_factor,
     )
-
-
-def _tokens(trial: Trial) -> int:
-    """Positions that the trial trains on, as its reports count them."""
-    return trial.config.train.steps * trial.config.train.global_batch * open_shards(trial.config.data.shards).seq_len

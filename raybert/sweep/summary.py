@@ -1,34 +1,38 @@
-"""What a sweep found: every trial's end, the best learning rate of each size, and how sure that is."""
+"""What became of every trial of a sweep, read from the trials' directories."""
 
-import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from raybert import storage
+from raybert.config import read_yaml_mapping
+from raybert.errors import RunFailed
 from raybert.model.bert import flops_per_token
-from raybert.probe import POOLINGS
-from raybert.report.read import RunData, read_run
+from raybert.report.read import Probe, Score, read_probes
 from raybert.sweep.space import SweepConfig, Trial, trials
+from raybert.telemetry import read_metrics
 
 LR = "optimizer.lr"
+# In a trial's directory, when it did not come to its own end: {"status": "pruned" or "failed", "reason"}.
+END = "outcome.json"
+# Reads at the same time: in a bucket each of them waits for an answer.
+READERS = 16
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trial as far as it came. `loss` is its last validation loss."""
+    """One trial as far as it came."""
 
     name: str
     point: Mapping[str, Any]
-    status: str  # finished, stopped early, diverged, not started
+    status: str  # finished, pruned, diverged, failed, interrupted, not started
+    reason: str  # of a trial that diverged or failed
     steps: int
-    loss: float | None
     tokens: Sequence[float]  # at each validation
-    losses: Sequence[float]
+    losses: Sequence[float]  # of the validations
     flops_per_token: float
-    probes: Mapping[str, Mapping[str, float]]  # task -> pooling -> last test accuracy
+    probes: Mapping[str, Probe]  # task -> the last result
 
     @property
     def lr(self) -> float | None:
@@ -39,113 +43,92 @@ class Outcome:
         """What it is beside its learning rate: the size, mostly."""
         return ", ".join(f"{value}" for key, value in self.point.items() if key != LR) or "all"
 
+    @property
+    def loss(self) -> float | None:
+        """The last validation loss; of a trial that diverged it says nothing."""
+        return self.losses[-1] if self.losses and self.status != "diverged" else None
 
-@dataclass(frozen=True)
-class BestRate:
-    """The best learning rate of one group."""
-
-    group: str
-    measured: float  # of the trial with the lowest loss
-    loss: float
-    fitted: float | None  # where a parabola through loss over log(lr) is lowest
-    interval: tuple[float, float] | None  # of `fitted`, 95 %
-    remark: str
+    @property
+    def comparable(self) -> bool:
+        """It ended as the sweep meant it to, and was validated after its first step."""
+        return self.status in ("finished", "pruned") and bool(self.tokens) and self.tokens[-1] > 0
 
 
 def read_sweep(sweep: SweepConfig) -> list[Outcome]:
     """The trials in their order, those that have not begun as well."""
-    return [_outcome(trial) for trial in trials(sweep)]
+    lengths: dict[str, int] = {}
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda trial: _outcome(trial, lengths), trials(sweep)))
 
 
-def _outcome(trial: Trial) -> Outcome:
-    if not storage.exists(storage.join(trial.config.run_uri, "config.yaml")):
-        return Outcome(trial.name, trial.point, "not started", 0, None, [], [], 0.0, {})
-    run = read_run(trial.config.run_uri)
-    steps, losses = run.series("validation.loss")
-    seq_len = int(run.about["seq_len"])
-    ended = "finished" if run.steps_done >= run.steps_planned else "stopped early"
-    status = "diverged" if run.failure else ended
+def _outcome(trial: Trial, lengths: dict[str, int]) -> Outcome:
+    uri, train, shards = trial.config.run_uri, trial.config.train, trial.config.data.shards
+    files = {path.rpartition("/")[2] for path in storage.list_dir(uri)}
+    records = read_metrics(uri) if "metrics.jsonl" in files else []
+    steps = max((record["step"] for record in records), default=0)
+    status, reason = _end(uri, files, done=steps >= train.steps)
+    validated = [record for record in records if "validation" in record]
+    if validated and shards not in lengths:
+        lengths[shards] = int(read_yaml_mapping(storage.join(uri, "config.yaml"))["about"]["seq_len"])
+    seq_len = lengths.get(shards, 0)
+    probes = read_probes(uri)[0] if "probes" in files else []
     return Outcome(
         name=trial.name,
         point=trial.point,
         status=status,
-        steps=run.steps_done,
-        loss=losses[-1] if losses and status != "diverged" else None,
-        tokens=[step * trial.config.train.global_batch * seq_len for step in steps],
-        losses=losses,
+        reason=reason,
+        steps=steps,
+        tokens=[record["step"] * train.global_batch * seq_len for record in validated],
+        losses=[float(record["validation"]["loss"]) for record in validated],
         flops_per_token=flops_per_token(trial.config.model.bert(), seq_len),
-        probes={task: _last_accuracies(run, task) for task in run.tasks if run.of_task(task)},
+        probes={probe.task: probe for probe in probes},  # by step, so the last one stays
     )
 
 
-def _last_accuracies(run: RunData, task: str) -> dict[str, float]:
-    scores = run.of_task(task)[-1].scores
-    return {pooling: scores[pooling].accuracy for pooling in POOLINGS if pooling in scores}
+def _end(uri: str, files: set[str], *, done: bool) -> tuple[str, str]:
+    """A trial's status, and why it is so."""
+    failure = storage.read_json(storage.join(uri, "failure.json")) if "failure.json" in files else {}
+    if failure.get("kind") == "diverged":
+        return "diverged", failure["reason"]
+    if END in files:
+        end = storage.read_json(storage.join(uri, END))
+        return end["status"], end["reason"]
+    if failure:
+        return "failed", failure["reason"]
+    if done:
+        return "finished", ""
+    return ("interrupted", "") if "config.yaml" in files else ("not started", "")
+
+
+def note_end(run_uri: str, status: str, reason: str = "") -> None:
+    """Record how a trial ended that did not come to its own end."""
+    storage.write_json(storage.join(run_uri, END), {"status": status, "reason": reason})
+
+
+def tasks_of(outcomes: Sequence[Outcome]) -> list[str]:
+    """The probe tasks that have a result."""
+    return list(dict.fromkeys(task for outcome in outcomes for task in outcome.probes))
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome | None:
     """The finished trial of the lowest validation loss."""
-    finished = [o for o in outcomes if o.status == "finished" and o.loss is not None]
-    return min(finished, key=lambda o: o.loss or 0.0, default=None)
+    finished = [o for o in outcomes if o.status == "finished" and o.comparable]
+    return min(finished, key=lambda o: o.losses[-1], default=None)
 
 
-def best_rates(outcomes: Sequence[Outcome]) -> list[BestRate]:
-    """For each group: the best measured rate, and the minimum of a parabola through its losses at equal tokens.
-
-    Trials that stopped early are compared where all of the group that did not diverge have a loss.
+def require_none_failed(outcomes: Sequence[Outcome]) -> None:
     """
-    found = []
-    for group in dict.fromkeys(o.group for o in outcomes):
-        members = [o for o in outcomes if o.group == group and o.lr is not None and o.loss is not None]
-        if not members:
-            continue
-        common = min(o.tokens[-1] for o in members)
-        points = sorted((o.lr or 0.0, float(np.interp(common, o.tokens, o.losses))) for o in members)
-        full = [o for o in members if o.status == "finished"] or members
-        winner = min(full, key=lambda o: o.loss or 0.0)
-        fitted, interval, remark = fit_parabola([p[0] for p in points], [p[1] for p in points])
-        found.append(BestRate(group, winner.lr or 0.0, winner.loss or 0.0, fitted, interval, remark))
-    return found
-
-
-def fit_parabola(
-    rates: Sequence[float], losses: Sequence[float]
-) -> tuple[float | None, tuple[float, float] | None, str]:
-    """Least squares of loss = a (log lr)^2 + b log lr + c; the minimum is at -b / 2a.
-
-    Its 95 % interval follows from the coefficients' covariance by the delta method, which needs 4 points.
-
-    Returns:
-        The rate, its interval (None with 3 points) and a remark; the rate is None where there is no minimum to give.
+    Raises:
+        RunFailed: some trials failed; those that were pruned, or whose loss diverged, have not.
     """
-    if len(set(rates)) < 3:
-        return None, None, "a parabola needs three rates"
-    x, y = np.log(rates), np.asarray(losses)
-    middle = x.mean()
-    degrees = len(x) - 3
-    if degrees > 0:
-        (a, b, _), covariance = np.polyfit(x - middle, y, 2, cov=True)
-    else:
-        a, b, _ = np.polyfit(x - middle, y, 2)
-    if a <= 0:
-        return None, None, "the losses have no minimum: the curve does not bend upwards"
-    vertex = -b / (2 * a)
-    if not x.min() - middle <= vertex <= x.max() - middle:
-        side = "below" if vertex < 0 else "above"
-        return None, None, f"the minimum lies {side} the rates that were tried: widen the range"
-    rate = math.exp(vertex + middle)
-    if degrees <= 0:
-        return rate, None, "three rates fix the parabola: no interval"
-    gradient = np.array([b / (2 * a * a), -1 / (2 * a), 0.0])
-    spread = math.sqrt(max(0.0, float(gradient @ covariance @ gradient)))
-    half = _student(degrees) * spread
-    return rate, (math.exp(vertex + middle - half), math.exp(vertex + middle + half)), ""
-
-
-def _student(degrees: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, degrees))
+    failed = [o for o in outcomes if o.status == "failed"]
+    if failed:
+        reasons = "; ".join(f"{o.name}: {o.reason.rstrip('.')}" for o in failed[:3])
+        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+        raise RunFailed(
+            f"{len(failed)} of {len(outcomes)} trials failed: {reasons}{more}. The same command with --resume tries "
+            "them again."
+        )
 
 
 def to_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -155,9 +138,26 @@ def to_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "trial": o.name,
             **o.point,
             "status": o.status,
+            "reason": o.reason,
             "steps": o.steps,
             "validation_loss": o.loss,
-            "probes": {task: dict(scores) for task, scores in o.probes.items()},
+            "probes": {task: _probe_json(probe) for task, probe in o.probes.items()},
         }
         for o in outcomes
     ]
+
+
+def _probe_json(probe: Probe) -> dict[str, Any]:
+    """A result beside what it has to be compared with."""
+    baselines = probe.baselines
+    return {
+        "step": probe.step,
+        **{pooling: _score_json(score) for pooling, score in probe.scores.items()},
+        "untrained": {pooling: _score_json(score) for pooling, score in baselines.untrained.items()},
+        "majority": _score_json(baselines.majority),
+        "tfidf": _score_json(baselines.tfidf),
+    }
+
+
+def _score_json(score: Score | None) -> dict[str, Any] | None:
+    return {"test_accuracy": score.accuracy, "interval": score.interval} if score else None

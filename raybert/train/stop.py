@@ -25,13 +25,18 @@ def _key(run_uri: str) -> bytes:
     return f"stop {run_uri}".encode()
 
 
-def request(run_uri: str) -> None:
-    """Ask the run's workers to save and end."""
-    _internal_kv_put(_key(run_uri), b"1", namespace=NAMESPACE)
+def request(uri: str) -> None:
+    """Ask a run's workers to save and end; asked of a directory, it holds for all the runs in it."""
+    _internal_kv_put(_key(uri), b"1", namespace=NAMESPACE)
+
+
+def withdraw(uri: str) -> None:
+    _internal_kv_del(_key(uri), namespace=NAMESPACE)
 
 
 def requested(run_uri: str) -> bool:
-    return bool(_internal_kv_exists(_key(run_uri), namespace=NAMESPACE))
+    directory = run_uri.rpartition("/")[0]
+    return any(_internal_kv_exists(_key(uri), namespace=NAMESPACE) for uri in (run_uri, directory))
 
 
 def until_signal(run_uri: str, fit: Callable[[], T]) -> T:
@@ -40,7 +45,7 @@ def until_signal(run_uri: str, fit: Callable[[], T]) -> T:
     `fit` runs in a thread, since Ray Train in the main thread takes SIGINT for itself and aborts without a checkpoint.
     In a thread already (a trial of a sweep) there are no signals to take.
     """
-    _internal_kv_del(_key(run_uri), namespace=NAMESPACE)
+    withdraw(run_uri)
     if threading.current_thread() is not threading.main_thread():
         return fit()
     outcome: dict[str, Any] = {}
@@ -52,7 +57,7 @@ def until_signal(run_uri: str, fit: Callable[[], T]) -> T:
             outcome["error"] = error
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
-    with _signals(lambda: request(run_uri)):
+    with on_signal(lambda: request(run_uri)):
         thread.start()
         while thread.is_alive():
             thread.join(POLL)  # not for ever: a signal's handler runs between two waits
@@ -63,7 +68,8 @@ def until_signal(run_uri: str, fit: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _signals(first: Callable[[], None]) -> Iterator[None]:
+def on_signal(first: Callable[[], None]) -> Iterator[None]:
+    """In the ``with``, SIGINT or SIGTERM calls `first`; the next one raises KeyboardInterrupt. Main thread only."""
     received = []
 
     def handle(number: int, _: object) -> None:

@@ -1,5 +1,6 @@
-"""A sweep whose driver is killed: nothing stays behind, and --resume does what was left."""
+"""Sweeps that are killed, interrupted, or have a trial that fails: nothing stays behind, and --resume does the rest."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,9 +16,34 @@ from raybert.sweep import space
 from raybert.sweep.page import write_summary
 from raybert.sweep.summary import read_sweep
 from raybert.telemetry import read_metrics
+from tests.clusters import cluster
 from tests.data import make_shards
+from tests.tasks import make_task
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+COMMAND = [sys.executable, "-m", "raybert.cli", "sweep"]
+
+
+def write_sweep(folder, *, steps, varied, base=None):
+    model = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
+    tree = {
+        "name": "s",
+        "storage": str(folder),
+        "base": {
+            "data": {"shards": "shards"},
+            "model": model,
+            "train": {"steps": steps, "global_batch": 12, "micro_batch": 12},
+            "schedule": {"warmup_steps": 2},
+            "every": {"log": 5, "validation": steps // 3, "checkpoint": steps // 3, "probe": 0},
+            "checkpoint": {"keep_last": 1},
+            "validation": {"samples": 20},
+            **(base or {}),
+        },
+        "space": {key: {"grid": values} for key, values in varied.items()},
+        "asha": {"enabled": False},
+    }
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
 
 
 def free():
@@ -31,61 +57,100 @@ def wait_until_free(cpus):
         time.sleep(0.5)
 
 
+def wait_until_step(driver, log, run, step):
+    end = time.monotonic() + 120
+    while not any(record["step"] >= step for record in read_metrics(run)):
+        assert driver.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < end, f"{run} has not come to step {step}\n{log.read_text()[-3000:]}"
+        time.sleep(0.1)
+
+
 @pytest.mark.timeout(290)
-def test_a_killed_driver_leaves_nothing_and_resume_finishes_the_rest(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to_its_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # trials run elsewhere, and must find what was named from here
     make_shards("shards")
-    tree = {
-        "name": "s",
-        "storage": str(tmp_path),
-        "base": {
-            "data": {"shards": "shards"},
-            "model": {
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "max_position_embeddings": 32,
-            },
-            "train": {"steps": 60, "global_batch": 12, "micro_batch": 12},
-            "schedule": {"warmup_steps": 2},
-            "every": {"log": 5, "validation": 20, "checkpoint": 20, "probe": 0},
-            "checkpoint": {"keep_last": 1},
-            "validation": {"samples": 20},
-        },
-        "space": {"optimizer.lr": {"grid": [0.003, 1.0e6, 0.01]}},
-        "asha": {"enabled": False},
-    }
-    path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    sweep = space.load(str(path))
+    path = write_sweep(tmp_path, steps=600, varied={"optimizer.lr": [0.003, 1.0e6, 0.01]})
+    sweep = space.load(path)
     third = space.trials(sweep)[2].config.run_uri
     before = free()
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    command = [sys.executable, "-m", "raybert.cli", "sweep", str(path)]
+    log = tmp_path / "driver.log"
 
-    with open(tmp_path / "first.log", "w") as log:
-        driver = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        while not any(record["step"] >= 25 for record in read_metrics(third)):
-            assert driver.poll() is None, (tmp_path / "first.log").read_text()[-3000:]
-            time.sleep(0.1)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
+    def start(*options):
+        with open(log, "w") as file:
+            return subprocess.Popen([*COMMAND, path, *options], env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+    def refused(*options):
+        done = subprocess.run([*COMMAND, path, *options], env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2, done.stdout + done.stderr
+        return done.stderr
+
+    driver = start()
+    wait_until_step(driver, log, third, 205)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
     wait_until_free(before)
     first = storage.read_bytes(f"{sweep.uri}/trials/trial-0000/metrics.jsonl")
-    assert read_sweep(sweep)[2].status == "stopped early"
+    assert read_sweep(sweep)[2].status == "interrupted"
 
-    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "--resume" in refused()
+    assert "base.optimizer.weight_decay=0.01" in refused("--resume", "base.optimizer.weight_decay=0.1")
+    driver = start("--resume")
+    wait_until_step(driver, log, third, read_sweep(sweep)[2].steps + 50)
+    assert "Another driver" in refused("--resume")
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=100) == 130, log.read_text()[-3000:]
+    assert "--resume goes on with" in log.read_text()
+    wait_until_free(before)
+    stopped = read_sweep(sweep)[2]
+    assert stopped.status == "interrupted"
+    assert storage.exists(f"{third}/step-{stopped.steps:08d}"), "the trial under way has not saved its last step"
+
+    driver = start("--resume")
+    assert driver.wait(timeout=150) == 0, log.read_text()[-3000:]
     assert storage.read_bytes(f"{sweep.uri}/trials/trial-0000/metrics.jsonl") == first, "a finished trial ran again"
     outcomes = read_sweep(sweep)
     assert [outcome.status for outcome in outcomes] == ["finished", "diverged", "finished"]
-    assert done.stdout.strip().splitlines()[-1] == f"{sweep.uri}/sweep.html"
-    assert write_summary(sweep) == f"{sweep.uri}/sweep.html"
+    assert log.read_text().strip().splitlines()[-1] == f"{sweep.uri}/sweep.html"
+    assert write_summary(sweep, outcomes) == f"{sweep.uri}/sweep.html"
     winner = config.load(f"{sweep.uri}/winner.yaml")
     assert winner.optimizer.lr in (0.003, 0.01)
     for name in ("heatmap", "loss_tokens", "loss_flops", "best_lr"):
         assert storage.read_bytes(f"{sweep.uri}/{name}.png").startswith(b"\x89PNG")
     wait_until_free(before)
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert again.returncode == 2
-    assert "--resume" in again.stderr
+
+
+@pytest.mark.timeout(290)
+def test_a_sweep_on_one_core_waits_for_its_probes_and_tells_of_the_trial_that_failed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_shards("shards")
+    damaged = make_shards("damaged")
+    shard = tmp_path / "damaged" / damaged.shards()[0].name
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
+    shard.write_bytes(content)
+    path = write_sweep(
+        tmp_path,
+        steps=30,
+        varied={"data.shards": ["shards", "damaged"]},
+        base={"data": {"verify": "sizes"}, "probe": {"tasks": [make_task(tmp_path)]}, "every": {"probe": 15}},
+    )
+    with cluster(cpus=1) as small:
+        done = small.run(*COMMAND, path, timeout=200)
+        # `ray start` has left the address of its cluster for others to find: a local Ray is to be another one.
+        code = "import ray; from raybert import cluster; print(cluster.connect(), ray.cluster_resources()['CPU'])"
+        alone = {"RAY_ADDRESS": "", "RAY_TMPDIR": small.folder}
+        assert os.path.exists(f"{small.folder}/ray/ray_current_cluster")
+        local = small.run(sys.executable, "-c", code, env=alone)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 of 2 trials failed: trial-0001: The data cannot be read" in done.stderr
+    assert local.stdout.split() == ["True", f"{max(2, os.cpu_count())}.0"], local.stderr
+    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
+    assert [trial["status"] for trial in summary] == ["finished", "failed"]
+    probe = summary[0]["probes"]["mine"]
+    assert probe["step"] == 30, "the summary was written before the last probe was there"
+    assert probe["untrained"]["mean"]["interval"]
+    assert probe["tfidf"]["test_accuracy"] > probe["majority"]["test_accuracy"]
+    for told in ("untrained", "TF-IDF", "majority"):
+        assert told in done.stdout

@@ -1,16 +1,29 @@
-"""The space of a sweep and the parabola through its losses."""
+"""The space of a sweep, what became of its trials, and the parabola through their losses."""
 
+import json
 import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from raybert.errors import InputError
-from raybert.sweep import space
-from raybert.sweep.summary import fit_parabola
+from raybert.errors import InputError, RunFailed
+from raybert.sweep import lease, space
+from raybert.sweep.page import write_summary
+from raybert.sweep.rates import best_rates, fit_parabola, sentence
+from raybert.sweep.summary import best, note_end, read_sweep, require_none_failed
+from raybert.sweep.table import summary_table
+from tests.runs import make_run
+
+BASE = {"train": {"steps": 1000, "global_batch": 32, "micro_batch": 16}, "model": {"size": "tiny"}}
 
 
 def sweep(tmp_path, **tree):
@@ -79,3 +92,114 @@ def test_where_there_is_no_minimum_none_is_given(losses, remark):
     assert fitted is None
     assert interval is None
     assert remark in said
+
+
+def shown(renderable):
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115 - nothing is written to it
+    console.print(renderable)
+    return console.export_text()
+
+
+def ended(sweep):
+    """Six trials, each of which ended in its own way; the seventh has not begun."""
+    ends = [trial.config.run_uri for trial in space.trials(sweep)]
+    for number, done in enumerate((1000, 400, 300, 600, 0, 500)):
+        directory = Path(ends[number]).parent
+        make_run(directory, name=f"trial-{number:04d}", steps=1000, done=done, seed=number)
+    note_end(ends[1], "pruned")
+    failure = {"step": 300, "reason": "The loss is 99.", "kind": "diverged"}
+    Path(ends[2], "failure.json").write_text(json.dumps(failure))
+    Path(ends[3], "failure.json").write_text(json.dumps(failure | {"reason": "The data are gone.", "kind": "data"}))
+    note_end(ends[4], "failed", "The worker died.")
+    return read_sweep(sweep)
+
+
+RATES = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1]
+
+
+def test_every_end_of_a_trial_has_its_name(tmp_path):
+    outcomes = ended(sweep(tmp_path, base=BASE, space={"optimizer.lr": {"grid": RATES}}))
+    found = [outcome.status for outcome in outcomes]
+    assert found == ["finished", "pruned", "diverged", "failed", "failed", "interrupted", "not started"]
+    with pytest.raises(RunFailed, match=r"2 of 7 trials failed: trial-0003: The data are gone; trial-0004: The worker"):
+        require_none_failed(outcomes)
+    require_none_failed(outcomes[:3])
+    assert best(outcomes).name == "trial-0000"
+
+
+def test_only_trials_that_ended_well_after_a_first_step_say_which_rate_is_best(tmp_path):
+    loaded = sweep(tmp_path, base=BASE, space={"optimizer.lr": {"grid": RATES}})
+    outcomes = ended(loaded)
+    (rate,) = best_rates(outcomes)
+    assert [lr for lr, _ in rate.points] == [0.0001, 0.0003], "a failed, interrupted or untrained trial was compared"
+    assert rate.tokens == 400 * 32 * 128
+    assert rate.measured == 0.0001
+    assert "5 of 7 trials are not compared" in sentence(rate)
+    (nothing,) = best_rates(outcomes[2:])
+    assert nothing.measured is None
+    assert "no trial has trained" in sentence(nothing)
+    write_summary(loaded, outcomes[2:])
+    assert not (tmp_path / "sweep" / "winner.yaml").exists()
+
+
+def test_a_probe_is_shown_with_its_step_its_interval_and_all_baselines(tmp_path):
+    loaded = sweep(tmp_path, base=BASE, space={"optimizer.lr": {"grid": RATES}})
+    outcomes = ended(loaded)
+    text = shown(summary_table(loaded, outcomes))
+    page = Path(write_summary(loaded, outcomes)).read_text()
+    probe = outcomes[0].probes["bbc_news"]
+    assert probe.step == 1000
+    for place, parts in (
+        (text, ("1,000", "untrained", "majority", "TF-IDF", "96.2", "68.4")),
+        (page, ("1,000", "untrained", "majority class", "TF-IDF", "96.2 % [", "68.4 % [", str(probe.scores["mean"]))),
+    ):
+        for part in parts:
+            assert part in place, part
+    for part in ("trial-0003 failed: The data are gone.", "trial-0002 diverged: The loss is 99."):
+        assert part in text
+        assert part.partition(": ")[2] in page
+
+
+def test_a_sweep_of_hundreds_of_trials_has_a_page_that_can_be_read(tmp_path):
+    """In a process of its own, for its peak of memory."""
+    tree = {"storage": str(tmp_path), "base": BASE}
+    tree["space"] = {
+        "model.size": {"grid": ["tiny", "mini"]},
+        "optimizer.lr": {"log_uniform": [1e-4, 1e-2], "draws": 100},
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    for trial in space.trials(space.load(str(path))):
+        make_run(Path(trial.config.run_uri).parent, name=trial.name, steps=1000, log_every=100, probe_every=1000)
+    code = (
+        "import re, sys; from raybert.sweep import page, space, summary\n"
+        "def peak(): return int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "sweep = space.load(sys.argv[1]); before = peak()\n"
+        "page.write_summary(sweep, summary.read_sweep(sweep)); print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 300 * 1024  # KiB
+    pages = list((tmp_path / "sweep").glob("*.png"))
+    assert {page.stem for page in pages} == {"loss_lr", "best_lr", "loss_tokens", "loss_flops"}
+    for page in pages:
+        width, height = np.frombuffer(page.read_bytes()[16:24], ">u4")
+        assert max(width, height) < 2000
+
+
+def test_a_sweep_has_one_driver_and_a_lost_one_is_given_up(tmp_path, monkeypatch):
+    with lease.held(str(tmp_path)):
+        with pytest.raises(InputError, match=f"Another driver, process {os.getpid()} on "), lease.held(str(tmp_path)):
+            pass
+        record = json.loads((tmp_path / "driver.json").read_text())
+    assert not (tmp_path / "driver.json").exists()
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for lost in ({"pid": gone.pid}, {"host": "another", "time": record["time"] - 61}):
+        (tmp_path / "driver.json").write_text(json.dumps(record | lost))
+        with lease.held(str(tmp_path)):
+            pass
+    (tmp_path / "driver.json").write_text(json.dumps(record | {"host": "another", "time": time.time()}))
+    with pytest.raises(InputError, match="on another"), lease.held(str(tmp_path)):
+        pass

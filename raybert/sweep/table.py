@@ -1,0 +1,60 @@
+"""The sweep's answer in a terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from raybert.report.read import POOLINGS
+from raybert.sweep.rates import best_rates, sentence
+from raybert.sweep.space import SweepConfig
+from raybert.sweep.summary import Outcome, tasks_of
+from raybert.terminal import score_cell
+
+# Of each table; the page and summary.json have all trials.
+MOST_ROWS = 40
+
+
+def summary_table(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> RenderableType:
+    """A row a trial, the best first, and the best rate of each size; then the probes beside their baselines."""
+    ordered = sorted(outcomes, key=lambda o: np.inf if o.loss is None else o.loss)
+    tables = [_probes(task, [o for o in ordered if task in o.probes]) for task in tasks_of(outcomes)]
+    return Group(_trials(sweep, ordered), *tables)
+
+
+def _trials(sweep: SweepConfig, ordered: Sequence[Outcome]) -> Table:
+    keys = list(sweep.space)
+    table = Table("trial", *keys, "steps", "valid. loss", "", box=box.SIMPLE_HEAD, title=escape(sweep.name))
+    table.caption_justify = "left"
+    for o in ordered[:MOST_ROWS]:
+        loss = "" if o.loss is None else f"{o.loss:.4f}"
+        table.add_row(o.name, *(escape(_value(o.point[key])) for key in keys), f"{o.steps:,}", loss, o.status)
+    lines = [sentence(rate) for rate in best_rates(ordered)]
+    lines += [f"{o.name} {o.status}: {o.reason}" for o in ordered if o.reason][:MOST_ROWS]
+    if len(ordered) > MOST_ROWS:
+        lines.append(f"{len(ordered) - MOST_ROWS} more trials are in summary.json.")
+    table.caption = escape("\n".join(lines)) or None
+    return table
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _probes(task: str, ordered: Sequence[Outcome]) -> Table:
+    """Test accuracies of one task in per cent, each with its 95 % interval."""
+    table = Table("trial", "step", *POOLINGS, box=box.SIMPLE_HEAD, title=escape(f"{task}, % of test texts"))
+    for o in ordered[:MOST_ROWS]:
+        probe = o.probes[task]
+        table.add_row(o.name, f"{probe.step:,}", *(score_cell(probe.scores.get(pooling)) for pooling in POOLINGS))
+        untrained = (score_cell(probe.baselines.untrained.get(pooling)) for pooling in POOLINGS)
+        table.add_row("  untrained", "", *untrained, style="dim")
+    table.add_section()
+    baselines = ordered[0].probes[task].baselines
+    for name, score in (("majority", baselines.majority), ("TF-IDF", baselines.tfidf)):
+        table.add_row(name, "", *[score_cell(score)] * len(POOLINGS))
+    return table
