@@ -389,6 +389,7 @@ def test_a_planted_queue_entry_is_refused(tmp_path):
 def test_trouble_with_a_probe_does_not_end_training(task_file, tmp_path, monkeypatch):
     worker = Worker.__new__(Worker)  # without the Ray Train worker that it lives in
     worker.config = from_mapping({"run": {"name": "run", "storage": str(tmp_path)}})
+    storage.write_bytes(f"{worker.config.run_uri}/config.yaml", b"{}")
     worker.tasks, worker.probe_cpus = [load_task(task_file)], 1.0
     monkeypatch.setattr(client, "submit", Mock(side_effect=ValueError("no place for the actor")))
     worker._submit_probe(Snapshot({}, BertConfig(), None), 5)
