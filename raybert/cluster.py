@@ -73,14 +73,15 @@ def find() -> None:
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         connect()
         return
-    try:
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        several = "multiple" in str(error)
-        raise InputError(
-            f"{'More than one Ray runs' if several else 'No Ray runs'} on this machine: set RAY_ADDRESS to the cluster "
-            "that is meant (host:port, which Ray says when it starts)."
-        ) from error
+    # By its processes: ray.init(address="auto") believes a file that outlives the cluster that it names, and then tries
+    # for two minutes to reach it.
+    from ray._private.services import find_gcs_addresses
+
+    addresses = sorted(find_gcs_addresses())
+    if len(addresses) != 1:
+        found = f"More than one Ray runs on this machine ({', '.join(addresses)})" if addresses else "No Ray runs here"
+        raise InputError(f"{found}: set RAY_ADDRESS to the cluster that is meant, as host:port.")
+    ray.init(address=addresses[0], log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _knock(address: str) -> None:

@@ -80,8 +80,8 @@ class ServedRun:
     def attend(self) -> None:
         """Write what came of the last probe, read the queue if it may have changed, and say what comes next."""
         found = owner.owner_of(self.uri)
-        if found is not None and found != self._me:
-            self.gone = True
+        self.gone = found is not None and found != self._me
+        if self.gone:
             return
         if self.outcome is not None:
             self._settle(self.outcome)

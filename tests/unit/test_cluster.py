@@ -4,6 +4,7 @@ import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
+from ray._private import services
 
 from raybert.cluster import LIMITS, find, limits_of, plan_shares, stated_limits
 from raybert.config import from_mapping
@@ -106,9 +107,12 @@ def test_a_probe_that_could_only_wait_for_the_workers_gpus_is_refused():
 
 def test_without_a_ray_none_is_started(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    for text, sentence in (("Could not find any running Ray", "No Ray runs"), ("Found multiple", "More than one")):
-        monkeypatch.setattr(ray, "init", Mock(side_effect=ConnectionError(text)))
+    monkeypatch.setattr(ray, "init", Mock())
+    for addresses, sentence in ((set(), "No Ray runs here"), ({"a:1", "b:2"}, r"More than one .* \(a:1, b:2\)")):
+        monkeypatch.setattr(services, "find_gcs_addresses", lambda found=addresses: found)
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
         with pytest.raises(InputError, match=sentence):
             find()
-        assert ray.init.call_args.kwargs["address"] == "auto"
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: {"a:1"})
+    find()
+    assert [call.kwargs["address"] for call in ray.init.call_args_list] == ["a:1"]

@@ -17,10 +17,11 @@ from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 from raybert import storage
+from raybert.config import from_mapping
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.probe import POOLINGS, classify, owner, queue
+from raybert.probe import POOLINGS, classify, client, owner, queue
 from raybert.probe.baselines import Cache
 from raybert.probe.compare import compare
 from raybert.probe.embed import batches, embed
@@ -33,6 +34,9 @@ from raybert.probe.statistics import paired_bootstrap, wilson
 from raybert.probe.tasks import ProbeTask, load_task
 from raybert.probe.texts import load_texts
 from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID
+from raybert.train import faults
+from raybert.train.checkpoint import Snapshot
+from raybert.train.loop import Worker
 from tests.tasks import make_task
 
 
@@ -380,3 +384,16 @@ def test_a_planted_queue_entry_is_refused(tmp_path):
     storage.write_bytes(queue.queue_uri(run, 1), b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
     with pytest.raises(InputError, match="no probe queue entry"):
         queue.read_entry(run, 1)
+
+
+def test_trouble_with_a_probe_does_not_end_training(task_file, tmp_path, monkeypatch):
+    worker = Worker.__new__(Worker)  # without the Ray Train worker that it lives in
+    worker.config = from_mapping({"run": {"name": "run", "storage": str(tmp_path)}})
+    storage.write_bytes(f"{worker.config.run_uri}/config.yaml", b"{}")
+    worker.tasks, worker.probe_cpus = [load_task(task_file)], 1.0
+    monkeypatch.setattr(client, "submit", Mock(side_effect=ValueError("no place for the actor")))
+    worker._submit_probe(Snapshot({}, BertConfig(), None), 5)
+    (record,) = queue.records(worker.config.run_uri).values()
+    assert (record["status"], record["step"]) == ("skipped", 5)
+    assert "no place for the actor" in record["reason"]
+    assert [fault["kind"] for fault in faults.read(worker.config.run_uri)[0]] == ["probe"]
