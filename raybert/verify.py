@@ -15,8 +15,10 @@ from raybert.data.shards import ShardSet, open_shards, verify_shards
 from raybert.errors import InputError
 from raybert.model.files import load
 from raybert.report.read import RunData, read_run
+from raybert.train.checkpoint import TRAINING_STATE, verify_files
 from raybert.train.ingest import last_step
 from raybert.train.ledger import digest, read_account
+from raybert.train.recover import DAMAGED
 
 CHECKED_SAMPLES = 4096  # built at once when the ledger is computed again
 
@@ -55,7 +57,7 @@ def verify(run_uri: str) -> Iterator[Finding]:
         return
     yield _look("shards", shards)
     for uri in storage.list_dir(storage.join(run.uri, "checkpoints")):
-        if not uri.rpartition("/")[2].startswith("."):
+        if not uri.rpartition("/")[2].startswith((".", DAMAGED)):
             yield _look(uri.rpartition("/")[2], partial(_checkpoint, uri, found["config"]))
     yield _look("log", partial(_log, run, found["config"]))
     yield _look("ledger", partial(_ledger, run, found["config"], found.get("shards")))
@@ -66,11 +68,13 @@ def verify(run_uri: str) -> Iterator[Finding]:
 def _look(subject: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(subject, "", check())
-    except InputError as error:
-        return Finding(subject, str(error))
+    except (InputError, ValueError, OSError) as error:
+        return Finding(subject, str(error) or type(error).__name__)
 
 
 def _checkpoint(uri: str, config: configs.Config) -> str:
+    if storage.exists(storage.join(uri, TRAINING_STATE)):
+        verify_files(uri)
     model = load(uri)
     if model.config != config.model.bert():
         raise InputError(f"The checkpoint {uri} is of another model than the run's settings.")

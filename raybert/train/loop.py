@@ -223,7 +223,9 @@ class Worker:
         self._finish()
 
     def _finish(self) -> None:
-        """Wait until all that this start of the group noted lies in storage."""
+        """Wait until all that this start of the group noted lies in storage; no other rank waits for this one now."""
+        if self.pulse is not None:
+            self.pulse.close()
         if self.ledger is not None:
             self._patiently(self.ledger.flush, "writing the ledger")
         if self.writer is not None:
@@ -436,4 +438,4 @@ class Worker:
             self.pulse.close()
         self.stop_vote.close()
         if self.log is not None:
-            self.log.close()
+            self._patiently(self.log.close, "writing the log")
