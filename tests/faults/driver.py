@@ -120,6 +120,10 @@ class Driver:
             self.kill()
             raise AssertionError(f"the run did not end:\n{self.said[-4000:]}") from None
 
+    def wait_for_fault(self, kind: str, known: int) -> dict[str, Any]:
+        """The newest fault of a kind, when there are more than `known` of it."""
+        return self.wait_for(f"the fault {kind} in the list", lambda: self.faults(kind)[known:])[-1]
+
     def faults(self, kind: str) -> list[dict[str, Any]]:
         return [fault for fault in faults.read(self.uri)[0] if fault["kind"] == kind]
 

@@ -55,8 +55,9 @@ def coordinator_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> 
 
 def controller_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     moment(driver, rng)
+    known = len(driver.faults("restart"))
     kill(pick(rng, cluster.pids(CONTROLLER)))
-    driver.wait_for("the fault in the list", lambda: driver.faults("restart"))
+    driver.wait_for_fault("restart", known)
 
 
 def driver_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
@@ -93,6 +94,11 @@ def node_terminated(driver: Driver, cluster: Cluster, rng: random.Random) -> Non
 
 
 def _newest(driver: Driver) -> Path:
+    driver.wait_for("a checkpoint", lambda: storage.exists(f"{driver.uri}/checkpoint_manager_snapshot.json"))
+    return _newest_now(driver)
+
+
+def _newest_now(driver: Driver) -> Path:
     record = json.loads(storage.read_bytes(f"{driver.uri}/checkpoint_manager_snapshot.json"))
     return Path(driver.uri) / record["latest_checkpoint_result"]["checkpoint_dir_name"]
 
@@ -100,8 +106,10 @@ def _newest(driver: Driver) -> Path:
 def newest_damaged(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """A byte of the newest checkpoint flips, or its end is gone, and the run has to go on from it."""
     moment(driver, rng)
+    _newest(driver)
+    known = len(driver.faults("damaged_checkpoint"))
     driver.kill()
-    newest = _newest(driver)
+    newest = _newest_now(driver)
     file = newest / rng.choice(["model.safetensors", "training_state.pt", "config.json"])
     content = bytearray(file.read_bytes())
     if rng.random() < 0.5:
@@ -110,22 +118,24 @@ def newest_damaged(driver: Driver, cluster: Cluster, rng: random.Random) -> None
         del content[rng.randrange(len(content)) :]
     file.write_bytes(content)
     driver.start("--resume", driver.uri)
-    found = driver.wait_for("the fault in the list", lambda: driver.faults("damaged_checkpoint"))
-    assert newest.name in found[0]["text"]
+    assert newest.name in driver.wait_for_fault("damaged_checkpoint", known)["text"]
     assert (newest.parent / (DAMAGED + newest.name)).exists()
 
 
 def newest_damaged_while_running(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """The same under a controller that has the checkpoint on its list."""
     moment(driver, rng)
+    known = len(driver.faults("damaged_checkpoint"))
     newest = _newest(driver)
     (newest / "training_state.pt").write_bytes(b"")
     kill(pick(rng, cluster.pids(WORKER)))
+    driver.wait_for_fault("damaged_checkpoint", known)
 
 
 def record_damaged(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """Ray Train's record of the checkpoints is cut off in the middle of a write."""
     moment(driver, rng)
+    _newest(driver)
     driver.kill()
     path = Path(driver.uri) / "checkpoint_manager_snapshot.json"
     content = path.read_bytes()
@@ -153,10 +163,11 @@ def upload_cut(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
 def out_of_memory(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """A worker may take no more memory than it has."""
     moment(driver, rng)
+    known = len(driver.faults("out_of_memory"))
     pid = pick(rng, cluster.pids(WORKER))
     size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
-    driver.wait_for("the fault in the list", lambda: driver.faults("out_of_memory"))
+    driver.wait_for_fault("out_of_memory", known)
 
 
 def rank_hung(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
