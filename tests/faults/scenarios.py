@@ -126,9 +126,14 @@ def newest_damaged_while_running(driver: Driver, cluster: Cluster, rng: random.R
     """The same under a controller that has the checkpoint on its list."""
     moment(driver, rng)
     known = len(driver.faults("damaged_checkpoint"))
-    newest = _newest(driver)
-    (newest / "training_state.pt").write_bytes(b"")
-    kill(pick(rng, cluster.pids(WORKER)))
+    _newest(driver)
+    workers = cluster.pids(WORKER)
+    for pid in workers:
+        kill(pid, signal.SIGSTOP)
+    time.sleep(1.5)  # what they had reported is committed now, and nothing new comes
+    (_newest_now(driver) / "training_state.pt").write_bytes(b"")
+    for pid in workers:
+        kill(pid)
     driver.wait_for_fault("damaged_checkpoint", known)
 
 
