@@ -44,8 +44,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[clusters.Cluster]:
-    # Metrics leave the nodes every 10 seconds otherwise.
-    with clusters.cluster(cpus=1, environment={"RAY_metrics_report_interval_ms": "1000"}) as started:
+    # Metrics leave the nodes every 10 seconds otherwise; a stopped job has the time to save that the cluster files give.
+    environment = {"RAY_metrics_report_interval_ms": "1000", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
+    with clusters.cluster(cpus=1, environment=environment) as started:
         started.add_node(cpus=3, labels="ray.io/market-type=spot")
         yield started
 
@@ -265,7 +266,7 @@ def test_the_probe_service_outlives_its_jobs_and_the_report_is_a_job(cluster, ch
     waited = submit(cluster, checkout, "probe", "wait", run, "--timeout", "100")
     assert waited.returncode == 0, waited.stdout + waited.stderr
     assert os.path.exists(f"{run}/probes/mine-{last_step(run):08d}.json")
-    status = cluster.run(sys.executable, "-m", "raybert.cli", "probe", "status", "--json", cwd=checkout)
+    status = submit(cluster, checkout, "probe", "status", "--json")
     (service,) = json.loads(status.stdout.strip().splitlines()[-1])
     assert [each["run"] for each in service["runs"]] == [run]
     reported = submit(cluster, checkout, "report", run)
