@@ -44,7 +44,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[clusters.Cluster]:
-    # Metrics leave the nodes every 10 seconds otherwise; a stopped job has the time to save that the cluster files give.
+    # Metrics leave the nodes every 10 seconds otherwise. A stopped job has the time that the cluster files give it.
     environment = {"RAY_metrics_report_interval_ms": "1000", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
     with clusters.cluster(cpus=1, environment=environment) as started:
         started.add_node(cpus=3, labels="ray.io/market-type=spot")
