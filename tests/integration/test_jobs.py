@@ -118,7 +118,8 @@ def training(cluster: clusters.Cluster, checkout: Path, place: Path, settings: l
     run, end = place / "job", time.monotonic() + 150
     while not last_step(str(run)) or not list((run / "probes").glob("mine-*.json")):
         running = api(cluster, f"/api/jobs/{found[0]}")["status"] in ("PENDING", "RUNNING")
-        assert running and time.monotonic() < end, f"no checkpoint and probe yet\n{logs(cluster, found[0])}"
+        assert running, logs(cluster, found[0])
+        assert time.monotonic() < end, f"no checkpoint and probe yet\n{logs(cluster, found[0])}"
         time.sleep(0.3)
     return found[0]
 
