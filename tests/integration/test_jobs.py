@@ -44,8 +44,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[clusters.Cluster]:
-    # Metrics leave the nodes every 10 seconds otherwise.
-    with clusters.cluster(cpus=1, environment={"RAY_metrics_report_interval_ms": "1000"}) as started:
+    # Metrics leave the nodes every 10 seconds otherwise. A stopped job has the time that the cluster files give it.
+    environment = {"RAY_metrics_report_interval_ms": "1000", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
+    with clusters.cluster(cpus=1, environment=environment) as started:
         started.add_node(cpus=3, labels="ray.io/market-type=spot")
         yield started
 
@@ -76,14 +77,6 @@ def api(cluster: clusters.Cluster, path: str) -> Any:
         return json.load(found)
 
 
-def until(condition: Any, seconds: float, what: str) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, what
-        time.sleep(0.3)
-    return found
-
-
 @pytest.fixture(scope="module")
 def shards(cluster: clusters.Cluster, checkout: Path, place: Path) -> str:
     """Prepared by a job."""
@@ -105,7 +98,7 @@ def settings(checkout: Path, place: Path, shards: str, tmp_path_factory: pytest.
         "model": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32},
         "train": {"steps": 1_000_000, "global_batch": 12, "micro_batch": 3, "workers": 2, "dtype": "float32"},
         "schedule": {"warmup_steps": 5},
-        "every": {"log": 10, "validation": 500, "probe": 500, "checkpoint": 500},
+        "every": {"log": 10, "validation": 100, "probe": 100, "checkpoint": 100},
         "checkpoint": {"keep_last": 1},
         "validation": {"samples": 12},
         "probe": {"tasks": [make_task(tmp_path_factory.mktemp("task"))]},
@@ -122,11 +115,12 @@ def training(cluster: clusters.Cluster, checkout: Path, place: Path, settings: l
     found = re.search(r"raysubmit_\w+", sent.stdout)
     assert found
 
-    def under_way() -> bool:
-        assert api(cluster, f"/api/jobs/{found[0]}")["status"] in ("PENDING", "RUNNING"), logs(cluster, found[0])
-        return last_step(str(place / "job")) > 0 and bool(list((place / "job" / "probes").glob("mine-*.json")))
-
-    until(under_way, 120, "no checkpoint and probe after two minutes")
+    run, end = place / "job", time.monotonic() + 150
+    while not last_step(str(run)) or not list((run / "probes").glob("mine-*.json")):
+        running = api(cluster, f"/api/jobs/{found[0]}")["status"] in ("PENDING", "RUNNING")
+        assert running, logs(cluster, found[0])
+        assert time.monotonic() < end, f"no checkpoint and probe yet\n{logs(cluster, found[0])}"
+        time.sleep(0.3)
     return found[0]
 
 
@@ -155,7 +149,7 @@ def test_the_doctor_looks_at_every_node_as_a_job(cluster, checkout, settings):
     assert said["run.storage"].endswith("from every node")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(280)
 def test_only_workers_are_on_the_spot_node(cluster, training):
     found = cluster.run(sys.executable, "-c", WHERE)
     assert found.returncode == 0, found.stderr
@@ -167,7 +161,7 @@ def test_only_workers_are_on_the_spot_node(cluster, training):
     assert "RayTrainWorker" in spot
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(290)
 def test_every_panel_of_the_dashboard_shows_the_run(cluster, training, tmp_path):
     prometheus = shutil.which("prometheus")
     if prometheus is None:
@@ -265,7 +259,7 @@ def test_the_probe_service_outlives_its_jobs_and_the_report_is_a_job(cluster, ch
     waited = submit(cluster, checkout, "probe", "wait", run, "--timeout", "100")
     assert waited.returncode == 0, waited.stdout + waited.stderr
     assert os.path.exists(f"{run}/probes/mine-{last_step(run):08d}.json")
-    status = cluster.run(sys.executable, "-m", "raybert.cli", "probe", "status", "--json", cwd=checkout)
+    status = submit(cluster, checkout, "probe", "status", "--json")
     (service,) = json.loads(status.stdout.strip().splitlines()[-1])
     assert [each["run"] for each in service["runs"]] == [run]
     reported = submit(cluster, checkout, "report", run)
