@@ -11,9 +11,10 @@ submit  -> raybert.submit
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,12 +22,25 @@ from raybert import storage
 from raybert.errors import InputError, RunFailed
 from raybert.probe.commands import app as probe_app
 
+
+class Commands(typer.core.TyperGroup):
+    """The commands. `--show-completion` works and is not listed, so that the help fits a terminal of 24 lines."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        found = super().get_params(ctx)
+        for option in found:
+            if option.name == "show_completion":
+                option.hidden = True
+        return found
+
+
 app = typer.Typer(
     name="raybert",
+    cls=Commands,
     help="Pre-train a BERT encoder on Ray and watch its embeddings get better.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain: the whole help fits a terminal of 24 lines
+    rich_markup_mode=None,  # frames around everything would take more lines
 )
 app.add_typer(probe_app)
 errors = Console(stderr=True)
@@ -346,7 +360,10 @@ def bench(
     samples: Annotated[int, typer.Option(help="samples of a micro-batch")] = 4,
     seq_len: Annotated[int, typer.Option(help="tokens of a sample")] = 512,
 ) -> None:
-    """Measure the training step and the stream on this machine, and the share of its limit (MFU)."""
+    """Measure the speed of training on this machine.
+
+    It tells of the step and of the stream, with the share of the step's limit (MFU).
+    """
     from raybert import cluster
     from raybert.bench import run_bench
     from raybert.model.sizes import SIZES
