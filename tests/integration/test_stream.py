@@ -1,11 +1,14 @@
 """The Ray stream against the in-process reader: the same samples, bit for bit, for any number of workers."""
 
+import re
 from itertools import islice
 
 import numpy as np
 import pytest
 import ray
 
+from raybert import bench
+from raybert.cli import run_app
 from raybert.data.block import widen
 from raybert.data.reader import iter_batches
 from raybert.data.stream import chapter_steps, execution_options, train_stream, worker_batches
@@ -68,3 +71,13 @@ def test_a_missing_shard_is_an_error_that_names_it(tmp_path):
     where = {"rank": 0, "world_size": 1, "global_batch": G, "micro_batch": 12, "start_step": 0, "steps": 10}
     with pytest.raises(Exception, match=r"train-0000\d-of-00002.parquet"):
         next(worker_batches(dataset.iterator(), **where))
+
+
+def test_bench_prints_rates_and_shares_of_this_machine(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "STREAM_STEPS", 40)
+    assert run_app(["bench", "--size", "tiny", "--samples", "2", "--seq-len", "64"]) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"tiny, 2 x 64 tokens.* ([\d,]+) tokens/s, ([\d.]+) % of .* delivers ([\d,]+)", said)
+    assert found
+    assert all(float(number.replace(",", "")) > 0 for number in found.groups())
+    assert run_app(["bench", "--size", "huge"]) == 2

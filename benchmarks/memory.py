@@ -1,0 +1,55 @@
+"""Peak resident memory (MB) of a process that trains the compact model, beside transformers with the same batch.
+
+The limit is what the weights, their gradients and AdamW's two moments need in float32, with the interpreter and torch.
+"""
+
+import resource
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.common import elsewhere, result
+from benchmarks.step import SHAPES, peer_side
+from raybert.bench import stepper
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.train.memory import keep_freed_memory
+
+
+def peak() -> float:
+    """Of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def ours_side(samples: int, length: int) -> Callable[[], float]:
+    keep_freed_memory()
+    stepper("compact", samples, length)()
+    return peak
+
+
+def theirs_side(samples: int, length: int) -> Callable[[], float]:
+    peer_side("compact", samples, length, False)()
+    return peak
+
+
+def state_side() -> Callable[[], float]:
+    bert = Bert(BertConfig())
+    kept = [torch.zeros_like(parameter) for parameter in bert.parameters() for _ in range(3)]
+    return lambda: peak() + 0.0 * len(kept)
+
+
+def main() -> None:
+    rows = []
+    for samples, length in SHAPES:
+        found = {"B": samples, "T": length}
+        for name, make in (("ours", ours_side), ("peer", theirs_side)):
+            with elsewhere(make, samples, length) as side:
+                found[name] = side()
+        rows.append(found | {"ratio": found["ours"] / found["peer"]})
+    with elsewhere(state_side) as side:
+        limit = side()
+    result("memory", rows[0]["ours"], rows[0]["peer"], limit, "MB (less is better)", rows=rows)
+
+
+if __name__ == "__main__":
+    main()
