@@ -44,6 +44,7 @@ MAY_CHANGE = (
     "train.hang_seconds",
     "train.resize_seconds",
     "probe.cpus",
+    "probe.gpus",
 )
 
 
@@ -255,7 +256,9 @@ def _fits(run: Run, cpus: float, gpus: float) -> float:
     """How many runs like this one the cluster can hold at a time, with a data task, or two, and a probe each."""
     workers = run.config.train.worker_range[1]
     need = workers * run.shares.worker + 2 * run.shares.data_task + run.shares.probe + DRIVER_CPUS
-    return min(cpus / need, gpus / workers) if run.shares.use_gpu else cpus / need
+    if not run.shares.use_gpu:
+        return cpus / need
+    return min(cpus / need, gpus / (workers + run.config.probe.gpus))
 
 
 def _scheduler(sweep: SweepConfig, planned: list[Trial]) -> TrialScheduler:
