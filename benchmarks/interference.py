@@ -8,8 +8,9 @@ whoever it is. The limit is the undisturbed trainer.
 
 Tokens are counted per second of CPU time of the trainer's process, all its threads included. Other programs of the
 machine move to the trainer's core when the other one is busy, and take time from it that no service took; per second
-of the clock that is seen as well (`wall`, and `core`, the share of its core that the trainer got). Needs two cores and
-Linux, which can pin threads.
+of the clock that is seen as well (`wall`, and `core`, the share of its core that the trainer got). A checkpoint is handed
+over for every probe, far more often than a run does; `hand_over` is the CPU seconds that one takes from the trainer's
+process. Needs two cores and Linux, which can pin threads.
 """
 
 import itertools
@@ -91,13 +92,16 @@ class Checkpoints:
         self._task = load_task("bbc_news")
         self._writer = checkpoint.BackgroundWriter()
         self._step, self._looked = 0, 0.0
+        self.seconds: list[float] = []  # of CPU time that each hand-over took, the trainer's thread and the writer's
 
     def submit(self) -> None:
+        start = time.thread_time()
         snap = checkpoint.snapshot(self._trainer.model)
-        self._writer.submit(partial(self._hand_over, snap, self._step))
+        self._writer.submit(partial(self._hand_over, snap, self._step, time.thread_time() - start))
         self._step += 1
 
-    def _hand_over(self, snap: checkpoint.Snapshot, step: int) -> None:
+    def _hand_over(self, snap: checkpoint.Snapshot, step: int, seconds: float) -> None:
+        start = time.thread_time()
         client.submit(
             self.run,
             self._root,
@@ -108,6 +112,7 @@ class Checkpoints:
             cpus=cluster.SMALL_SHARE,
             max_waiting=20,
         )
+        self.seconds.append(seconds + time.thread_time() - start)
 
     def keep_busy(self) -> None:
         if time.monotonic() - self._looked > 0.5:
@@ -196,12 +201,12 @@ def main() -> None:
             found[name].append(sides[name]())
         checkpoints.wait()
         found["idle"].append(idle())
-        probes = len(queue.records(checkpoints.run)) - 1
+        probes, hand_over = len(queue.records(checkpoints.run)) - 1, statistics.median(checkpoints.seconds)
     wall, cpu, core = (
         {name: statistics.median(map(figure, speeds)) for name, speeds in found.items()}
         for figure in (attrgetter("wall"), attrgetter("cpu"), lambda speed: speed.wall / speed.cpu)
     )
-    more = {"wall": _rounded(wall), "core": _rounded(core), "probes": probes, "target": 0.97}
+    more = {"wall": _rounded(wall), "core": _rounded(core), "probes": probes, "hand_over": hand_over, "target": 0.97}
     unit = "tokens per CPU second"
     result("interference", cpu["busy"], cpu["control"], cpu["idle"], unit, size=SIZE, seq_len=T, **more)
     ray.shutdown()
