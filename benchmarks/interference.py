@@ -1,14 +1,15 @@
 """Training while the probe service works without a pause; beside it training while a plain process does the same work.
 
 The trainer has a core to itself; the service, its probes and Ray's own processes share another one, as in a cluster
-with cores to spare. The trainer does what a run's rank 0 does: it steps on the plan's batches and hands copies of its
-weights to the service through the background writer. The peer is training while a process without Ray probes one
-encoder again and again on that other core: what a busy neighbour costs on this machine (memory, caches, hyper-threads),
-whoever it is. The limit is the undisturbed trainer.
+with cores to spare. The trainer steps on the plan's batches while checkpoints that it handed over before are probed.
+The peer is training while a process without Ray probes one encoder again and again on that other core: what a busy
+neighbour costs on this machine (memory, caches, hyper-threads), whoever it is. The limit is the undisturbed trainer.
+What handing a checkpoint over takes from the trainer's process stands beside it, in CPU seconds (`hand_over`): a run
+pays that once in `every.probe` steps, by the snapshot and the background writer that are used here as well.
 
 Tokens are counted per second of CPU time of the trainer's process, all its threads included. Other programs of the
 machine move to the trainer's core when the other one is busy, and take time from it that no service took; per second
-of the clock that is seen as well (`wall`, and `core`, the share of its core that the trainer got). Needs two cores and
+of the clock that is seen too (`wall`, and `core`, the share of its core that the trainer got). Needs two cores and
 Linux, which can pin threads.
 """
 
@@ -50,7 +51,8 @@ from raybert.train import checkpoint, optimizer
 from raybert.train.step import pick_dtype, train_step
 
 SIZE, T, BATCH = "tiny", 128, 16
-ROUNDS, PHASE = 4, 4.0  # measurements of each kind, and seconds of each
+AHEAD = 6  # checkpoints that are queued before a measurement: more than are probed in it
+ROUNDS, PHASE = 3, 4.0  # measurements of each kind, and seconds of each
 
 
 @dataclass(frozen=True)
@@ -71,33 +73,35 @@ class Trainer:
         self._batches: Iterator[dict[str, Any]] = iter_batches(shards, seed=0, global_batch_size=BATCH)
         self._dtype, self._steps = pick_dtype("auto", torch.device("cpu")), itertools.count()
 
-    def speed(self, seconds: float, meanwhile: Callable[[], None]) -> Speed:
-        """Step for so many seconds; `meanwhile` is called after each step and counts as training time."""
+    def speed(self, seconds: float) -> Speed:
+        """Step for so many seconds."""
         start, used, tokens = time.perf_counter(), time.process_time(), 0
         while (elapsed := time.perf_counter() - start) < seconds:
             batch = {name: torch.from_numpy(values) for name, values in next(self._batches).items() if name != "index"}
             where = {"seed": 0, "step": next(self._steps), "first_micro_batch": 0, "global_batch": BATCH}
             train_step(self.model, self.optimizer, [batch], lr=1e-4, grad_clip=1.0, dtype=self._dtype, **where)
             tokens += int(batch["attention_mask"].sum())
-            meanwhile()
         return Speed(tokens / elapsed, tokens / (time.process_time() - used))
 
 
 class Checkpoints:
-    """The trainer's weights on their way to the probe service: one checkpoint is probed and one waits."""
+    """The trainer's weights on their way to the probe service."""
 
     def __init__(self, trainer: Trainer, folder: str) -> None:
         self.run, self._root, self._trainer = f"{folder}/run", folder, trainer
         self._task = load_task("bbc_news")
         self._writer = checkpoint.BackgroundWriter()
-        self._step, self._looked = 0, 0.0
+        self._step = 0
+        self.seconds: list[float] = []  # of CPU time that each hand-over took, the trainer's thread and the writer's
 
     def submit(self) -> None:
+        start = time.thread_time()
         snap = checkpoint.snapshot(self._trainer.model)
-        self._writer.submit(partial(self._hand_over, snap, self._step))
+        self._writer.submit(partial(self._hand_over, snap, self._step, time.thread_time() - start))
         self._step += 1
 
-    def _hand_over(self, snap: checkpoint.Snapshot, step: int) -> None:
+    def _hand_over(self, snap: checkpoint.Snapshot, step: int, seconds: float) -> None:
+        start = time.thread_time()
         client.submit(
             self.run,
             self._root,
@@ -108,15 +112,16 @@ class Checkpoints:
             cpus=cluster.SMALL_SHARE,
             max_waiting=20,
         )
+        self.seconds.append(seconds + time.thread_time() - start)
 
-    def keep_busy(self) -> None:
-        if time.monotonic() - self._looked > 0.5:
-            self._looked = time.monotonic()
-            if self._step - len(queue.records(self.run)) < 2:
-                self.submit()
+    def fill(self) -> None:
+        """Have enough queued for a measurement, and nothing more to hand over."""
+        while self._step - len(queue.records(self.run)) < AHEAD:
+            self.submit()
+        self._writer.drain()
 
     def wait(self) -> None:
-        client.wait(self.run, self._root, timeout=60)
+        client.wait(self.run, self._root, timeout=120)
 
     def running(self) -> bool:
         probes = (probe for status in client.statuses() for run in status["runs"] for probe in run["running"])
@@ -171,37 +176,37 @@ def main() -> None:
             time.sleep(0.2)
         checkpoints.wait()
         _pin(cores[0])
-        trainer.speed(PHASE, lambda: None)  # warm-up
+        trainer.speed(PHASE)  # warm-up
 
         def idle() -> Speed:
-            checkpoints.wait()
-            return trainer.speed(PHASE, lambda: None)
+            return trainer.speed(PHASE)
 
         def beside_control() -> Speed:
             let_control_run(True)
             try:
-                return trainer.speed(PHASE, lambda: None)
+                return trainer.speed(PHASE)
             finally:
                 let_control_run(False)
 
         def busy() -> Speed:
-            checkpoints.submit()
+            checkpoints.fill()
             while not checkpoints.running():
                 time.sleep(0.1)
-            return trainer.speed(PHASE, checkpoints.keep_busy)
+            return trainer.speed(PHASE)
 
         sides = {"idle": idle, "control": beside_control, "busy": busy}
         found: dict[str, list[Speed]] = {name: [] for name in sides}
-        for _ in range(ROUNDS):
-            for name, side in sides.items():
-                found[name].append(side())
+        # The service is not waited for between its measurements: that would take longer than they do.
+        for name in (*["idle", "control"] * ROUNDS, *["busy"] * ROUNDS):
+            found[name].append(sides[name]())
         checkpoints.wait()
-        probes = len(queue.records(checkpoints.run)) - 1
+        found["idle"].append(idle())
+        probes, hand_over = len(queue.records(checkpoints.run)) - 1, statistics.median(checkpoints.seconds)
     wall, cpu, core = (
         {name: statistics.median(map(figure, speeds)) for name, speeds in found.items()}
         for figure in (attrgetter("wall"), attrgetter("cpu"), lambda speed: speed.wall / speed.cpu)
     )
-    more = {"wall": _rounded(wall), "core": _rounded(core), "probes": probes, "target": 0.97}
+    more = {"wall": _rounded(wall), "core": _rounded(core), "probes": probes, "hand_over": hand_over, "target": 0.97}
     unit = "tokens per CPU second"
     result("interference", cpu["busy"], cpu["control"], cpu["idle"], unit, size=SIZE, seq_len=T, **more)
     ray.shutdown()

@@ -205,7 +205,8 @@ class ProbeService:
     def _launch(self, runs: list[ServedRun]) -> None:
         """Start what comes next in every run that has no probe under way, those first that have waited longest."""
         now = time.monotonic()
-        ready = [(run, run.next) for run in runs if run.next and not run.busy and now >= run.not_before]
+        free = [run for run in runs if not run.busy and run.outcome is None and now >= run.not_before]
+        ready = [(run, run.next) for run in free if run.next]
         for run, probe in sorted(ready, key=lambda pair: pair[1].entry.submitted):
             if len(self._running) >= PARALLEL:
                 return
