@@ -13,6 +13,7 @@ from torch import Tensor
 from raybert.data.masking import max_masked
 from raybert.data.shards import UnitRows, open_shards, shard_name, write_manifest, write_shard
 from raybert.data.stream import execution_options, train_stream, worker_batches
+from raybert.errors import InputError
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
@@ -25,6 +26,18 @@ from raybert.train.step import pick_dtype, train_step
 
 OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
 STREAM_BATCH, STREAM_STEPS, STREAM_LENGTH = 64, 600, 512
+
+
+def check_shape(size: str, samples: int, seq_len: int) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        InputError: no such size, no sample, or more tokens than the named sizes have positions.
+    """
+    if size not in SIZES:
+        raise InputError(f"There is no size {size!r}; use one of {', '.join(SIZES)}.")
+    if not 8 <= seq_len <= 512 or samples < 1:
+        raise InputError("A batch has at least one sample, of 8 to 512 tokens: the named sizes have 512 positions.")
 
 
 def default_device() -> torch.device:

@@ -27,7 +27,7 @@ class Commands(typer.core.TyperGroup):
     """The commands. `--show-completion` works and is not listed, so that the help fits a terminal of 24 lines."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        found = super().get_params(ctx)
+        found: list[Any] = super().get_params(ctx)
         for option in found:
             if option.name == "show_completion":
                 option.hidden = True
@@ -44,8 +44,6 @@ app = typer.Typer(
 )
 app.add_typer(probe_app)
 errors = Console(stderr=True)
-# Seconds that a sweep waits, on a cluster, for its last probes before it writes its summary without them.
-PROBE_PATIENCE = 600.0
 
 
 def _complete_setting(incomplete: str) -> list[str]:
@@ -171,10 +169,7 @@ def sweep(
     """
     from raybert import cluster
     from raybert.sweep import space
-    from raybert.sweep.page import write_summary
-    from raybert.sweep.run import run_sweep, wait_for_probes
-    from raybert.sweep.summary import read_sweep, require_none_failed
-    from raybert.sweep.table import summary_table
+    from raybert.sweep.whole import sweep_and_summarise
 
     settings = space.load(config, overrides or [])
     local = cluster.connect()
@@ -184,21 +179,7 @@ def sweep(
 
         Console().print(show_sweep(*estimate_sweep(settings)))
         return
-    ended: KeyboardInterrupt | RunFailed | None = None
-    try:
-        # In a local Ray the probe service ends with this command, in a cluster it goes on.
-        wait_for_probes(run_sweep(settings, resume=resume), timeout=None if local else PROBE_PATIENCE)
-    except (KeyboardInterrupt, RunFailed) as error:
-        ended = error  # what was found until here is shown first
-        if not storage.exists(storage.join(settings.uri, "sweep.json")):
-            raise
-    outcomes = read_sweep(settings)
-    page = write_summary(settings, outcomes)
-    Console().print(summary_table(settings, outcomes))
-    print(page, flush=True)
-    if ended is not None:
-        raise ended
-    require_none_failed(outcomes)
+    sweep_and_summarise(settings, resume=resume, local=local)
 
 
 @app.command(epilog="Example: raybert report gs://bucket/runs/compact")
@@ -365,13 +346,9 @@ def bench(
     It tells of the step and of the stream, with the share of the step's limit (MFU).
     """
     from raybert import cluster
-    from raybert.bench import run_bench
-    from raybert.model.sizes import SIZES
+    from raybert.bench import check_shape, run_bench
 
-    if size not in SIZES:
-        raise InputError(f"There is no size {size!r}; use one of {', '.join(SIZES)}.")
-    if not 8 <= seq_len <= 512 or samples < 1:
-        raise InputError("A batch has at least one sample, of 8 to 512 tokens: the named sizes have 512 positions.")
+    check_shape(size, samples, seq_len)
     cluster.connect()
     found = run_bench(size, samples, seq_len)
     print(

@@ -311,6 +311,8 @@ def from_mapping(tree: Mapping[str, Any]) -> Config:
     Raises:
         InputError: one sentence for the first fault.
     """
+    if not isinstance(tree, Mapping):
+        raise InputError(f"A config is a mapping of sections, not {tree!r:.60}.")
     try:
         # A section of which every line is commented out is null in YAML.
         return Config.model_validate({key: value for key, value in tree.items() if value is not None})

@@ -2,10 +2,7 @@
 
 import math
 import os
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -13,7 +10,6 @@ from typing import Any, TypeVar, cast
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device, prepare_model
 from torch import nn
 
@@ -27,18 +23,18 @@ from raybert.model.bert import Bert, flops_per_token
 from raybert.model.files import load, read_weights
 from raybert.model.losses import Pretraining
 from raybert.patience import patiently
-from raybert.probe import client, queue
 from raybert.probe.tasks import ProbeTask, parse_task
 from raybert.telemetry import Gauges, MetricsLog
 from raybert.train import checkpoint as checkpoints
 from raybert.train import clock, faults, preemption
 from raybert.train import optimizer as optimizers
 from raybert.train.exchange import compress_gradients
-from raybert.train.ingest import checkpoint_name, last_step
+from raybert.train.ingest import checkpoint_name
 from raybert.train.interval import Interval, Streak, Totals
 from raybert.train.ledger import Ledger
 from raybert.train.peak import peak_flops
 from raybert.train.pulse import Pulse
+from raybert.train.saver import Saver
 from raybert.train.schedule import lr_at
 from raybert.train.step import all_reduce_sums, means, pick_dtype, train_step, validate
 from raybert.train.stop import StopVote
@@ -68,7 +64,7 @@ class Worker:
         context = ray.train.get_context()
         self.config = config
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.tasks, self.probe_cpus = tasks, probe_cpus
+        self.tasks = tasks
         self.device = get_device()
         if self.device.type == "cpu":
             # Ray's default for OpenMP follows whole CPUs only; more threads than cores fight each other.
@@ -82,8 +78,8 @@ class Worker:
         bert = Bert(config.model.bert()).to(self.device)
         optimizer_options = config.optimizer.model_dump()
         self.optimizer = optimizers.build(bert, **optimizer_options)
-        self.step, self.elapsed, self.best = 0, 0.0, math.inf
-        self._restore(bert)
+        self.step, self.elapsed = 0, 0.0
+        best = self._restore(bert)
         compiled = config.train.compile if config.train.compile != "auto" else self.device.type == "cuda"
         self.counted = self.step  # the step up to which samples are in the counter
         self.model = prepare_model(
@@ -99,9 +95,22 @@ class Worker:
         self.pulse: Pulse | None = None
         self.streak = Streak(config.train.max_bad_steps)
         self.stop_vote = StopVote(config.run_uri, rank=self.rank, world_size=self.world_size)
-        self.writer = checkpoints.BackgroundWriter() if self.rank == 0 else None
+        self.ledger: Ledger | None = None
         self.log = MetricsLog(config.run_uri) if self.rank == 0 else None
         self.gauges = Gauges(config.run_uri) if self.rank == 0 else None
+        self.saver = Saver(
+            config,
+            model=self.model,
+            optimizer=self.optimizer,
+            tasks=tasks,
+            probe_cpus=probe_cpus,
+            rank=self.rank,
+            clock=self.clock,
+            restored=self.step,
+            best=best,
+            flush=self._flush,
+            gauges=self.gauges,
+        )
 
     # -- set-up -------------------------------------------------------------------------------------------------
 
@@ -113,17 +122,19 @@ class Worker:
             dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
         return torch.bfloat16 if agreed.item() else torch.float32
 
-    def _restore(self, bert: Bert) -> None:
+    def _restore(self, bert: Bert) -> float:
+        """Begin where the checkpoint ended, and return the best validation loss until then."""
         committed = ray.train.get_checkpoint()
         if committed is None:
             if self.config.model.start_from:
                 bert.load_state_dict(load(self.config.model.start_from).state_dict())
-            return
+            return math.inf
         with committed.as_directory() as directory:
             bert.load_state_dict(read_weights(Path(directory)))
             state = checkpoints.load_state(Path(directory))
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.elapsed, self.best = state["step"], state["elapsed_seconds"], state["best_validation_loss"]
+        self.step, self.elapsed = state["step"], state["elapsed_seconds"]
+        return float(state["best_validation_loss"])
 
     def _validation_part(self) -> list[dict[str, Any]]:
         """This rank's part of the validation samples. They are few and always the same, so they are built once."""
@@ -215,7 +226,7 @@ class Worker:
                 record |= self._validate()
             waits = self.clock.lap()
             self._write(record, waits)
-            self._save(events, record)
+            self.saver.save(events, record, tokens=record["samples"] * self.shards.seq_len)
             if stopping:
                 break
             if leaving and self.step < train.steps:
@@ -228,8 +239,7 @@ class Worker:
             self.pulse.close()
         if self.ledger is not None:
             self._patiently(self.ledger.flush, "writing the ledger")
-        if self.writer is not None:
-            self.writer.close()
+        self.saver.close()
 
     def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The same batches, with the time spent waiting for each one on the clock."""
@@ -314,95 +324,11 @@ class Worker:
         self.gauges.add({**counted, "samples_total": (self.step - self.counted) * self.config.train.global_batch})
         self.counted = self.step
 
-    def _save(self, events: set[str], record: dict[str, Any]) -> None:
-        """Snapshot, hand over to the background, and tell Ray Train, as far as each is due."""
-        validation_loss = record["validation"]["loss"] if "validation" in record else math.inf
-        is_best = self.config.checkpoint.keep_best and validation_loss < self.best
-        self.best = min(self.best, validation_loss)
-        snap = None
-        if self.writer is not None and (events & {"checkpoint", "probe"} or is_best):
-            with self.clock.waiting("checkpoint"):
-                counters = {
-                    "step": self.step,
-                    "elapsed_seconds": record["elapsed_seconds"],
-                    "best_validation_loss": self.best,
-                }
-                full = "checkpoint" in events
-                snap = checkpoints.snapshot(self.model, self.optimizer if full else None, **counters)
-                if "probe" in events:
-                    self.writer.submit(partial(self._submit_probe, snap, self.step))
-                if is_best:
-                    best = checkpoints.Snapshot(snap.weights, snap.config, None)
-                    uri = storage.join(self.config.run_uri, "checkpoints", "best")
-                    written = partial(checkpoints.write, best, uri)
-                    self.writer.submit(partial(self._patiently, written, "writing the best weights"))
-        if events & {"checkpoint", "validation"}:
-            metrics = {"step": self.step, "tokens": record["samples"] * self.shards.seq_len}
-            if "loss" in record:
-                metrics["loss"] = record["loss"]
-            if "validation" in record:
-                metrics["validation_loss"] = validation_loss
-            with self.clock.waiting("report"):
-                self._report(metrics, snap if "checkpoint" in events else None, "checkpoint" in events)
-
-    def _report(self, metrics: dict[str, float], snap: checkpoints.Snapshot | None, full: bool) -> None:
-        """Tell the controller; with a snapshot, its upload goes on in Ray Train's own thread."""
-        if not full:
-            ray.train.report(metrics)
-            return
-        name = checkpoint_name(self.step)
-
-        def upload(_: Checkpoint, directory: str) -> Checkpoint:
-            assert snap is not None
-            uri, start = storage.join(self.config.run_uri, directory), time.monotonic()
-            # A run that goes on from this checkpoint must find what was noted until here, and has no second chance to
-            # queue a probe of this step or to keep its weights as the best.
-            if self.writer is not None:
-                self.writer.drain()
-            if self.ledger is not None and self.log is not None:
-                self._patiently(self.ledger.flush, "writing the ledger")
-                self._patiently(self.log.sync, "writing the log")
-            size = self._patiently(partial(checkpoints.write, snap, uri), f"writing {directory}")
-            if self.gauges is not None:
-                self.gauges.set({"checkpoint_bytes": size, "checkpoint_seconds": time.monotonic() - start})
-            return Checkpoint(storage.arrow_uri(uri))
-
-        ray.train.report(
-            metrics,
-            # The directory is a formality: `upload` writes the snapshot itself.
-            checkpoint=Checkpoint.from_directory(tempfile.mkdtemp(prefix="raybert-")) if snap else None,
-            checkpoint_dir_name=name,
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=True,
-            checkpoint_upload_fn=upload,
-        )
-
-    def _submit_probe(self, snap: checkpoints.Snapshot, step: int) -> None:
-        """Put the weights where retention never reaches and queue the step for the probe service.
-
-        Where that cannot be done, it is noted: training does not end for a probe.
-        """
-        weights_alone = checkpoints.Snapshot(snap.weights, snap.config, None)
-        run_uri = self.config.run_uri
-        submit = partial(
-            client.submit,
-            run_uri,
-            self.config.run.storage,
-            step,
-            self.tasks,
-            lambda uri: checkpoints.write(weights_alone, uri),
-            positions=snap.config.max_position_embeddings,
-            cpus=self.probe_cpus,
-            max_waiting=self.config.probe.max_waiting,
-            gpus=self.config.probe.gpus,
-        )
-        try:
-            self._patiently(submit, "queueing a probe")
-        except Exception as error:
-            reason = f"The checkpoint could not be queued for its probe ({type(error).__name__}: {error})."
-            faults.note(run_uri, "probe", f"step {step}: {reason}", step=step)
-            with suppress(Exception):  # the note says it, too
-                queue.skip(run_uri, step, self.tasks, reason)
+    def _flush(self) -> None:
+        """What was noted until here must lie in storage before a checkpoint is committed that goes on from here."""
+        if self.ledger is not None and self.log is not None:
+            self._patiently(self.ledger.flush, "writing the ledger")
+            self._patiently(self.log.sync, "writing the log")
 
     def _diverged(self, record: dict[str, Any]) -> str:
         return (
@@ -413,7 +339,7 @@ class Worker:
 
     def _not_finite(self, step: int, totals: Totals) -> str:
         batch = self.config.train.global_batch
-        kept = last_step(self.config.run_uri) if self.rank == 0 else 0
+        kept = self.saver.saved
         checkpoint = f"the last checkpoint is {checkpoint_name(kept)}" if kept else "there is no checkpoint yet"
         return (
             f"The gradient was not finite for train.max_bad_steps={self.config.train.max_bad_steps} steps in a row, up "

@@ -112,7 +112,9 @@ def test_what_cannot_be_probed_is_recorded_with_its_reason(task, model, tmp_path
     assert "config.json" in record["reason"]
 
 
-def test_a_probe_whose_process_is_killed_is_done_again(task, model, tmp_path):
+def test_a_probe_whose_process_is_killed_is_done_again(model, tmp_path):
+    # As many texts as keep it busy for longer than finding its process takes.
+    task = load_task(make_task(tmp_path, n_train=20_000))
     run = make_run(tmp_path, "killed")
     submit(run, tmp_path, 1, task, model)
     end = time.monotonic() + 90

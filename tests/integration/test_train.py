@@ -145,7 +145,7 @@ def test_a_run_goes_on_from_an_exported_and_imported_model(alone, folder, shards
     assert run_app(["import", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
     tree = settings(folder, shards, "further", train={"steps": 10}, schedule={"warmup_steps": 0})
     run = check(
-        from_mapping(tree.model_dump() | {"model": tree.model.model_dump() | {"start_from": tmp_path / "ours"}})
+        from_mapping(tree.model_dump() | {"model": tree.model.model_dump() | {"start_from": str(tmp_path / "ours")}})
     )
     train(run)
     first = next(record for record in read_metrics(run.uri) if "validation" in record)

@@ -118,5 +118,7 @@ def test_the_site_builds_without_a_broken_link(tmp_path):
 def test_make_help_names_every_target():
     text = (ROOT / "Makefile").read_text()
     targets = text.partition(".PHONY: ")[2].splitlines()[0].split()
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert sorted(line.split()[1] for line in done.stdout.splitlines()) == sorted(targets)
