@@ -11,7 +11,8 @@ from raybert.config import from_mapping
 from raybert.data.prepare import prepare
 from raybert.data.shards import ShardSet
 from raybert.telemetry import read_metrics
-from raybert.train.run import check, train
+from raybert.train.check import check
+from raybert.train.run import train
 
 MICRO_BATCH, SEQ_LEN = 4, 512
 

@@ -26,6 +26,13 @@ from raybert.probe.commands import app as probe_app
 class Commands(typer.core.TyperGroup):
     """The commands. `--show-completion` works and is not listed, so that the help fits a terminal of 24 lines."""
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # typer would drop what it says
+            say(f"interrupted: {error}" if str(error) else "interrupted")
+            raise typer.Exit(130) from error
+
     def get_params(self, ctx: Any) -> list[Any]:
         found: list[Any] = super().get_params(ctx)
         for option in found:
@@ -66,26 +73,26 @@ def main() -> None:
     sys.exit(run_app(sys.argv[1:]))
 
 
+def say(text: str, style: str = "none") -> None:
+    """One line on standard error, whatever characters it holds and however long it is."""
+    errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def run_app(arguments: list[str]) -> int:
     """Run one command and return its exit code; faults that we know are shown as a sentence."""
     try:
         app(arguments, standalone_mode=True)
     except SystemExit as stop:
         if isinstance(stop.code, str):  # what Python's own exit() does with a text
-            errors.print(stop.code, style="red", markup=False, highlight=False, soft_wrap=True)
+            say(stop.code, style="red")
             return 1
         return stop.code or 0
     except InputError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"error: {error}", style="red")
         return 2
     except RunFailed as error:
-        errors.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"failed: {error}", style="red")
         return 1
-    except KeyboardInterrupt as error:
-        errors.print(
-            f"interrupted: {error}" if str(error) else "interrupted", markup=False, highlight=False, soft_wrap=True
-        )
-        return 130
     return 0
 
 
@@ -133,13 +140,15 @@ def pretrain(
     from raybert import config as configs
     from raybert.probe import client
     from raybert.report.follow import kept_current
-    from raybert.train.run import check, train
+    from raybert.train.check import check, check_inputs
+    from raybert.train.run import train
 
     # With --resume the first word behind the command is a setting too.
     words = [word for word in (config, *(overrides or [])) if word]
     settings = configs.load_run(resume, words) if resume else configs.load(config, overrides or [])
+    inputs = check_inputs(settings)  # before a Ray is started, which takes seconds
     local = cluster.connect()
-    run = check(settings)
+    run = check(settings, inputs=inputs)
     if dry_run:
         from raybert.dry_run import estimate, show
 

@@ -13,7 +13,8 @@ from raybert.probe import client
 from raybert.probe.tasks import load_task
 from raybert.report.follow import kept_current
 from raybert.terminal import closing_table
-from raybert.train.run import check, train
+from raybert.train.check import check
+from raybert.train.run import train
 
 CORPUS = "embedded://bbc_news"
 

@@ -25,7 +25,7 @@ from raybert.model.bert import Bert, flops_per_token
 from raybert.model.losses import Pretraining
 from raybert.telemetry import format_seconds
 from raybert.train import optimizer as optimizers
-from raybert.train.run import Run
+from raybert.train.check import Run
 from raybert.train.step import pick_dtype, train_step
 
 STEPS = 3

@@ -54,6 +54,7 @@ def ensure_service(root: str) -> Any:
         get_if_exists=True,
         num_cpus=0,
         label_selector=OFF_SPOT,
+        scheduling_strategy="DEFAULT",  # not within a sweep's trial, whose end would take the service along
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=8,

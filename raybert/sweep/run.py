@@ -22,7 +22,8 @@ from raybert.sweep.space import SweepConfig, Trial, trials
 from raybert.sweep.stop import INTERRUPTED, LetSave, asked, interruptible
 from raybert.sweep.summary import END, note_end
 from raybert.train import stop
-from raybert.train.run import Diverged, Run, check, train
+from raybert.train.check import Run, check
+from raybert.train.run import Diverged, train
 
 # A trial's driver waits for its run and computes nothing; Tune does not take 0.
 DRIVER_CPUS = 0.01
@@ -205,10 +206,10 @@ def _note_failures(results: tune.ResultGrid, planned: Sequence[Trial]) -> None:
 
 
 def _last(error: BaseException) -> str:
-    """The sentence at the end of a remote stack trace."""
+    """The sentence at the end of a remote stack trace, which is ours where one of our errors is in it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    head, colon, sentence = lines[-1].partition(": ")
-    return sentence if colon and head.startswith("raybert.errors.") else lines[-1]
+    ours = next((line for line in reversed(lines) if line.startswith("raybert.errors.")), None)
+    return ours.partition(": ")[2] if ours else lines[-1]
 
 
 def _trainable(planned: list[Trial]) -> Callable[[dict[str, Any]], None]:

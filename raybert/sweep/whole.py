@@ -17,7 +17,8 @@ PROBE_PATIENCE = 600.0
 def sweep_and_summarise(sweep: SweepConfig, *, resume: bool, local: bool) -> None:
     """Run the trials, wait for their probes, and print the table and, as the last line, the page's path.
 
-    In a `local` Ray the probe service ends with this process, so all probes are waited for. A sweep that is interrupted or fails shows first what was found until then.
+    In a `local` Ray the probe service ends with this process, so all probes are waited for. A sweep that is interrupted
+    or fails shows first what was found until then.
 
     Raises:
         KeyboardInterrupt, RunFailed: the sweep did not come to its end, or a trial of it failed.

@@ -65,6 +65,8 @@ def describe(error: BaseException) -> tuple[str, str]:
         return "process_died", (
             "died without a word: killed from outside (by the kernel when memory runs out, or by somebody), or crashed"
         )
+    if sentence := input_fault(error):
+        return "bad_input", f"was given what it cannot use: {sentence}"
     if "ExecutionTimeoutError" in f"{type(error).__name__} {type(cause).__name__} {text}":
         return "data_stalled", "got no data: no data task made progress, perhaps since no CPU was left for one"
     if any(mark in text for mark in PEER_LOST):
@@ -79,12 +81,17 @@ def input_fault(error: BaseException | None) -> str:
         seen.add(id(error))
         cause = getattr(error, "cause", None)
         if isinstance(cause, InputError):
-            return str(cause)
+            return _first_line(cause)
         if isinstance(error, InputError):
             lines = [line for line in str(error).splitlines() if line.strip()]
             return lines[-1].rpartition("InputError: ")[2] if lines else ""
         error = cause if isinstance(cause, BaseException) else error.__cause__
     return ""
+
+
+def _first_line(error: InputError) -> str:
+    """The sentence alone: Ray Data adds lines on its settings for another attempt."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _is_actor_loss(error: BaseException) -> bool:

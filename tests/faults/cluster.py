@@ -65,17 +65,14 @@ class Cluster:
 
     def add(self, cpus: float, command: Sequence[str] = (RAY, "start", "--block")) -> Node:
         """Start a node, the first one as the head, and wait until it is up."""
-        node = self.start(cpus, command)
-        node.wait_until_up()
-        return node
-
-    def start(self, cpus: float, command: Sequence[str] = (RAY, "start", "--block")) -> Node:
         options = {"num-cpus": f"{cpus:g}", "node-ip-address": "127.0.0.1", "object-store-memory": "200000000"}
+        options |= {"min-worker-port": "0", "max-worker-port": "0", "dashboard-agent-listen-port": "0"}
         if self.nodes:
             options["address"] = self.address
         else:
             options |= {"port": str(self.port), "dashboard-port": str(free_port()), "temp-dir": str(self.folder)}
             options |= {"include-dashboard": "true", "dashboard-host": "127.0.0.1"}
+            options |= {"ray-client-server-port": str(free_port())}
         given = [f"--{name}={value}" for name, value in options.items()]
         kind = [] if self.nodes else ["--head"]
         whole = [*command, "--disable-usage-stats", *kind, *given]
@@ -86,6 +83,7 @@ class Cluster:
             )
         node = Node(process, cpus, log)
         self.nodes.append(node)
+        node.wait_until_up()
         return node
 
     def pids(self, *marks: str) -> list[int]:
@@ -108,9 +106,9 @@ def ray_nodes(*cpus: float, **environment: str) -> Iterator[Cluster]:
         cluster = Cluster(Path(folder), {**os.environ, **environment})
         cluster.environment.pop("RAY_ADDRESS", None)
         try:
-            cluster.add(cpus[0])
-            for node in [cluster.start(count) for count in cpus[1:]]:
-                node.wait_until_up()
+            # One after the other: two that start at the same moment choose the same name for their sockets.
+            for count in cpus:
+                cluster.add(count)
             yield cluster
         finally:
             cluster.stop()

@@ -52,9 +52,7 @@ def test_an_elastic_run_grows_and_shrinks(shards, tmp_path):
 def test_a_preempted_node_is_left_with_everything_saved(shards, tmp_path):
     """SIGTERM to a node that `raybert.node` runs: the run saves, starts again elsewhere and repeats no step."""
     with ray_nodes(1) as cluster:
-        told = [cluster.start(1, command=[sys.executable, "-m", "raybert.node"]) for _ in range(2)]
-        for node in told:
-            node.wait_until_up()
+        told = [cluster.add(1, command=[sys.executable, "-m", "raybert.node"]) for _ in range(2)]
         driver = Driver.of(cluster, tmp_path, shards, "run", train={"steps": 240}, every={"checkpoint": 1000})
         driver.wait_for_step(30)
         victim = next(node for node in told if node.pids(WORKER))

@@ -6,8 +6,9 @@ from safetensors.torch import load_file, save_file
 
 from raybert.errors import RunFailed
 from raybert.train import checkpoint, ledger
+from raybert.train.check import check
 from raybert.train.ingest import last_step
-from raybert.train.run import Diverged, check, train
+from raybert.train.run import Diverged, train
 from tests.data import make_shards
 from tests.integration.test_train import settings
 

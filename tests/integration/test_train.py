@@ -22,8 +22,9 @@ from raybert.probe import client, queue
 from raybert.report import write_report
 from raybert.telemetry import read_metrics
 from raybert.terminal import closing_table
+from raybert.train.check import check
 from raybert.train.ledger import read_account
-from raybert.train.run import check, train
+from raybert.train.run import train
 from tests.data import make_shards
 from tests.processes import titled
 from tests.tasks import make_task

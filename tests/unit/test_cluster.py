@@ -9,7 +9,7 @@ from ray._private import services
 from raybert.cluster import LIMITS, find, limits_of, plan_shares, stated_limits
 from raybert.config import from_mapping
 from raybert.errors import InputError
-from raybert.train.run import check_probe_gpus
+from raybert.train.check import check_probe_gpus
 
 
 @given(cpus=st.floats(1, 1000), workers=st.integers(1, 128), reserved=st.floats(0, 0.5))
