@@ -28,7 +28,10 @@ soak: $(VENV)/.dev  ## N=200 faults at random moments, then 10,000 steps that mu
 		$(BIN)/python -m pytest tests/faults/test_runs.py tests/faults/test_bounded.py $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench  ## every benchmark beside its peer, a JSON line each (a quarter of an hour)
-	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name 2>/dev/null | tail -n 1 || exit 1; done
+	@mkdir -p build; for name in $(BENCHMARKS); do \
+	  out=$$($(BIN)/python -m benchmarks.$$name 2>build/bench.log) || { tail -n 20 build/bench.log; exit 1; }; \
+	  printf '%s\n' "$$out" | tail -n 1; \
+	done
 
 lint: $(VENV)/.dev  ## check format, style and types
 	$(BIN)/ruff format --check .

@@ -62,6 +62,8 @@ class Cluster:
         node = self._start(
             *(f"--address={LOOPBACK}:{self.port}", f"--node-ip-address={LOOPBACK}"),
             *(f"--num-cpus={cpus}", f"--labels={labels}"),
+            # Two nodes with one directory would unpack a job's files over each other's.
+            f"--temp-dir={self.folder}/node-{len(self._processes)}",
             command=(sys.executable, "-m", "raybert.node"),
         )
         end = time.monotonic() + 60

@@ -106,7 +106,9 @@ def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to
     wait_until_free(before)
     stopped = read_sweep(sweep)[1]
     assert stopped.status == "interrupted"
-    assert storage.exists(f"{second}/checkpoints/step-{stopped.steps:08d}"), "the trial under way has not saved its last step"
+    assert storage.exists(f"{second}/checkpoints/step-{stopped.steps:08d}"), (
+        "the trial under way has not saved its last step"
+    )
 
     driver = start("--resume")
     assert driver.wait(timeout=150) == 0, log.read_text()[-3000:]
