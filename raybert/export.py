@@ -6,6 +6,7 @@ DIR/modules.json, 1_Pooling/ ...        sentence-transformers: mean pooling over
 DIR/README.md, *.png                    the model card
 """
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from raybert.model import files
 from raybert.model.bert import Bert
 from raybert.tokenizer import VOCAB_SIZE
 
+MADE_BY = "raybert_version"  # in config.json; marks a directory that the next export may replace
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
@@ -38,6 +40,7 @@ def export_dir(checkpoint: str, directory: str) -> None:
     _refuse_to_destroy(target)
     model = files.load(checkpoint)
     theirs = to_transformers(model)
+    theirs.config.update({MADE_BY: importlib.metadata.version("raybert")})
     with quiet_transformers():
         theirs.save_pretrained(directory)
     _write_tokenizer(model, target)
@@ -110,12 +113,14 @@ def require_transformers() -> None:
 
 
 def _refuse_to_destroy(target: Path) -> None:
-    """An earlier export is replaced; a checkpoint or a file is not."""
+    """An earlier export is replaced; any other files are not."""
     config = target / files.CONFIG
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; give a directory for the export.")
-    if config.exists() and json.loads(config.read_bytes()).get("model_type") != "bert":
+    if config.exists() and MADE_BY not in json.loads(config.read_bytes()):
         raise InputError(f"{target} holds a model that is no export; give a new directory.")
+    if not config.exists() and target.exists() and any(target.iterdir()):
+        raise InputError(f"{target} holds other files; give a new directory for the export.")
 
 
 def _foreign_tokenizer(directory: str, model: Bert) -> Any:

@@ -152,6 +152,17 @@ def test_a_checkpoint_is_not_written_over(run, capsys):
     load(checkpoint)
 
 
+def test_other_files_are_not_written_over_and_an_earlier_export_is(run, exported, tmp_path, capsys):
+    checkpoint = f"{run}/checkpoints/step-00001000"
+    (tmp_path / "README.md").write_text("mine")
+    assert run_app(["export", checkpoint, str(tmp_path)]) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "mine"
+    transformers.BertConfig().save_pretrained(tmp_path)
+    assert run_app(["export", checkpoint, str(tmp_path)]) == 2
+    assert run_app(["export", checkpoint, exported]) == 0
+
+
 def test_pushing_needs_a_login(exported, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
