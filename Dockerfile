@@ -28,9 +28,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home raybert \
     && echo "export PATH=/opt/raybert/bin:\$PATH" > /etc/profile.d/raybert.sh \
-    && install --directory --owner=raybert --group=raybert /tmp/ray
+    && install --directory --owner=raybert --group=raybert /tmp/ray /home/raybert/.ray
 COPY --from=build /opt/raybert /opt/raybert
-ENV PATH=/opt/raybert/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
+# `ray up` reads HOME from the image, to mount the token where Ray looks for it.
+ENV HOME=/home/raybert PATH=/opt/raybert/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 USER 1000
 WORKDIR /home/raybert
 CMD ["raybert", "--help"]

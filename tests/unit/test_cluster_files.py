@@ -152,3 +152,28 @@ def test_the_versions_are_the_tested_ones(gcp):
     assert version
     images = re.findall(r"REGISTRY/raybert:(\S+)", "".join(path.read_text() for path in CLUSTER.rglob("*.yaml")))
     assert set(images) == {f"{version[1]}-cpu", f"{version[1]}-cuda"}
+
+
+def test_a_job_leaves_the_cluster_alone():
+    """The operator deletes the cluster that a job selects when it tries the job again, and refuses a time to live."""
+    spec = manifest("RayJob")["spec"]
+    assert spec["clusterSelector"]
+    assert not {"backoffLimit", "ttlSecondsAfterFinished"} & set(spec)
+
+
+def test_no_placeholder_is_left_by_the_commands_of_the_docs():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    for name in ("gcp.yaml", "kuberay/raycluster.yaml", "kuberay/rayjob.yaml"):
+        (command,) = re.findall(rf"^ *(sed .*) cluster/{re.escape(name)}", page, re.MULTILINE)
+        text = (ROOT / "cluster" / name).read_text()
+        for placeholder, variable in re.findall(r"s\|(\w+)\|\$(\w+)\|g", command):
+            assert placeholder == variable
+            text = text.replace(placeholder, "x")
+        left = re.findall(r"\b(?:PROJECT|REGISTRY|BUCKET)\b", re.sub(r"(?m)#.*$", "", text))
+        assert not left, f"{name}: {left}"
+
+
+def test_the_image_says_where_its_home_is():
+    """`ray up` mounts the token below it."""
+    last = (ROOT / "Dockerfile").read_text().rpartition("FROM ")[2]
+    assert "HOME=/home/raybert" in last
