@@ -110,8 +110,12 @@ def _metadata(arguments: list[str], directory: str) -> dict[str, str]:
         "raybert.version": importlib.metadata.version("raybert"),
         "raybert.user": getpass.getuser(),
     }
-    plain = [argument for argument in arguments[1:] if not argument.startswith("--")]
-    if arguments[0] in ("pretrain", "sweep") and plain:
+    resumed, words = _resumed(arguments[1:]) if arguments[0] == "pretrain" else (None, arguments[1:])
+    plain = [word for word in words if not word.startswith("--")]
+    if resumed is not None:
+        _seen_by_all("--resume", storage.absolute(resumed))
+        found["raybert.run"] = configs.load_run(resumed, plain).run_uri
+    elif arguments[0] in ("pretrain", "sweep") and plain:
         file, overrides = plain[0], plain[1:]
         path = file if storage.is_remote(file) else str(Path(directory, file))
         if arguments[0] == "pretrain":
@@ -124,6 +128,16 @@ def _metadata(arguments: list[str], directory: str) -> dict[str, str]:
             _seen_by_all("storage", storage.absolute(sweep.storage))
             found["raybert.run"] = sweep.uri
     return found
+
+
+def _resumed(words: list[str]) -> tuple[str | None, list[str]]:
+    """The run that `--resume RUN` or `--resume=RUN` names, and the other words."""
+    for place, word in enumerate(words):
+        if word.startswith("--resume="):
+            return word.partition("=")[2], words[:place] + words[place + 1 :]
+        if word == "--resume" and place + 1 < len(words):
+            return words[place + 1], words[:place] + words[place + 2 :]
+    return None, words
 
 
 def _seen_by_all(key: str, uri: str) -> None:

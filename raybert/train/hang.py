@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ def end_process(pid: int) -> str:
     stack = ""
     if py_spy.exists():
         command = [str(py_spy), "dump", "--nonblocking", "--pid", str(pid)]
-        stack = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+        with suppress(OSError, subprocess.SubprocessError):  # the stack is welcome, the end is needed
+            stack = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
     state = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("State")]
     os.kill(pid, 9)
     return f"{stack}\n{state[0] if state else ''}".strip()

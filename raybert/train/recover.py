@@ -27,6 +27,7 @@ def repair(run_uri: str) -> list[str]:
     Returns:
         A sentence for each checkpoint that was passed over; they are noted in the run's faults too.
     """
+    _sweep_up(run_uri)
     uri = storage.join(run_uri, SNAPSHOT)
     if not storage.exists(uri):
         return []
@@ -60,6 +61,13 @@ def repair(run_uri: str) -> list[str]:
         for text in told:
             faults.note(run_uri, "damaged_checkpoint", text)
     return told
+
+
+def _sweep_up(run_uri: str) -> None:
+    """Remove what a process that was killed while it wrote a checkpoint has left: nobody writes one now."""
+    for uri in storage.list_dir(storage.join(run_uri, CHECKPOINTS)):
+        if uri.rpartition("/")[2].startswith("."):
+            storage.remove(uri)
 
 
 def _new_record(run_uri: str) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any], int]]]:

@@ -4,6 +4,7 @@
 sends SIGINT. The request travels through the key-value store of Ray's head, so that it needs no process of its own.
 """
 
+import logging
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 NAMESPACE = b"raybert"
 POLL = 0.25  # seconds
@@ -106,7 +108,12 @@ class StopVote:
 
     def _watch(self, run_uri: str) -> None:
         while not self._closed.wait(POLL):
-            if requested(run_uri):
+            try:
+                asked = requested(run_uri)
+            except Exception as error:  # the head is busy; the request is still there at the next look
+                logger.warning("Whether %s is to stop could not be asked: %s", run_uri, error)
+                continue
+            if asked:
                 self._asked.set()
                 return
 

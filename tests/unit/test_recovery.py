@@ -191,3 +191,10 @@ def test_elastic_numbers_of_workers():
     assert fit(2, 2, worker={"CPU": 1.5}, data=0.5) == 2
     nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
     assert fitting_workers(nodes, {"CPU": 1.0, "GPU": 1.0}, allowed=[1, 2, 4], data_cpus=1, total_cpus=16) == 2
+
+
+def test_what_a_killed_writer_left_is_swept_up(tmp_path):
+    (tmp_path / "checkpoints" / ".step-00000010-abc").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "best").mkdir()
+    assert repair(str(tmp_path)) == []
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["best"]
