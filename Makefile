@@ -7,7 +7,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.
 BENCHMARKS := step padding stream overhead ddp checkpoint probe start prepare memory
 
 .PHONY: help demo test bench test-faults soak prometheus lint format docs wheel clean
-demo: $(VENV)/.demo  ## train a small BERT on real text, with probes beside it (five minutes)
+demo: $(VENV)/.demo  ## train a small BERT on real text, with probes beside it (four minutes)
 	$(BIN)/raybert demo
 
 test: $(VENV)/.dev prometheus  ## run all tests; PYTEST_ARGS='tests/unit -x' for some
