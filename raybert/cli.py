@@ -11,35 +11,16 @@ submit  -> raybert.submit
 
 import logging
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import typer.core
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raybert import storage
+from raybert.console import Commands, errors, say
 from raybert.errors import InputError, RunFailed
 from raybert.probe.commands import app as probe_app
-
-
-class Commands(typer.core.TyperGroup):
-    """The commands. `--show-completion` works and is not listed, so that the help fits a terminal of 24 lines."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as error:  # typer would drop what it says
-            say(f"interrupted: {error}" if str(error) else "interrupted")
-            raise typer.Exit(130) from error
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        found: list[Any] = super().get_params(ctx)
-        for option in found:
-            if option.name == "show_completion":
-                option.hidden = True
-        return found
-
 
 app = typer.Typer(
     name="raybert",
@@ -50,7 +31,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # frames around everything would take more lines
 )
 app.add_typer(probe_app)
-errors = Console(stderr=True)
 
 
 def _complete_setting(incomplete: str) -> list[str]:
@@ -71,11 +51,6 @@ def main() -> None:
     """Entry point of the console script. Exit codes: 0 done, 1 failed, 2 refused before starting, 130 interrupted."""
     logging.basicConfig(level=logging.WARNING)
     sys.exit(run_app(sys.argv[1:]))
-
-
-def say(text: str, style: str = "none") -> None:
-    """One line on standard error, whatever characters it holds and however long it is."""
-    errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def run_app(arguments: list[str]) -> int:
@@ -143,6 +118,8 @@ def pretrain(
     from raybert.train.check import check, check_inputs
     from raybert.train.run import train
 
+    if not (config or resume):
+        raise InputError("Give a YAML file of settings, or --resume RUN.")
     # With --resume the first word behind the command is a setting too.
     words = [word for word in (config, *(overrides or [])) if word]
     settings = configs.load_run(resume, words) if resume else configs.load(config, overrides or [])

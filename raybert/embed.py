@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raybert import storage
+from raybert.cluster import largest_resources
 from raybert.data import rows
 from raybert.data.readers import Piece
 from raybert.errors import InputError
@@ -56,7 +57,7 @@ class Embedder:
 
     def vectors(self, table: pa.Table) -> np.ndarray:
         """float32 (N, D) of the table's texts; a missing text counts as an empty one."""
-        texts = [str(text or "") for text in table.column(self._settings.text_column).to_pylist()]
+        texts = ["" if text is None else str(text) for text in table.column(self._settings.text_column).to_pylist()]
         if not texts:
             return np.empty((0, self.size), np.float32)
         sequences = self._encoder.tokenize(texts, self._encoder.positions)
@@ -167,8 +168,8 @@ def embed_job(
     pending = [number for number in range(len(source.pieces)) if not storage.exists(_part(output, number))]
     done = len(source.pieces) - len(pending)
     if pending:
-        gpus = ray.cluster_resources().get("GPU", 0)
-        most = workers or max(1, int(gpus or ray.cluster_resources()["CPU"] - 1))
+        cpus, gpus = largest_resources()
+        most = workers or max(1, int(gpus or cpus - 1))
         ray.data.DataContext.get_current().enable_progress_bars = False
         job = ray.data.from_items(
             [{"number": number, **asdict(source.pieces[number])} for number in pending],

@@ -107,7 +107,9 @@ def _csv(uri: str) -> Iterator[pa.Table]:
 
 def _tables(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
     while chunk := list(itertools.islice(rows, BATCH_ROWS)):
-        yield pa.Table.from_pylist(chunk)
+        # pyarrow takes the columns from the first row.
+        columns = dict.fromkeys(name for row in chunk for name in row)
+        yield pa.Table.from_pylist([{**columns, **chunk[0]}, *chunk[1:]])
 
 
 def _texts(found: Iterable[bytes], name: str) -> Iterator[dict[str, Any]]:

@@ -136,3 +136,10 @@ def test_pieces_cover_a_file_of_lines_once(tmp_path, monkeypatch):
     assert len(source.pieces) > 5
     found = [t for piece in source.pieces for table in rows.read(piece, "text") for t in table["text"].to_pylist()]
     assert found == texts
+
+
+def test_a_table_has_the_columns_of_all_its_rows(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"text": "b", "id": 7}\n')
+    source = rows.plan(str(tmp_path / "t.jsonl"), "text")
+    (table,) = [table for piece in source.pieces for table in rows.read(piece, "text")]
+    assert table.to_pylist() == [{"text": "a", "id": None}, {"text": "b", "id": 7}]
