@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine in words, alternating runs, a peer in its own process, the last line."""
 
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -7,7 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ clock = time.process_time if CPU_TIME else time.perf_counter
 if CPU_TIME:
     torch.set_num_threads(1)
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+# corpus/*.parquet with a column `text`, and ag_news/ag_news_{train,test}.parquet.
+DATA = Path(os.environ.get("RAYBERT_BENCH_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+PACKAGES = ("torch", "ray", "numpy", "pyarrow", "transformers", "datasets")
 
 
 def machine() -> str:
@@ -109,6 +112,14 @@ def round_figures(value: Any) -> Any:
     return value
 
 
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
 def result(name: str, ours: float, peer: float, limit: float, unit: str, **more: Any) -> None:
     """Print the last line. `ratio` and `share_of_limit` are ours / peer and ours / limit."""
     line = {
@@ -120,9 +131,10 @@ def result(name: str, ours: float, peer: float, limit: float, unit: str, **more:
         "share_of_limit": ours / limit,
         "unit": unit,
         "machine": machine(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "clock": "CPU time" if CPU_TIME else "wall time",
-        "torch": torch.__version__,
+        "versions": {"python": platform.python_version(), **_versions()},
         **more,
     }
     print(json.dumps(round_figures(line)), flush=True)

@@ -32,6 +32,7 @@ def probe_texts() -> list[str]:
 
 def peer_side(texts: list[str], scale: float, batch: int, padding: str | bool) -> Callable[[], float]:
     """Seconds that transformers would take for all texts."""
+    keep_freed_memory()
     torch.manual_seed(0)
     device = default_device()
     model = to_transformers(Bert(BertConfig())).bert.to(device).eval()

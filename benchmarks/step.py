@@ -26,7 +26,8 @@ SHAPES = ((4, 512), (16, 128))
 
 
 def peer_side(size: str, samples: int, length: int, compiled: bool) -> Callable[[], float]:
-    """The same with transformers: head on every position, as its class has it; AdamW fused as ours."""
+    """The same with transformers: head on every position, as its class has it; AdamW and the allocator as ours."""
+    keep_freed_memory()
     device = default_device()
     torch.manual_seed(0)
     model = to_transformers(Bert(BertConfig(**SIZES[size]))).to(device).train()
