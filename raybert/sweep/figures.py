@@ -102,9 +102,8 @@ def _heatmap(outcomes: Sequence[Outcome]) -> Figure:
     figure = Figure(figsize=(2.2 + 1.3 * len(lrs), 1.6 + 0.9 * len(groups)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(np.ma.masked_invalid(values), cmap="viridis_r", aspect="auto")
-    middle = np.nanmean(values) if np.isfinite(values).any() else 0.0
     for (row, column), text in texts.items():
-        dark = np.isfinite(values[row, column]) and values[row, column] < middle
+        dark = np.isfinite(values[row, column]) and image.norm(values[row, column]) > 0.4
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
     axes.set_xticks(range(len(lrs)), [f"{lr:.3g}" for lr in lrs])
     axes.set_yticks(range(len(groups)), groups)
