@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Sequences:
         return np.diff(self.offsets)
 
 
-class Encoder:
+class Encoder(ABC):
     """One encoder with its way to make sequences.
 
     Attributes:
@@ -53,16 +54,17 @@ class Encoder:
     module: nn.Module
     warnings: Mapping[str, str] = {}
 
+    @abstractmethod
     def tokenize(self, texts: Sequence[Text], max_tokens: int) -> Sequences:
-        raise NotImplementedError
+        """Texts or pairs -> ids, cut to `max_tokens`."""
 
+    @abstractmethod
     def encode(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, T) -> last hidden state (B, T, D) and pooler output (B, D)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def untrained(self) -> "Encoder":
         """The same architecture with the weights that training starts from."""
-        raise NotImplementedError
 
 
 class RaybertEncoder(Encoder):

@@ -103,7 +103,7 @@ def _heatmap(outcomes: Sequence[Outcome]) -> Figure:
     axes = figure.add_subplot()
     image = axes.imshow(np.ma.masked_invalid(values), cmap="viridis_r", aspect="auto")
     for (row, column), text in texts.items():
-        dark = np.isfinite(values[row, column]) and image.norm(values[row, column]) > 0.4
+        dark = np.isfinite(values[row, column]) and float(np.asarray(image.norm(values[row, column]))) > 0.4
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
     axes.set_xticks(range(len(lrs)), [f"{lr:.3g}" for lr in lrs])
     axes.set_yticks(range(len(groups)), groups)
