@@ -7,6 +7,7 @@ T = 128 and 512 beside the eager peer.
 
 import argparse
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -25,9 +26,13 @@ from raybert.train.step import pick_dtype
 SHAPES = ((4, 512), (16, 128))
 
 
-def peer_side(size: str, samples: int, length: int, compiled: bool) -> Callable[[], float]:
-    """The same with transformers: head on every position, as its class has it; AdamW and the allocator as ours."""
-    keep_freed_memory()
+def peer_side(size: str, samples: int, length: int, compiled: bool, tuned: bool = False) -> Callable[[], float]:
+    """The same with transformers: head on every position, as its class has it; AdamW fused as ours.
+
+    `tuned` is with the allocator's settings that our workers start with, which are no part of transformers.
+    """
+    if tuned:
+        keep_freed_memory()
     device = default_device()
     torch.manual_seed(0)
     model = to_transformers(Bert(BertConfig(**SIZES[size]))).to(device).train()
@@ -54,21 +59,19 @@ def peer_side(size: str, samples: int, length: int, compiled: bool) -> Callable[
 def compare(size: str, samples: int, length: int, *, compiled: bool, rounds: int) -> dict[str, Any]:
     """Ours beside the peer at one shape."""
     ours = stepper(size, samples, length, clock=clock)
-    with elsewhere(peer_side, size, samples, length, False) as eager:
-        if compiled:
-            with elsewhere(peer_side, size, samples, length, True) as faster:
-                first, slow, fast = medians(ours, eager, faster, rounds=rounds)
-        else:
-            first, slow = medians(ours, eager, rounds=rounds)
-            fast = 0.0
-    device = default_device()
-    rate = peak_flops(device, pick_dtype("auto", device), seconds=1.0, clock=clock)
-    limit = rate / flops_per_token(BertConfig(**SIZES[size]), length)
-    peer = max(slow, fast)
-    found = {"size": size, "B": samples, "T": length, "ours": first, "peer_eager": slow, "peer": peer}
+    ways = {"peer_eager": (False, False), "peer_tuned_allocator": (False, True)}
     if compiled:
-        found["peer_compiled"] = fast
-    return found | {"ratio": first / peer, "limit": limit, "mfu": first / limit, "gemm_gflops": rate / 1e9}
+        ways["peer_compiled"] = (True, False)
+    with ExitStack() as stack:
+        peers = [stack.enter_context(elsewhere(peer_side, size, samples, length, *way)) for way in ways.values()]
+        first, *others = medians(ours, *peers, rounds=rounds)
+    theirs = dict(zip(ways, others, strict=True))
+    device = default_device()
+    peak = peak_flops(device, pick_dtype("auto", device), seconds=1.0, clock=clock)
+    limit = peak / flops_per_token(BertConfig(**SIZES[size]), length)
+    peer = max(rate for way, rate in theirs.items() if way != "peer_tuned_allocator")
+    found = {"size": size, "B": samples, "T": length, "ours": first, "peer": peer, **theirs}
+    return found | {"ratio": first / peer, "limit": limit, "mfu": first / limit, "gemm_gflops": peak / 1e9}
 
 
 def main() -> None:
