@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
@@ -142,6 +143,8 @@ def _tuner(sweep: SweepConfig, planned: list[Trial], concurrent: int, *, resume:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     state = storage.arrow_uri(storage.join(sweep.uri, "tune"))
     placed = tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}], bundle_label_selector=[OFF_SPOT])
+    # Ray writes a trial's environment into its logs. Credentials come by the default chain of each node, not by Tune.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     trainable = tune.with_resources(_trainable(planned), placed)
     # A sweep that was broken off before Tune wrote anything down begins anew; its trials' runs go on by themselves.
     if resume and tune.Tuner.can_restore(state):

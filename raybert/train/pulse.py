@@ -24,8 +24,7 @@ class Pulse:
         self._rank, self._clock, self._least = rank, clock, least
         self._watched = threading.get_ident()
         name = [f"raybert-hang-watch-{uuid.uuid4().hex}"]
-        # Begun again when it is lost: the ranks' next beats tell it all that it has to know.
-        actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(HangWatch)
+        actor: Any = ray.remote(num_cpus=0)(HangWatch)
         if rank == 0:
             self._watch = actor.options(name=name[0]).remote(run_uri, factor, least, patience)
         if world_size > 1:

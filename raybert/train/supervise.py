@@ -17,6 +17,7 @@ from raybert.train.recover import repair
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 30.0
+RESTART_PAUSE = 2.0  # seconds between a failure of workers and what is done about it
 
 
 def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patience: float) -> Any:
@@ -89,6 +90,9 @@ class FaultLog(UserCallback):
         self._run_uri = run_uri
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:
+        # The end of the driver looks like this, too. Ray ends this process right after the workers; a placement group
+        # that it made for the next group in between would never be removed.
+        time.sleep(RESTART_PAUSE)
         try:
             found = {rank: faults.describe(error) for rank, error in worker_exceptions.items()}
             # When one rank is lost, the others' exchanges fail: that is no news.
