@@ -68,8 +68,7 @@ class Cluster:
         options = {"num-cpus": f"{cpus:g}", "node-ip-address": "127.0.0.1", "object-store-memory": "200000000"}
         options |= {"min-worker-port": "0", "max-worker-port": "0", "dashboard-agent-listen-port": "0"}
         if self.nodes:
-            # Nodes with one directory would choose the same names for sockets, and unpack over each other's files.
-            options |= {"address": self.address, "temp-dir": str(self.folder / f"n{len(self.nodes)}")}
+            options["address"] = self.address
         else:
             options |= {"port": str(self.port), "dashboard-port": str(free_port()), "temp-dir": str(self.folder)}
             options |= {"include-dashboard": "true", "dashboard-host": "127.0.0.1"}
@@ -107,6 +106,7 @@ def ray_nodes(*cpus: float, **environment: str) -> Iterator[Cluster]:
         cluster = Cluster(Path(folder), {**os.environ, **environment})
         cluster.environment.pop("RAY_ADDRESS", None)
         try:
+            # One after the other: two that start at the same moment choose the same name for their sockets.
             for count in cpus:
                 cluster.add(count)
             yield cluster
