@@ -36,7 +36,7 @@ from raybert.probe.texts import load_texts
 from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID
 from raybert.train import faults
 from raybert.train.checkpoint import Snapshot
-from raybert.train.loop import Worker
+from raybert.train.saver import Saver
 from tests.tasks import make_task
 
 
@@ -387,13 +387,13 @@ def test_a_planted_queue_entry_is_refused(tmp_path):
 
 
 def test_trouble_with_a_probe_does_not_end_training(task_file, tmp_path, monkeypatch):
-    worker = Worker.__new__(Worker)  # without the Ray Train worker that it lives in
-    worker.config = from_mapping({"run": {"name": "run", "storage": str(tmp_path)}})
-    storage.write_bytes(f"{worker.config.run_uri}/config.yaml", b"{}")
-    worker.tasks, worker.probe_cpus = [load_task(task_file)], 1.0
+    saver = Saver.__new__(Saver)  # without the Ray Train worker that it lives in
+    saver.config = from_mapping({"run": {"name": "run", "storage": str(tmp_path)}})
+    storage.write_bytes(f"{saver.config.run_uri}/config.yaml", b"{}")
+    saver.tasks, saver.probe_cpus = [load_task(task_file)], 1.0
     monkeypatch.setattr(client, "submit", Mock(side_effect=ValueError("no place for the actor")))
-    worker._submit_probe(Snapshot({}, BertConfig(), None), 5)
-    (record,) = queue.records(worker.config.run_uri).values()
+    saver._submit_probe(Snapshot({}, BertConfig(), None), 5)
+    (record,) = queue.records(saver.config.run_uri).values()
     assert (record["status"], record["step"]) == ("skipped", 5)
     assert "no place for the actor" in record["reason"]
-    assert [fault["kind"] for fault in faults.read(worker.config.run_uri)[0]] == ["probe"]
+    assert [fault["kind"] for fault in faults.read(saver.config.run_uri)[0]] == ["probe"]
