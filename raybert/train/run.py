@@ -35,6 +35,7 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """
     from raybert.train.ingest import last_step
     from raybert.train.loop import FAILURE
+    from raybert.train.orphans import remove_orphans
     from raybert.train.recover import repair
     from raybert.train.stop import requested, until_signal
     from raybert.train.supervise import keep_going
@@ -47,6 +48,7 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     config = run.config
     _write_config(run)
     storage.remove(storage.join(run.uri, FAILURE))
+    remove_orphans()
     repair(run.uri)
     if last_step(run.uri) >= config.train.steps:
         return {}

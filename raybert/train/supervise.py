@@ -12,6 +12,7 @@ from raybert.errors import InputError, RunFailed
 from raybert.patience import patiently
 from raybert.train import faults
 from raybert.train.ingest import DamagedCheckpoint, last_step
+from raybert.train.orphans import remove_orphans
 from raybert.train.recover import repair
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
                 run_uri, "restart", f"{text}; going on from step {_last_step(run_uri, patience)}", failures=failures
             )
             time.sleep(min(2.0**failures, LONGEST_PAUSE))
+            remove_orphans()
 
 
 def _last_step(run_uri: str, patience: float) -> int:

@@ -89,6 +89,17 @@ class Cluster:
     def pids(self, *marks: str) -> list[int]:
         return sorted(pid for node in self.nodes if not node.gone for pid in node.pids(*marks))
 
+    def state(self) -> str:
+        """What Ray says of its resources, placement groups and actors, for the message of a test that failed."""
+        environment = self.environment | {"RAY_ADDRESS": self.address}
+        said = []
+        for command in (["status", "-v"], ["list", "placement-groups", "--detail"], ["list", "actors"]):
+            done = subprocess.run(
+                [RAY, *command], env=environment, capture_output=True, text=True, timeout=60, check=False
+            )
+            said.append(f"$ ray {' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-500:]}")
+        return "\n".join(said)
+
     def stop(self) -> None:
         for node in reversed(self.nodes):
             if not node.gone:

@@ -110,7 +110,7 @@ class Driver:
     def check_alive(self, end: float, what: str) -> None:
         assert self.process is not None
         assert self.process.poll() is None, f"the driver ended before {what}:\n{self.said[-4000:]}"
-        assert time.monotonic() < end, f"{what} did not come:\n{self.said[-4000:]}"
+        assert time.monotonic() < end, f"{what} did not come:\n{self.said[-4000:]}\n{self.cluster.state()}"
 
     def wait(self, seconds: float = 200) -> int:
         assert self.process is not None
