@@ -163,7 +163,7 @@ def sweep(
         from raybert.dry_run import show_sweep
         from raybert.sweep.run import estimate_sweep
 
-        Console().print(show_sweep(*estimate_sweep(settings)))
+        Console().print(show_sweep(settings.model_dump(mode="json"), *estimate_sweep(settings)))
         return
     sweep_and_summarise(settings, resume=resume, local=local)
 
@@ -271,7 +271,7 @@ def doctor(
     wrong = 0
     for line in examine(settings):
         lines, wrong = lines + 1, wrong + bool(line.remedy)
-        print(f"{line.subject:>12}  {'WRONG' if line.remedy else 'ok'}: {line.detail}", flush=True)
+        print(f"{line.subject:>12}  {line.verdict}: {line.detail}", flush=True)
         if line.remedy:
             print(f"{'':>12}  what to do: {line.remedy}", flush=True)
     if wrong:

@@ -120,9 +120,16 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
         to_torch(reader.build(np.arange(start, start + train.micro_batch)), device)
         for start in range(first, first + count * train.micro_batch, train.micro_batch)
     ]
-    times = []
-    for step in range(STEPS + 1):
-        start = time.perf_counter()
+
+    def seconds(count: int) -> float:
+        """Of a step of so many micro-batches: the mean of a few, after one that is not timed."""
+        for step in range(STEPS + 1):
+            if step == 1:
+                start = time.perf_counter()
+            one_step(step, micro_batches[:count])
+        return (time.perf_counter() - start) / STEPS
+
+    def one_step(step: int, micro_batches: list[Any]) -> None:
         sums, _ = train_step(
             model,
             optimizer,
@@ -133,13 +140,17 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
             seed=train.seed,
             step=step,
             first_micro_batch=0,
-            global_batch=count * train.micro_batch,
+            global_batch=len(micro_batches) * train.micro_batch,
         )
         sums.tolist()  # waits for the device
-        times.append(time.perf_counter() - start)
+
+    whole = seconds(count)
+    if of_a_step > count:
+        # The update of the weights is made once a step, however many micro-batches it has.
+        whole += (of_a_step - count) * max(0.0, whole - seconds(1)) / (count - 1)
     on_gpu = device.type == "cuda"
     return {
-        "seconds": sum(times[1:]) / STEPS * of_a_step / count,
+        "seconds": whole,
         "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else _process_peak(),
         "parameters": sum(parameter.numel() for parameter in bert.parameters()),
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
@@ -172,19 +183,23 @@ def show(run: Run, found: Estimate) -> RenderableType:
     return Group(escape(yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False)), table)
 
 
-def show_sweep(rows: list[tuple[str, dict[str, Any], Estimate]], concurrent: int) -> RenderableType:
-    """A row a trial, and the whole sweep's time when no trial is stopped early."""
+def show_sweep(
+    settings: dict[str, Any], rows: list[tuple[str, dict[str, Any], Estimate]], concurrent: int
+) -> RenderableType:
+    """The resolved settings; a row a trial, and the whole sweep's time when no trial is stopped early."""
     keys = list(rows[0][1])
-    table = Table("trial", *keys, "parameters", "tokens", "FLOPs", "memory a worker", "time", box=box.SIMPLE_HEAD)
+    figures = ("parameters", "tokens", "FLOPs", "memory a worker", "checkpoint", "time")
+    table = Table("trial", *keys, *figures, box=box.SIMPLE_HEAD)
     for name, point, found in rows:
         values = (f"{point[key]:g}" if isinstance(point[key], float) else str(point[key]) for key in keys)
-        figures = (f"{found.parameters:,}", f"{found.tokens:,}", f"{found.flops:.3g}", _size(found.peak_bytes))
-        table.add_row(name, *map(escape, values), *figures, format_seconds(found.seconds))
+        sizes = (_size(found.peak_bytes), _size(found.checkpoint_bytes))
+        counts = (f"{found.parameters:,}", f"{found.tokens:,}", f"{found.flops:.3g}")
+        table.add_row(name, *map(escape, values), *counts, *sizes, format_seconds(found.seconds))
     total = sum(found.seconds for _, _, found in rows) / concurrent
     table.caption = (
         f"{len(rows)} trials, {concurrent} at a time: {format_seconds(math.ceil(total))} when none is stopped early"
     )
-    return table
+    return Group(escape(yaml.safe_dump(settings, sort_keys=False)), table)
 
 
 def _epochs(run: Run) -> float:

@@ -116,6 +116,12 @@ def sentences(uri: str) -> Iterator[None]:
         raise found from error
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        yield cause
+        error = cause
+
+
 def explain(uri: str, error: Exception) -> Exception | None:
     """The sentence for an exception of a remote storage's client, None where there is none.
 
@@ -134,6 +140,10 @@ def explain(uri: str, error: Exception) -> Exception | None:
                 else "set them up as its provider describes."
             )
         )
+    if "RefreshError" in names and any(
+        isinstance(found, OSError) or "Transport" in type(found).__name__ for found in _causes(error)
+    ):
+        return RunFailed(f"The server that renews the credentials for {place} does not answer; run the command again.")
     if code in (401, "401") or names & {"RefreshError", "ClientAuthenticationError"}:
         return InputError(f"The credentials for {place} have expired or are wrong (401 Unauthorized);{login}.")
     if code in (403, "403") or "PermissionError" in names or str(error).startswith("Forbidden"):

@@ -1,5 +1,6 @@
 """`raybert submit`: a command as a job on a cluster, with this checkout as its code."""
 
+import asyncio
 import getpass
 import importlib.metadata
 import logging
@@ -10,14 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
+
 from raybert import config as configs
 from raybert import storage
-from raybert.errors import InputError
+from raybert.errors import InputError, RunFailed
 from raybert.sweep import space
 
 ADDRESS = "http://127.0.0.1:8265"
 # Seconds that a stopped job gets to write its checkpoint, and its Ray to clean up; Ray's default of 3 is short.
 STOP_SECONDS = 120
+# Seconds that `--follow` waits for a cluster that does not answer.
+FOLLOW_SECONDS = 300.0
 # Entry scripts; the other commands need no cluster.
 SCRIPTS = ("prepare", "pretrain", "sweep", "probe", "report", "doctor")
 
@@ -70,18 +75,41 @@ def submit(arguments: Sequence[str], *, address: str | None = None, directory: s
     return Job(job, address)
 
 
-def follow(job: Job, show: Callable[[str], None], *, interval: float = 1.0) -> int:
-    """Pass on what the job prints until it ends, and return its exit code."""
+def follow(job: Job, show: Callable[[str], None], *, patience: float = FOLLOW_SECONDS) -> int:
+    """Pass on what the job prints until it ends, and return its exit code.
+
+    Args:
+        patience: seconds that the cluster may be out of reach, as when a forwarded port is dropped and taken up again.
+
+    Raises:
+        RunFailed: it was for longer. What became of the job is not known.
+    """
     client = _client(job.address)
-    seen = 0
+    shown, answered = 0, time.monotonic()
+
+    async def tail() -> None:
+        nonlocal shown, answered
+        at = 0
+        async for text in client.tail_job_logs(job.id):
+            answered = time.monotonic()
+            show(text[max(0, shown - at) :])  # on a new connection it comes from its beginning
+            at += len(text)
+            shown = max(shown, at)
+
     while True:
-        details = client.get_job_info(job.id)
-        text = client.get_job_logs(job.id)
-        show(text[seen:])
-        seen = len(text)
-        if details.status.is_terminal():
-            break
-        time.sleep(interval)
+        try:
+            asyncio.run(tail())
+            details = client.get_job_info(job.id)
+            answered = time.monotonic()
+            if details.status.is_terminal():
+                break
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            if time.monotonic() - answered > patience:
+                raise RunFailed(
+                    f"{job.address} has not answered for {patience:.0f} s ({_last_line(error)}); the job {job.id} may "
+                    f"well go on. To follow it again: {job.follow}"
+                ) from error
+        time.sleep(1)
     if details.driver_exit_code is not None:
         return int(details.driver_exit_code)
     return 0 if details.status == "SUCCEEDED" else 1

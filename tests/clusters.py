@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -126,6 +127,36 @@ def cluster(**options: Any) -> Iterator[Cluster]:
         yield started
     finally:
         started.close()
+
+
+@contextlib.contextmanager
+def forwarded(port: int, target: int) -> Iterator[None]:
+    """Connections to a port go to another one, as `kubectl port-forward` does it; at the end all of them are cut."""
+    connections: list[socket.socket] = []
+    server = socket.create_server((LOOPBACK, port), reuse_port=True)
+
+    def pass_on(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                ends = [server.accept()[0], socket.create_connection((LOOPBACK, target))]
+                connections.extend(ends)
+                for source, sink in (ends, ends[::-1]):
+                    threading.Thread(target=pass_on, args=(source, sink), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield
+    finally:
+        for each in [server, *connections]:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
 
 
 def end_process(process: "subprocess.Popen[bytes]") -> None:

@@ -41,7 +41,7 @@ def examine(config: Config | None) -> Iterator[Line]:
     marker = _Marker(config)
     with marker:
         nodes, silent = _ask_nodes(config, marker)
-    yield judge.nodes(nodes, silent)
+    yield judge.nodes(nodes, silent, cpus)
     if not nodes:
         return
     yield from judge.versions(nodes)

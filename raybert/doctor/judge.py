@@ -26,6 +26,11 @@ class Line:
     subject: str
     detail: str
     remedy: str = ""
+    known: bool = True  # False for what could not be looked at from here
+
+    @property
+    def verdict(self) -> str:
+        return "WRONG" if self.remedy else "ok" if self.known else "not known"
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,20 @@ class NodeFacts:
     storage_faults: Mapping[str, str] = field(default_factory=dict)  # subject -> sentence
 
 
-def nodes(nodes: Sequence[NodeFacts], silent: Mapping[str, str]) -> Line:
+def nodes(nodes: Sequence[NodeFacts], silent: Mapping[str, str], most_cpus: float = 0.0) -> Line:
     """
     Args:
         silent: nodes that did not answer, and why.
+        most_cpus: what the autoscaler may grow the cluster to.
     """
     if silent:
         name, reason = next(iter(silent.items()))
         more = f" (and {len(silent) - 1} more)" if len(silent) > 1 else ""
         remedy = "install raybert and its packages there, or submit a job with --working-dir; look at the node's logs"
         return Line("nodes", f"{name}{more} ran no task: {reason}", remedy)
-    return Line("nodes", f"{len(nodes)} of {len(nodes)} ran a task")
+    room = most_cpus - sum(node.cpus for node in nodes)
+    absent = f"; nodes with {room:g} more CPUs may come, which nobody can look at before" if room > 1e-6 else ""
+    return Line("nodes", f"{len(nodes)} of {len(nodes)} ran a task{absent}")
 
 
 def versions(nodes: Sequence[NodeFacts]) -> Iterator[Line]:
@@ -165,7 +173,8 @@ def dashboard(url: str, status: int | None) -> Line:
             "install 'ray[default]' on the head and start it with --include-dashboard=true",
         )
     if status is None:
-        return Line("dashboard", f"{url} cannot be reached from here, so whether it asks for a token is not known")
+        said = f"{url} cannot be reached from here; `raybert submit doctor` asks from the head whether it wants a token"
+        return Line("dashboard", said, known=False)
     if status in (401, 403):
         return Line("dashboard", f"{url} asks for a token")
     if _is_loopback(url):

@@ -1,13 +1,15 @@
-"""What went wrong in a run, as sentences: printed while it goes on, and kept in RUN/faults.jsonl.
+"""What went wrong in a run, as sentences: printed while it goes on, and kept in RUN/faults/, a file each.
 
-Each line is ``{"time", "kind", "text"}`` and what else is known: rank, step, node, pid, stack. The run went on after
-each of them, or said why it could not.
+Each is ``{"time", "kind", "text"}`` and what else is known: rank, step, node, pid, stack. The run went on after each of
+them, or said why it could not. A file each, since driver, controller and workers note them at the same time, and an
+object store appends to nothing.
 """
 
 import errno
 import json
 import logging
 import time
+import uuid
 from typing import Any
 
 from raybert import storage
@@ -15,31 +17,30 @@ from raybert.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-FAULTS = "faults.jsonl"
+FAULTS = "faults"
 OUT_OF_MEMORY = ("running low on memory", "can't allocate memory", "out of memory", "cannot allocate memory")
 PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "NCCL communicator was aborted")
 
 
 def note(run_uri: str, kind: str, text: str, **details: Any) -> None:
-    """Append a fault to the run's list. It is no reason to fail that this cannot be written."""
+    """Add a fault to the run's list. It is no reason to fail that this cannot be written."""
     logger.info("%s: %s", run_uri, text)
-    line = json.dumps({"time": time.time(), "kind": kind, "text": text, **details}, default=str) + "\n"
-    uri = storage.join(run_uri, FAULTS)
+    now = time.time_ns()
+    content = json.dumps({"time": now / 1e9, "kind": kind, "text": text, **details}, default=str)
+    uri = storage.join(run_uri, FAULTS, f"{now:020d}-{uuid.uuid4().hex[:8]}.json")
     try:
-        if storage.is_remote(uri):
-            storage.write_bytes(uri, storage.read_from(uri, 0) + line.encode())
-        else:
-            with open(uri, "a", encoding="utf-8") as file:
-                file.write(line)
+        storage.write_bytes(uri, content.encode() + b"\n")
     except Exception as error:
         logger.warning("The fault could not be noted in %s: %s", uri, error)
 
 
-def read(run_uri: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The faults noted from byte `offset` on, and the offset behind them."""
-    content = storage.read_from(storage.join(run_uri, FAULTS), offset)
-    whole = content[: content.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+def read(run_uri: str, seen: set[str] | None = None) -> list[dict[str, Any]]:
+    """The faults in the order of time; those named in `seen`, which grows by the others, are left out."""
+    seen = set() if seen is None else seen
+    uris = [uri for uri in storage.list_dir(storage.join(run_uri, FAULTS)) if uri.endswith(".json") and uri not in seen]
+    found = [storage.read_json(uri) for uri in uris]
+    seen.update(uris)
+    return found
 
 
 def describe(error: BaseException) -> tuple[str, str]:

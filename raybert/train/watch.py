@@ -35,11 +35,12 @@ class Watcher:
         self._run_uri = run_uri
         self._metrics = storage.join(run_uri, "metrics.jsonl")
         self._on_record, self._on_probe, self._on_fault, self._on_look = on_record, on_probe, on_fault, on_look
-        self._offset = self._fault_offset = 0
+        self._offset = 0
         self._seen: set[str] = set()
+        self._seen_faults: set[str] = set()
         if not history:  # what an earlier start of the same run left is not news
             self._offset = len(storage.read_from(self._metrics, 0))
-            self._fault_offset = faults.read(run_uri)[1]
+            faults.read(run_uri, self._seen_faults)
             client.new_results(run_uri, self._seen)
         self._interval = 10.0 if storage.is_remote(run_uri) else 0.5
         self._stop = threading.Event()
@@ -72,8 +73,7 @@ class Watcher:
         for line in whole.splitlines():
             self._on_record(json.loads(line))
         if self._on_fault is not None:
-            news, self._fault_offset = faults.read(self._run_uri, self._fault_offset)
-            for fault in news:
+            for fault in faults.read(self._run_uri, self._seen_faults):
                 self._on_fault(fault)
         for result in client.new_results(self._run_uri, self._seen):
             self._on_probe(result)

@@ -63,9 +63,10 @@ class Cluster:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def add(self, cpus: float, command: Sequence[str] = (RAY, "start", "--block")) -> Node:
+    def add(self, cpus: float, command: Sequence[str] = (RAY, "start", "--block"), labels: str = "") -> Node:
         """Start a node, the first one as the head, and wait until it is up."""
         options = {"num-cpus": f"{cpus:g}", "node-ip-address": "127.0.0.1", "object-store-memory": "200000000"}
+        options |= {"labels": labels} if labels else {}
         options |= {"min-worker-port": "0", "max-worker-port": "0", "dashboard-agent-listen-port": "0"}
         if self.nodes:
             options["address"] = self.address

@@ -25,6 +25,11 @@ from tests.tasks import make_task
 ROOT = Path(raybert.__file__).parents[1]
 KEPT = {"JobSupervisor", "TrainController", "ProbeService"}
 LEFT_OUT = (".venv", ".git", "runs", "build", "*cache*", "*.egg-info", ".hypothesis")
+FOLLOW = """
+import sys
+from raybert.submit import Job, follow
+sys.exit(follow(Job(*sys.argv[1:]), lambda text: print(text, end="", flush=True)))
+"""
 WHERE = """
 import json, ray
 from ray.util.state import list_actors
@@ -161,6 +166,13 @@ def test_only_workers_are_on_the_spot_node(cluster, training):
     assert "RayTrainWorker" in spot
 
 
+def test_the_dashboard_lists_the_run(cluster, training):
+    (found,) = [run for run in api(cluster, "/api/train/v2/runs/v1")["train_runs"] if run["name"] == "job"]
+    assert found["status"] == "RUNNING"
+    (attempt,) = found["run_attempts"]
+    assert [worker["world_rank"] for worker in attempt["workers"]] == [0, 1]
+
+
 @pytest.mark.timeout(290)
 def test_every_panel_of_the_dashboard_shows_the_run(cluster, training, tmp_path):
     prometheus = shutil.which("prometheus")
@@ -265,6 +277,28 @@ def test_the_probe_service_outlives_its_jobs_and_the_report_is_a_job(cluster, ch
     reported = submit(cluster, checkout, "report", run)
     assert reported.returncode == 0, reported.stdout + reported.stderr
     assert os.path.exists(f"{run}/report.html")
+
+
+@pytest.mark.timeout(120)
+def test_a_dropped_connection_does_not_end_the_following(cluster):
+    """A forwarded port is cut in the middle and opened again: each line is shown once, the code is the job's."""
+    lines = "; ".join(f"echo line {i}; sleep 0.3" for i in range(20))
+    options = ["--address", cluster.dashboard, "--no-wait"]
+    sent = cluster.run(clusters.RAY, "job", "submit", *options, "--", "sh", "-c", f"'{lines}; exit 3'")
+    (port,) = clusters.free_ports(1)
+    dashboard = int(cluster.dashboard.rpartition(":")[2])
+    job = [re.search(r"raysubmit_\w+", sent.stdout)[0], f"http://{clusters.LOOPBACK}:{port}"]
+    with clusters.forwarded(port, dashboard):
+        process = subprocess.Popen(
+            [sys.executable, "-c", FOLLOW, *job], env=cluster.environment, stdout=subprocess.PIPE, text=True
+        )
+        first = [process.stdout.readline() for _ in range(3)]
+    time.sleep(1)
+    with clusters.forwarded(port, dashboard):
+        rest = process.communicate(timeout=90)[0]
+    said = re.findall(r"line \d+", "".join(first) + rest)
+    assert said == [f"line {i}" for i in range(20)]
+    assert process.returncode == 3
 
 
 @pytest.mark.timeout(200)

@@ -102,6 +102,12 @@ def test_a_dashboard_that_answers_strangers_is_refused(url, status, wrong):
     if url and wrong:
         assert "without a token" in line.detail
         assert "RAY_AUTH_MODE=token" in line.remedy
+    assert line.verdict == ("WRONG" if wrong else "not known" if status is None else "ok")
+
+
+def test_nodes_that_may_come_are_mentioned():
+    assert judge.nodes([NODE], {}, 8).detail == "1 of 1 ran a task"
+    assert "24 more CPUs" in judge.nodes([NODE], {}, 32).detail
 
 
 def test_storage_that_one_node_cannot_use_is_named():

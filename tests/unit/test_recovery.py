@@ -70,7 +70,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(run, name, how):
     assert "step-00000020" in told
     assert last_step(str(run)) == 20
     assert (run / "checkpoints" / "damaged-step-00000030").is_dir()
-    assert [fault["kind"] for fault in faults.read(str(run))[0]] == ["damaged_checkpoint"]
+    assert [fault["kind"] for fault in faults.read(str(run))] == ["damaged_checkpoint"]
     assert repair(str(run)) == []
 
 

@@ -10,6 +10,7 @@ import pyarrow.fs
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from google.auth.exceptions import RefreshError, TransportError
 
 from raybert import remote, storage
 from raybert.data.shards import open_shards
@@ -193,6 +194,14 @@ def google(gcs, monkeypatch, tmp_path):
     yield gcs
     gcs.inject()
     remote._google.cache_clear()
+
+
+def test_a_token_that_cannot_be_renewed_for_now_is_asked_for_again():
+    """Unlike one that was revoked."""
+    unreachable = RefreshError("Failed to retrieve the token from the metadata service")
+    unreachable.__cause__ = TransportError("connection timed out")
+    assert isinstance(remote.explain("gs://b/x", unreachable), RunFailed)
+    assert isinstance(remote.explain("gs://b/x", RefreshError("invalid_grant")), InputError)
 
 
 def test_no_credentials_is_a_sentence(google):
