@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -93,12 +94,18 @@ def write(snap: Snapshot, uri: str) -> int:
             for file in sorted(directory.iterdir(), key=lambda file: file.name == "config.json"):
                 storage.upload_file(file, storage.join(uri, file.name))
         else:
-            # A directory of that name is left from an attempt that was cut off before it was reported.
-            shutil.rmtree(uri, ignore_errors=True)
-            directory.rename(uri)
+            _replace(directory, Path(uri))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return size
+
+
+def _replace(directory: Path, place: Path) -> None:
+    """Give a directory its name, which the best weights before it have, or an attempt that was cut off."""
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as aside:
+        with suppress(FileNotFoundError):
+            place.rename(Path(aside, "before"))
+        directory.rename(place)
 
 
 def _sha256(file: Path) -> str:

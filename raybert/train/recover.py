@@ -29,16 +29,19 @@ def repair(run_uri: str) -> list[str]:
     """
     _sweep_up(run_uri)
     uri = storage.join(run_uri, SNAPSHOT)
-    if not storage.exists(uri):
-        return []
     told = []
     try:
         record = json.loads(storage.read_bytes(uri))
         results, indices = record["checkpoint_results"], record["checkpoint_report_indices"]
         entries = list(zip([result["checkpoint_dir_name"] for result in results], results, indices, strict=True))
-    except (ValueError, KeyError, TypeError):
-        told.append("The list of checkpoints was damaged; it was made again from the checkpoints themselves.")
+    except FileNotFoundError:
         record, entries = _new_record(run_uri)
+        if not entries:
+            return []  # of a run that has not come to its first checkpoint
+        told.append("The list of checkpoints was missing; it was made again from the checkpoints themselves.")
+    except (ValueError, KeyError, TypeError):
+        record, entries = _new_record(run_uri)
+        told.append("The list of checkpoints was damaged; it was made again from the checkpoints themselves.")
     kept = [entry for entry in entries if storage.list_dir(storage.join(run_uri, entry[0]))]
     told += [f"The checkpoint {name} is listed and gone." for name, *_ in entries if name not in {k[0] for k in kept}]
     damaged = []

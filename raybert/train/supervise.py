@@ -29,7 +29,7 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
     Here only failures without a new checkpoint between them are counted.
 
     Args:
-        fit: builds a trainer and runs it.
+        fit: builds a trainer, which looks at its storage, and runs it.
         max_failures: of these; Ray Train has its own count of the same size for each `fit`.
         patience: seconds that storage may be away.
 
@@ -43,7 +43,7 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
             return fit()
         except SystemExit as error:
             raise KeyboardInterrupt from error
-        except (TrainingFailedError, RayActorError) as error:
+        except (TrainingFailedError, RayActorError, OSError) as error:
             now = _last_step(run_uri, patience)
             failures = 1 if now > reached else failures + 1
             progress, reached = now > reached, now
@@ -79,6 +79,8 @@ def _judge(error: Exception, progress: bool) -> tuple[str, bool]:
         cause = error.controller_failure
         text = f"the controller failed ({faults.describe(cause)[1]})"
         return text, isinstance(cause, InputError) and not isinstance(cause, DamagedCheckpoint)
+    if isinstance(error, OSError):
+        return f"its storage could not be used ({faults.describe(error)[1]})", False
     failures = getattr(error, "worker_failures", {})
     causes = "; ".join(f"rank {rank} {faults.describe(cause)[1]}" for rank, cause in sorted(failures.items())[:3])
     # Ray Train has tried as often as it may.

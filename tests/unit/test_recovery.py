@@ -74,6 +74,19 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(run, name, how):
     assert repair(str(run)) == []
 
 
+def test_a_list_that_is_gone_is_made_again(run):
+    (run / SNAPSHOT).unlink()
+    (told,) = repair(str(run))
+    assert "was missing" in told
+    assert last_step(str(run)) == 30
+    assert repair(str(run)) == []
+
+
+def test_a_run_without_a_checkpoint_needs_no_list(tmp_path):
+    assert repair(str(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_when_all_are_damaged_the_run_begins_anew(run):
     for step in (10, 20, 30):
         (run / "checkpoints" / f"step-{step:08d}" / checkpoint.TRAINING_STATE).write_bytes(b"")
