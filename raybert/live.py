@@ -22,12 +22,13 @@ from raybert.probe.client import run_of
 from raybert.probe.show import format_block
 from raybert.report.plots import bin_means
 from raybert.report.read import WAITS, read_run
-from raybert.telemetry import format_line, format_seconds
+from raybert.telemetry import format_line, format_seconds, read_metrics
 from raybert.terminal import closing_table
 from raybert.train.watch import Watcher
 
 Record = dict[str, Any]
 BLOCKS = "▁▂▃▄▅▆▇█"
+SILENT_MINUTES = 5.0
 TABLE_ROWS = 6  # with the curves above they fill a terminal of 24 lines
 
 
@@ -64,9 +65,10 @@ def bars(config: Config, console: Console) -> Iterator[None]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as shown:
-        training = shown.add_task("training", total=config.train.steps, note="starting the workers")
-        due = probe_count(config)
-        probes = shown.add_task("probes", total=due, note="", visible=due > 0)
+        done, due = _last_logged(config.run_uri), probe_count(config)
+        training = shown.add_task("training", total=config.train.steps, completed=done, note="starting the workers")
+        probed = len(queue.records(config.run_uri))
+        probes = shown.add_task("probes", total=due, completed=probed, note="", visible=due > 0)
 
         def on_record(record: Record) -> None:
             if "loss" in record:
@@ -85,6 +87,11 @@ def bars(config: Config, console: Console) -> Iterator[None]:
 
         with Watcher(config.run_uri, on_record=on_record, on_probe=on_probe, on_fault=on_fault):
             yield
+
+
+def _last_logged(run_uri: str) -> int:
+    """The step that an earlier start of the run has come to."""
+    return max((record["step"] for record in read_metrics(run_uri)), default=0)
 
 
 def probe_count(config: Config) -> int:
@@ -115,13 +122,16 @@ def watch(run: str, *, once: bool = False) -> None:
         with Live(console=console, auto_refresh=False, vertical_overflow="crop") as screen:
             _until_over(state, lambda: screen.update(view(state, console.width), refresh=True))
     else:
-        shown = 0
+        shown, told = 0, False
 
         def print_news() -> None:
-            nonlocal shown
+            nonlocal shown, told
             for record in state.records[shown:]:
                 print(format_line(record, state.steps), flush=True)
             shown = len(state.records)
+            if state.silence and not told:
+                print(state.silence, flush=True)
+            told = bool(state.silence)
 
         _until_over(state, print_news)
         console.print(closing_table(run_uri))
@@ -151,6 +161,7 @@ class State:
         self.failure = ""
         self._stale = True  # the table: it is made anew for validations and probes alone
         self.faults: list[Record] = []
+        self._news = time.monotonic()
         self._watcher = Watcher(
             run_uri,
             on_record=self._on_record,
@@ -161,6 +172,7 @@ class State:
 
     def _on_record(self, record: Record) -> None:
         self.records.append(record)
+        self._news = time.monotonic()
         self._stale |= "validation" in record
 
     def _on_probe(self, record: Record) -> None:
@@ -181,6 +193,16 @@ class State:
     @property
     def step(self) -> int:
         return int(self.records[-1]["step"]) if self.records else 0
+
+    @property
+    def silence(self) -> str:
+        """A sentence when nothing has come for long: a directory cannot tell a run that waits from one that is gone."""
+        minutes = (time.monotonic() - self._news) / 60
+        if minutes < SILENT_MINUTES or self.step >= self.steps:
+            return ""
+        return (
+            f"nothing new for {minutes:.0f} minutes: the run waits for nodes, or was stopped; the same command goes on"
+        )
 
     @property
     def over(self) -> bool:
@@ -211,6 +233,8 @@ def view(state: State, width: int) -> RenderableType:
     parts += [Text(f"fault: {fault['text']}", style="yellow") for fault in state.faults[-3:]]
     if state.waiting:
         parts.append(Text(f"waiting for their probes: {', '.join(f'step {step:,}' for step in state.waiting)}"))
+    if state.silence:
+        parts.append(Text(state.silence, style="yellow"))
     if state.failure:
         parts.append(Text(f"failed: {state.failure}", style="red"))
     return Group(*parts)

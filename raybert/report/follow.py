@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from raybert.errors import Interrupted
 from raybert.report.page import write_report
 from raybert.train.watch import Watcher
 
@@ -41,12 +42,16 @@ class Page:
 @contextmanager
 def kept_current(run_uri: str) -> Iterator[None]:
     """Keep the run's page current inside the ``with``, from a thread of this process; at its end it is whole."""
-    page = Page(run_uri)
+    page, at_once = Page(run_uri), False
     try:
         with Watcher(run_uri, on_record=page.note, on_probe=page.note, on_look=page.write_if_due):
             yield
+    except KeyboardInterrupt as error:
+        at_once = not isinstance(error, Interrupted)  # a second Ctrl-C: whoever sends it does not want to wait
+        raise
     finally:
         try:
-            page.write()
+            if not at_once:
+                page.write()
         except Exception as error:  # the run itself is in order
             logger.warning("The report of %s could not be written: %s", run_uri, error)

@@ -3,6 +3,10 @@
 import time
 from pathlib import Path
 
+import pytest
+
+from raybert import live, storage
+from raybert.errors import Interrupted
 from raybert.report import follow, write_report
 from raybert.report.follow import kept_current
 from tests.runs import make_run, probe, write_probe
@@ -46,3 +50,20 @@ def test_the_page_is_not_written_again_at_once(monkeypatch):
         page.note({"step": 1, "validation": {}})
         page.write_if_due()
     assert len(written) == 1
+
+
+@pytest.mark.parametrize(("error", "drawn"), [(Interrupted("saved"), True), (KeyboardInterrupt(), False)])
+def test_who_interrupts_twice_does_not_wait_for_a_page(tmp_path, error, drawn):
+    run = make_run(tmp_path)
+    with pytest.raises(KeyboardInterrupt), kept_current(run):
+        raise error
+    assert storage.exists(f"{run}/report.html") is drawn
+
+
+def test_a_run_that_tells_nothing_is_said_to_do_so(tmp_path, monkeypatch):
+    run = make_run(tmp_path, steps=400, done=200)
+    state = live.State(run)
+    state.refresh()
+    assert not state.silence
+    monkeypatch.setattr(live, "SILENT_MINUTES", 0.0)
+    assert "nothing new for 0 minutes" in state.silence
