@@ -3,13 +3,14 @@ import threading
 import pytest
 import torch
 
+from raybert import storage
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import load, save
 from raybert.model.losses import Pretraining
 from raybert.train import optimizer
-from raybert.train.checkpoint import BackgroundWriter, load_state, snapshot, write
+from raybert.train.checkpoint import BackgroundWriter, load_state, snapshot, verify_files, write
 
 CONFIG = BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
 
@@ -85,3 +86,27 @@ def test_the_writer_runs_jobs_in_order_and_raises_their_faults():
     writer.submit(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         writer.close()
+
+
+def test_a_checkpoint_in_a_bucket_that_was_cut_off_is_none(model, gcs, monkeypatch):
+    uri = gcs.create_bucket("cut-off") + "/c"
+    snap = snapshot(model, optimizer.build(model, lr=1e-3, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-6), step=1)
+    upload, sent = storage.upload_file, []
+
+    def two_files(local, to):
+        if len(sent) == 2:
+            raise KeyboardInterrupt  # the process ends here
+        sent.append(to)
+        upload(local, to)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(storage, "upload_file", two_files)
+        write(snap, uri)
+    assert storage.list_files(uri) == sorted(sent)
+    with pytest.raises(InputError, match=r"config\.json"):
+        load(uri)
+    with pytest.raises(InputError):
+        verify_files(uri)
+    write(snap, uri)
+    verify_files(uri)
+    assert load(uri).config == model.config
