@@ -17,6 +17,15 @@ from tests.faults.cluster import ray_nodes
 from tests.tasks import make_task
 
 SERVICE = "ProbeService"
+# Has the run served once, and waits until nothing is queued; what happens in between is the service's own affair.
+SERVE = """
+import sys, time, ray
+from raybert.probe import client, queue
+ray.init(log_to_driver=False)
+client.serve(*sys.argv[1:])
+while queue.waiting_steps(sys.argv[1]):
+    time.sleep(0.2)
+"""
 
 
 @pytest.mark.timeout(280)
@@ -32,7 +41,7 @@ def test_the_service_outlives_its_node(tmp_path):
     with ray_nodes() as cluster:
         cluster.add(0, labels="ray.io/market-type=spot")  # the head is no place for the service here
         nodes = [cluster.add(1) for _ in range(2)]
-        command = [sys.executable, "-m", "raybert.cli", "probe", "wait", run]
+        command = [sys.executable, "-c", SERVE, run, str(tmp_path)]
         environment = cluster.environment | {"RAY_ADDRESS": cluster.address}
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as waiting:
             try:

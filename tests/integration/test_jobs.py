@@ -169,7 +169,7 @@ def test_only_workers_are_on_the_spot_node(cluster, training):
 def test_the_dashboard_lists_the_run(cluster, training):
     (found,) = [run for run in api(cluster, "/api/train/v2/runs/v1")["train_runs"] if run["name"] == "job"]
     assert found["status"] == "RUNNING"
-    (attempt,) = found["run_attempts"]
+    (attempt,) = found["attempts"]
     assert [worker["world_rank"] for worker in attempt["workers"]] == [0, 1]
 
 
@@ -296,7 +296,7 @@ def test_a_dropped_connection_does_not_end_the_following(cluster):
     time.sleep(1)
     with clusters.forwarded(port, dashboard):
         rest = process.communicate(timeout=90)[0]
-    said = re.findall(r"line \d+", "".join(first) + rest)
+    said = re.findall(r"^line \d+$", "".join(first) + rest, re.MULTILINE)
     assert said == [f"line {i}" for i in range(20)]
     assert process.returncode == 3
 
