@@ -284,7 +284,7 @@ def test_a_dropped_connection_does_not_end_the_following(cluster):
     """A forwarded port is cut in the middle and opened again: each line is shown once, the code is the job's."""
     lines = "; ".join(f"echo line {i}; sleep 0.3" for i in range(20))
     options = ["--address", cluster.dashboard, "--no-wait"]
-    sent = cluster.run(clusters.RAY, "job", "submit", *options, "--", "sh", "-c", f"'{lines}; exit 3'")
+    sent = cluster.run(clusters.RAY, "job", "submit", *options, "--", "sh", "-c", f"{lines}; exit 3")
     (port,) = clusters.free_ports(1)
     dashboard = int(cluster.dashboard.rpartition(":")[2])
     job = [re.search(r"raysubmit_\w+", sent.stdout)[0], f"http://{clusters.LOOPBACK}:{port}"]
@@ -295,9 +295,10 @@ def test_a_dropped_connection_does_not_end_the_following(cluster):
         first = [process.stdout.readline() for _ in range(3)]
     time.sleep(1)
     with clusters.forwarded(port, dashboard):
-        rest = process.communicate(timeout=90)[0]
+        rest = process.stdout.read()
+        process.wait(30)
     said = re.findall(r"^line \d+$", "".join(first) + rest, re.MULTILINE)
-    assert said == [f"line {i}" for i in range(20)]
+    assert said == [f"line {i}" for i in range(20)], "".join(first) + rest
     assert process.returncode == 3
 
 
