@@ -20,7 +20,8 @@ prometheus:  ## install Debian's prometheus, which a test needs, when root
 	    apt-get install -qq --yes --no-install-recommends prometheus > /dev/null; } || true
 
 test-faults: $(VENV)/.dev  ## every kind of fault once, 10,000 cases of each fuzz test (a quarter of an hour)
-	RAYBERT_FAULTS=17 RAYBERT_FUZZ=10000 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+	RAYBERT_FAULTS=17 RAYBERT_FUZZ=10000 RAYBERT_SLOW=1 $(BIN)/python -m pytest tests/faults \
+		tests/unit/test_export.py $(PYTEST_ARGS)
 
 N ?= 200
 soak: $(VENV)/.dev  ## N=200 faults at random moments, then 10,000 steps that must not grow; SEED=n repeats

