@@ -58,7 +58,7 @@ def torchrun_worker(uri: str) -> None:
         all_reduce_sums(sums).tolist()
         rates.append(all_reduce_sums(tokens).item() / (time.perf_counter() - start))
     if rank == 0:
-        print(f"rate {statistics.median(rates[2:])}", flush=True)
+        print(f"rate {statistics.median(rates[STEPS // 2 :])}", flush=True)
     dist.destroy_process_group()
 
 

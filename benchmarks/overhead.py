@@ -3,6 +3,7 @@
 The bare loop has its batches in memory, in a process of its own; it is the limit as well.
 """
 
+import argparse
 import tempfile
 from collections.abc import Callable
 
@@ -21,11 +22,11 @@ from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
 from raybert.train.step import pick_dtype, train_step
 
-STEPS, GLOBAL_BATCH = 10, 8
+GLOBAL_BATCH = 4
 
 
-def bare_loop(uri: str, threads: int) -> Callable[[], float]:
-    """The plan's own samples, built beforehand; tokens per second, the median step."""
+def bare_loop(uri: str, threads: int, count: int) -> Callable[[], float]:
+    """The plan's own samples, built beforehand; tokens per second, the median of the second half of the steps."""
     import statistics
     import time
 
@@ -40,7 +41,7 @@ def bare_loop(uri: str, threads: int) -> Callable[[], float]:
             to_torch(reader.build(np.arange(first, first + MICRO_BATCH)), device)
             for first in range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH, MICRO_BATCH)
         ]
-        for step in range(STEPS)
+        for step in range(count)
     ]
     model = Bert(BertConfig())
     pretraining, adam = Pretraining(model), optimizer.build(model, **OPTIMIZER)
@@ -55,26 +56,31 @@ def bare_loop(uri: str, threads: int) -> Callable[[], float]:
             sums.tolist(), norm.item()
             tokens = sum(int(part["attention_mask"].sum()) for part in parts)
             rates.append(tokens / (time.perf_counter() - start))
-        return statistics.median(rates[1:])
+        return statistics.median(rates[count // 2 :])
 
     return side
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
     runs = 0
     with tempfile.TemporaryDirectory() as folder, local_ray(folder) as shards:
 
         def ours() -> float:
             nonlocal runs
             runs += 1
-            options = {"workers": 1, "threads": 1, "steps": STEPS, "global_batch": GLOBAL_BATCH}
+            options = {"workers": 1, "threads": 1, "steps": arguments.steps, "global_batch": GLOBAL_BATCH}
             rate, waits = pretrain(shards, folder, f"run-{runs}", **options)
             print(f"run {runs}: {rate:.0f} tokens/s, waits {waits}", flush=True)
             return rate
 
-        with elsewhere(bare_loop, shards.uri, 1) as bare:
-            first, second = medians(ours, bare, rounds=3)
-    result("overhead", first, second, second, "real tokens/s", micro_batch=MICRO_BATCH, seq_len=SEQ_LEN, workers=1)
+        with elsewhere(bare_loop, shards.uri, 1, arguments.steps) as bare:
+            first, second = medians(ours, bare, rounds=arguments.rounds)
+    more = {"micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN, "workers": 1, "steps": arguments.steps}
+    result("overhead", first, second, second, "real tokens/s", **more)
 
 
 if __name__ == "__main__":
