@@ -22,7 +22,7 @@ from raybert.probe.client import run_of
 from raybert.probe.show import format_block
 from raybert.report.plots import bin_means
 from raybert.report.read import WAITS, read_run
-from raybert.telemetry import format_line, format_seconds, read_metrics
+from raybert.telemetry import format_line, format_seconds, read_failure, read_metrics
 from raybert.terminal import closing_table
 from raybert.train.watch import Watcher
 
@@ -183,8 +183,7 @@ class State:
         if self._stale and self.records:
             self.table, self._stale = closing_table(self.uri, last=TABLE_ROWS), False
         self.waiting = queue.waiting_steps(self.uri)
-        failure = storage.join(self.uri, "failure.json")
-        self.failure = str(storage.read_json(failure)["reason"]) if storage.exists(failure) else ""
+        self.failure = str(read_failure(self.uri).get("reason", ""))
 
     @property
     def trained(self) -> list[Record]:

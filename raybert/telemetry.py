@@ -39,6 +39,19 @@ COUNTERS = {
 }
 
 
+FAILURE = "failure.json"  # in the run directory of a run that ended before its last step, and why
+
+
+def read_failure(run_uri: str) -> dict[str, Any]:
+    """step, reason and kind ("diverged", "data") of a run that gave up; empty where it did not."""
+    uri = storage.join(run_uri, FAILURE)
+    try:
+        found: dict[str, Any] = storage.read_json(uri)
+    except FileNotFoundError:
+        return {}
+    return found
+
+
 def tags_of(run_uri: str) -> dict[str, str]:
     """What a run is called in metrics: its name, or those of its sweep and its trial (SWEEP/trials/TRIAL)."""
     *above, parent, name = run_uri.rstrip("/").split("/")

@@ -10,7 +10,7 @@ from raybert import storage
 from raybert.config import read_yaml_mapping
 from raybert.errors import InputError
 from raybert.probe import POOLINGS
-from raybert.telemetry import read_metrics
+from raybert.telemetry import read_failure, read_metrics
 
 PROBE_FILE = re.compile(r"(?P<task>.+)-(?P<step>\d{8})\.json")
 WAITS = ("data", "checkpoint", "report", "validation")
@@ -171,7 +171,7 @@ def read_run(run_uri: str) -> RunData:
         restarts=list(_restarts(uri)),
         probes=probes,
         missed=missed,
-        failure=_failure(uri),
+        failure=str(read_failure(uri).get("reason", "")),
     )
 
 
@@ -180,11 +180,6 @@ def _lookup(tree: Any, dotted: str) -> Any:
     for part in dotted.split("."):
         tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
-
-
-def _failure(uri: str) -> str:
-    path = storage.join(uri, "failure.json")
-    return str(storage.read_json(path).get("reason", "")) if storage.exists(path) else ""
 
 
 def _restarts(uri: str) -> Iterator[Restart]:

@@ -11,7 +11,7 @@ from raybert.errors import RunFailed
 from raybert.model.bert import flops_per_token
 from raybert.report.read import Probe, Score, read_probes
 from raybert.sweep.space import SweepConfig, Trial, trials
-from raybert.telemetry import read_metrics
+from raybert.telemetry import FAILURE, read_failure, read_metrics
 
 LR = "optimizer.lr"
 # In a trial's directory, when it did not come to its own end: {"status": "pruned" or "failed", "reason"}.
@@ -87,7 +87,7 @@ def _outcome(trial: Trial, lengths: dict[str, int]) -> Outcome:
 
 def _end(uri: str, files: set[str], *, done: bool) -> tuple[str, str]:
     """A trial's status, and why it is so."""
-    failure = storage.read_json(storage.join(uri, "failure.json")) if "failure.json" in files else {}
+    failure = read_failure(uri) if FAILURE in files else {}
     if failure.get("kind") == "diverged":
         return "diverged", failure["reason"]
     if END in files:

@@ -24,7 +24,7 @@ from raybert.model.files import load, read_weights
 from raybert.model.losses import Pretraining
 from raybert.patience import patiently
 from raybert.probe.tasks import ProbeTask, parse_task
-from raybert.telemetry import Gauges, MetricsLog
+from raybert.telemetry import FAILURE, Gauges, MetricsLog
 from raybert.train import checkpoint as checkpoints
 from raybert.train import clock, faults, preemption
 from raybert.train import optimizer as optimizers
@@ -41,7 +41,6 @@ from raybert.train.stop import StopVote
 
 T = TypeVar("T")
 
-FAILURE = "failure.json"
 # A run whose loss is so many times that of guessing has diverged.
 DIVERGED = 3.0
 

@@ -12,6 +12,7 @@ import yaml
 from raybert import storage
 from raybert.errors import Interrupted, RunFailed
 from raybert.probe import client
+from raybert.telemetry import FAILURE, read_failure
 from raybert.train.check import Run
 from raybert.train.memory import WORKER_ENVIRONMENT
 
@@ -34,7 +35,6 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         Interrupted: a signal ended the run before its last step, with a checkpoint.
     """
     from raybert.train.ingest import last_step
-    from raybert.train.loop import FAILURE
     from raybert.train.orphans import remove_orphans
     from raybert.train.recover import repair
     from raybert.train.stop import requested, until_signal
@@ -63,10 +63,8 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
             patience=config.run.patience,
         ),
     )
-    failure = storage.join(run.uri, FAILURE)
-    if storage.exists(failure):
-        found = storage.read_json(failure)
-        raise Diverged(found["reason"]) if found["kind"] == "diverged" else RunFailed(found["reason"])
+    if failure := read_failure(run.uri):
+        raise Diverged(failure["reason"]) if failure["kind"] == "diverged" else RunFailed(failure["reason"])
     if requested(run.uri) and (done := last_step(run.uri)) < config.train.steps:
         raise Interrupted(f"{run.uri} is saved at step {done}; the same command goes on from there.")
     return result.metrics or {}
