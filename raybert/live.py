@@ -166,7 +166,7 @@ class State:
             run_uri,
             on_record=self._on_record,
             on_probe=self._on_probe,
-            on_fault=self.faults.append,
+            on_fault=self._on_fault,
             history=True,
         )
 
@@ -176,7 +176,12 @@ class State:
         self._stale |= "validation" in record
 
     def _on_probe(self, record: Record) -> None:
+        self._news = time.monotonic()
         self._stale = True
+
+    def _on_fault(self, fault: Record) -> None:
+        self._news = time.monotonic()
+        self.faults.append(fault)
 
     def refresh(self) -> None:
         self._watcher.poll()
@@ -197,7 +202,9 @@ class State:
     def silence(self) -> str:
         """A sentence when nothing has come for long: a directory cannot tell a run that waits from one that is gone."""
         minutes = (time.monotonic() - self._news) / 60
-        if minutes < SILENT_MINUTES or self.step >= self.steps:
+        times = [record["elapsed_seconds"] for record in self.trained[-2:]]
+        usual = (times[1] - times[0]) / 60 if len(times) == 2 else 0.0  # between two log lines
+        if minutes < max(SILENT_MINUTES, 3 * usual) or self.step >= self.steps:
             return ""
         return (
             f"nothing new for {minutes:.0f} minutes: the run waits for nodes, or was stopped; the same command goes on"

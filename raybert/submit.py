@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -23,6 +24,8 @@ ADDRESS = "http://127.0.0.1:8265"
 STOP_SECONDS = 120
 # Seconds that `--follow` waits for a cluster that does not answer.
 FOLLOW_SECONDS = 300.0
+# Seconds without a line after which it asks whether the job, and the connection, are still there.
+QUIET_SECONDS = 60.0
 # Entry scripts; the other commands need no cluster.
 SCRIPTS = ("prepare", "pretrain", "sweep", "probe", "report", "doctor")
 
@@ -84,35 +87,40 @@ def follow(job: Job, show: Callable[[str], None], *, patience: float = FOLLOW_SE
     Raises:
         RunFailed: it was for longer. What became of the job is not known.
     """
-    client = _client(job.address)
-    shown, answered = 0, time.monotonic()
+    details = asyncio.run(_follow(_client(job.address), job, show, patience))
+    if details.driver_exit_code is not None:
+        return int(details.driver_exit_code)
+    return 0 if details.status == "SUCCEEDED" else 1
 
-    async def tail() -> None:
-        nonlocal shown, answered
-        at = 0
-        async for text in client.tail_job_logs(job.id):
-            answered = time.monotonic()
+
+async def _follow(client: Any, job: Job, show: Callable[[str], None], patience: float) -> Any:
+    shown, lost = 0, None  # characters; when the cluster was first found out of reach
+    while True:
+        at, chunks = 0, client.tail_job_logs(job.id)
+        while True:
+            try:
+                text = await asyncio.wait_for(anext(chunks), QUIET_SECONDS)
+            except (StopAsyncIteration, OSError, RuntimeError, aiohttp.ClientError):
+                break  # over, cut off, or silent, which a connection that nobody closed is as well
             show(text[max(0, shown - at) :])  # on a new connection it comes from its beginning
             at += len(text)
             shown = max(shown, at)
-
-    while True:
         try:
-            asyncio.run(tail())
             details = client.get_job_info(job.id)
-            answered = time.monotonic()
-            if details.status.is_terminal():
-                break
-        except (OSError, RuntimeError, aiohttp.ClientError) as error:
-            if time.monotonic() - answered > patience:
+            rest = client.get_job_logs(job.id)[shown:] if details.status.is_terminal() else ""
+        except (OSError, RuntimeError) as error:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > patience:
                 raise RunFailed(
                     f"{job.address} has not answered for {patience:.0f} s ({_last_line(error)}); the job {job.id} may "
                     f"well go on. To follow it again: {job.follow}"
                 ) from error
-        time.sleep(1)
-    if details.driver_exit_code is not None:
-        return int(details.driver_exit_code)
-    return 0 if details.status == "SUCCEEDED" else 1
+        else:
+            lost = None
+            if details.status.is_terminal():
+                show(rest)
+                return details
+        await asyncio.sleep(1)
 
 
 def _client(address: str):  # type: ignore[no-untyped-def] # Ray has no types

@@ -22,13 +22,14 @@ class Page:
     def __init__(self, run_uri: str) -> None:
         self._run_uri = run_uri
         self._stale, self._not_before = False, 0.0
+        self.given_up = False
 
     def note(self, record: dict[str, Any]) -> None:
         """A line of the log or a probe record is new."""
         self._stale |= "validation" in record or "task" in record
 
     def write_if_due(self) -> None:
-        if self._stale and time.monotonic() >= self._not_before:
+        if self._stale and not self.given_up and time.monotonic() >= self._not_before:
             self.write()
 
     def write(self) -> None:
@@ -42,16 +43,18 @@ class Page:
 @contextmanager
 def kept_current(run_uri: str) -> Iterator[None]:
     """Keep the run's page current inside the ``with``, from a thread of this process; at its end it is whole."""
-    page, at_once = Page(run_uri), False
+    page = Page(run_uri)
     try:
         with Watcher(run_uri, on_record=page.note, on_probe=page.note, on_look=page.write_if_due):
-            yield
-    except KeyboardInterrupt as error:
-        at_once = not isinstance(error, Interrupted)  # a second Ctrl-C: whoever sends it does not want to wait
-        raise
+            try:
+                yield
+            except KeyboardInterrupt as error:
+                # A second Ctrl-C: whoever sends it does not want to wait.
+                page.given_up = not isinstance(error, Interrupted)
+                raise
     finally:
         try:
-            if not at_once:
+            if not page.given_up:
                 page.write()
         except Exception as error:  # the run itself is in order
             logger.warning("The report of %s could not be written: %s", run_uri, error)

@@ -31,6 +31,7 @@ TRAINING_STATE = "training_state.pt"
 STATE_FORMAT = 1
 SUMS = "SHA256SUMS"
 REQUIRED = (CONFIG, WEIGHTS, TRAINING_STATE)
+BEFORE = ".before-"
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,21 @@ def write(snap: Snapshot, uri: str) -> int:
 
 
 def _replace(directory: Path, place: Path) -> None:
-    """Give a directory its name, which the best weights before it have, or an attempt that was cut off."""
-    with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as aside:
-        with suppress(FileNotFoundError):
-            place.rename(Path(aside, "before"))
+    """Give a directory its name, which the best weights before it have, or an attempt that was cut off.
+
+    A process that is killed in between leaves those under the name with `BEFORE`, where `recover` finds them.
+    """
+    before = place.with_name(BEFORE + place.name)
+    if place.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        place.rename(before)
+    try:
         directory.rename(place)
+    except OSError:
+        with suppress(OSError):
+            before.rename(place)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from raybert import storage
@@ -38,8 +39,12 @@ def read(run_uri: str, seen: set[str] | None = None) -> list[dict[str, Any]]:
     """The faults in the order of time; those named in `seen`, which grows by the others, are left out."""
     seen = set() if seen is None else seen
     uris = [uri for uri in storage.list_dir(storage.join(run_uri, FAULTS)) if uri.endswith(".json") and uri not in seen]
-    found = [storage.read_json(uri) for uri in uris]
     seen.update(uris)
+    found = []
+    for uri in uris:
+        # One that cannot be read (a machine lost its power) must not hide the others.
+        with suppress(ValueError, FileNotFoundError):
+            found.append(storage.read_json(uri))
     return found
 
 

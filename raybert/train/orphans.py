@@ -1,4 +1,4 @@
-"""Placement groups that nobody can use any more, and that Ray keeps: they hold CPUs and GPUs for as long as it lives.
+"""The placement groups of Ray Train's controllers that died: Ray keeps them, and the CPUs and GPUs in them.
 
 Ray removes the placement group of a dead actor only when the actor's job has ended too. Ray Train sends an actor of its
 own after the groups of a controller that died, which learns of a group once all its workers have started, and of the
@@ -6,6 +6,9 @@ death through the dashboard: too late for a controller that is killed before, an
 """
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 from ray._private.state import state
@@ -15,25 +18,55 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 logger = logging.getLogger(__name__)
 
+CONTROLLER = "TrainController"
+INTERVAL = 20.0  # seconds
+
+
+@contextmanager
+def removed_meanwhile() -> Iterator[None]:
+    """Inside the ``with``, remove again and again what `remove_orphans` finds: a controller may die at any time."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(INTERVAL):
+            remove_orphans()
+
+    thread = threading.Thread(target=watch, name="orphans", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
 
 def remove_orphans() -> int:
-    """Remove the groups whose makers are dead and belonged to this job or to one that has ended. Returns how many."""
-    gone = {job["JobID"] for job in state.job_table() if job["IsDead"]}
-    mine = ray.get_runtime_context().get_job_id()
+    """Remove the groups of dead controllers of this job and of jobs that have ended. Returns how many.
+
+    It is a courtesy: where it cannot be done, that is logged and no more.
+    """
+    try:
+        return _remove_orphans()
+    except Exception as error:
+        logger.warning("Placement groups that nobody uses could not be looked for: %s", error)
+        return 0
+
+
+def _remove_orphans() -> int:
+    jobs = {job["JobID"] for job in state.job_table() if job["IsDead"]} | {ray.get_runtime_context().get_job_id()}
     removed = 0
     for content in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(content)
         if group.is_detached or group.state == PlacementGroupTableData.REMOVED:
             continue
-        job, actor = group.creator_job_id.hex(), ActorID(group.creator_actor_id)
-        # A detached actor outlives its job, and its groups do with it.
-        dead = job in gone if actor.is_nil() else job in gone | {mine} and _is_dead(actor)
-        if dead:
+        if group.creator_job_id.hex() in jobs and _is_dead_controller(ActorID(group.creator_actor_id)):
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
-            logger.warning("Removed the placement group %s of a process that is gone", group.placement_group_id.hex())
+            logger.warning("Removed the placement group %s of a controller that died", group.placement_group_id.hex())
             removed += 1
     return removed
 
 
-def _is_dead(actor: ActorID) -> bool:
-    return state.actor_table(actor.hex()).get("State", "DEAD") == "DEAD"
+def _is_dead_controller(actor: ActorID) -> bool:
+    """Others may have given their group's handle away before they died, so it is for the controllers alone."""
+    known = {} if actor.is_nil() else state.actor_table(actor.hex())
+    return (known.get("State"), known.get("ActorClassName")) == ("DEAD", CONTROLLER)

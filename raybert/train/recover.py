@@ -14,7 +14,7 @@ import ray
 from raybert import storage
 from raybert.errors import InputError
 from raybert.train import faults
-from raybert.train.checkpoint import verify_files
+from raybert.train.checkpoint import BEFORE, verify_files
 from raybert.train.ingest import CHECKPOINTS, SNAPSHOT
 
 _STEP = re.compile(r"step-\d{8}")
@@ -29,31 +29,33 @@ def repair(run_uri: str) -> list[str]:
     """
     _sweep_up(run_uri)
     uri = storage.join(run_uri, SNAPSHOT)
-    told = []
+    told: list[tuple[str, str]] = []  # kind of fault, sentence
+    damaged: list[str] = []
     try:
         record = json.loads(storage.read_bytes(uri))
         results, indices = record["checkpoint_results"], record["checkpoint_report_indices"]
         entries = list(zip([result["checkpoint_dir_name"] for result in results], results, indices, strict=True))
     except FileNotFoundError:
-        record, entries = _new_record(run_uri)
-        if not entries:
-            return []  # of a run that has not come to its first checkpoint
-        told.append("The list of checkpoints was missing; it was made again from the checkpoints themselves.")
+        record, entries, damaged = _new_record(run_uri)
+        if entries:
+            text = "The list of checkpoints was missing; it was made again from the checkpoints themselves."
+            told.append(("checkpoint_list", text))
     except (ValueError, KeyError, TypeError):
-        record, entries = _new_record(run_uri)
-        told.append("The list of checkpoints was damaged; it was made again from the checkpoints themselves.")
+        record, entries, damaged = _new_record(run_uri)
+        text = "The list of checkpoints was damaged; it was made again from the checkpoints themselves."
+        told.append(("checkpoint_list", text))
+    told += [("damaged_checkpoint", f"The checkpoint {name} is damaged, and passed over.") for name in damaged]
     kept = [entry for entry in entries if storage.list_dir(storage.join(run_uri, entry[0]))]
-    told += [f"The checkpoint {name} is listed and gone." for name, *_ in entries if name not in {k[0] for k in kept}]
-    damaged = []
+    gone = [name for name, *_ in entries if name not in {k[0] for k in kept}]
+    told += [("damaged_checkpoint", f"The checkpoint {name} is listed and gone.") for name in gone]
     while kept:
         name = kept[-1][0]
         try:
             verify_files(storage.join(run_uri, name))
         except InputError as error:
             before = kept[-2][0] if len(kept) > 1 else "the beginning"
-            told.append(
-                f"The newest checkpoint is damaged: {error} It is passed over, and the run goes on from {before}."
-            )
+            text = f"The newest checkpoint is damaged: {error} It is passed over, and the run goes on from {before}."
+            told.append(("damaged_checkpoint", text))
             damaged.append(kept.pop()[0])
         else:
             break
@@ -61,30 +63,39 @@ def repair(run_uri: str) -> list[str]:
         _write(uri, record, kept)
         for name in damaged:
             _set_aside(run_uri, name)
-        for text in told:
-            faults.note(run_uri, "damaged_checkpoint", text)
-    return told
+        for kind, text in told:
+            faults.note(run_uri, kind, text)
+    return [text for _, text in told]
 
 
 def _sweep_up(run_uri: str) -> None:
-    """Remove what a process that was killed while it wrote a checkpoint has left: nobody writes one now."""
+    """Remove what a process that was killed while it wrote a checkpoint has left: nobody writes one now.
+
+    What it was about to replace, and has not, gets its name back.
+    """
     for uri in storage.list_dir(storage.join(run_uri, CHECKPOINTS)):
-        if uri.rpartition("/")[2].startswith("."):
+        directory, _, name = uri.rpartition("/")
+        place = storage.join(directory, name.removeprefix(BEFORE))
+        if name.startswith(BEFORE) and not storage.exists(place):
+            storage.move(uri, place)
+        elif name.startswith("."):
             storage.remove(uri)
 
 
-def _new_record(run_uri: str) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any], int]]]:
-    """A record of the checkpoints that lie there whole, in the order of their steps."""
+def _new_record(run_uri: str) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any], int]], list[str]]:
+    """A record of the checkpoints that lie there whole, in the order of their steps; and those that do not."""
     names = [uri.rpartition("/")[2] for uri in storage.list_dir(storage.join(run_uri, CHECKPOINTS))]
     whole: list[tuple[str, dict[str, Any], int]] = []
+    damaged = []
     for name in sorted(name for name in names if _STEP.fullmatch(name)):
         try:
             verify_files(storage.join(run_uri, CHECKPOINTS, name))
         except InputError:
+            damaged.append(f"{CHECKPOINTS}/{name}")
             continue
         result = {"version": 0, "checkpoint_dir_name": f"{CHECKPOINTS}/{name}", "metrics": {"step": int(name[5:])}}
         whole.append((f"{CHECKPOINTS}/{name}", result, len(whole)))
-    return {"ray_version": ray.__version__, "current_report_index": len(whole)}, whole
+    return {"ray_version": ray.__version__, "current_report_index": len(whole)}, whole, damaged
 
 
 def _write(uri: str, record: dict[str, Any], entries: list[tuple[str, dict[str, Any], int]]) -> None:

@@ -35,7 +35,7 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         Interrupted: a signal ended the run before its last step, with a checkpoint.
     """
     from raybert.train.ingest import last_step
-    from raybert.train.orphans import remove_orphans
+    from raybert.train.orphans import remove_orphans, removed_meanwhile
     from raybert.train.recover import repair
     from raybert.train.stop import requested, until_signal
     from raybert.train.supervise import keep_going
@@ -54,15 +54,16 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         return {}
     if run.tasks and config.every.probe:
         client.serve(run.uri, config.run.storage)
-    result = until_signal(
-        run.uri,
-        lambda: keep_going(
-            lambda: _trainer(run, callbacks).fit(),
+    with removed_meanwhile():
+        result = until_signal(
             run.uri,
-            max_failures=config.train.max_failures,
-            patience=config.run.patience,
-        ),
-    )
+            lambda: keep_going(
+                lambda: _trainer(run, callbacks).fit(),
+                run.uri,
+                max_failures=config.train.max_failures,
+                patience=config.run.patience,
+            ),
+        )
     if failure := read_failure(run.uri):
         raise Diverged(failure["reason"]) if failure["kind"] == "diverged" else RunFailed(failure["reason"])
     if requested(run.uri) and (done := last_step(run.uri)) < config.train.steps:

@@ -8,6 +8,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, TrainingFailedError, UserCallback
 
+from raybert import storage
 from raybert.errors import InputError, RunFailed
 from raybert.patience import patiently
 from raybert.train import faults
@@ -29,7 +30,7 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
     Here only failures without a new checkpoint between them are counted.
 
     Args:
-        fit: builds a trainer, which looks at its storage, and runs it.
+        fit: builds a trainer and runs it.
         max_failures: of these; Ray Train has its own count of the same size for each `fit`.
         patience: seconds that storage may be away.
 
@@ -43,7 +44,7 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
             return fit()
         except SystemExit as error:
             raise KeyboardInterrupt from error
-        except (TrainingFailedError, RayActorError, OSError) as error:
+        except (TrainingFailedError, RayActorError) as error:
             now = _last_step(run_uri, patience)
             failures = 1 if now > reached else failures + 1
             progress, reached = now > reached, now
@@ -59,6 +60,14 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
             )
             time.sleep(min(2.0**failures, LONGEST_PAUSE))
             remove_orphans()
+            # Ray Train writes there when it starts, and fails where it cannot.
+            patiently(lambda: _write_something(run_uri), f"writing to {run_uri}", seconds=patience)
+
+
+def _write_something(run_uri: str) -> None:
+    place = storage.join(run_uri, ".writable")
+    storage.write_bytes(place, b"raybert")
+    storage.remove(place)
 
 
 def _last_step(run_uri: str, patience: float) -> int:
@@ -79,8 +88,6 @@ def _judge(error: Exception, progress: bool) -> tuple[str, bool]:
         cause = error.controller_failure
         text = f"the controller failed ({faults.describe(cause)[1]})"
         return text, isinstance(cause, InputError) and not isinstance(cause, DamagedCheckpoint)
-    if isinstance(error, OSError):
-        return f"its storage could not be used ({faults.describe(error)[1]})", False
     failures = getattr(error, "worker_failures", {})
     causes = "; ".join(f"rank {rank} {faults.describe(cause)[1]}" for rank, cause in sorted(failures.items())[:3])
     # Ray Train has tried as often as it may.

@@ -82,6 +82,38 @@ def test_a_list_that_is_gone_is_made_again(run):
     assert repair(str(run)) == []
 
 
+def test_what_was_about_to_be_replaced_gets_its_name_back(run):
+    (run / "checkpoints" / ".before-best").mkdir()
+    (run / "checkpoints" / ".best-x1").mkdir()
+    assert repair(str(run)) == []
+    assert (run / "checkpoints" / "best").is_dir()
+    (run / "checkpoints" / ".before-best").mkdir()
+    assert repair(str(run)) == []
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best",
+        *(f"step-{step:08d}" for step in (10, 20, 30)),
+    ]
+
+
+def test_a_list_that_is_gone_names_what_is_damaged(run):
+    (run / SNAPSHOT).unlink()
+    for step in (10, 20, 30):
+        (run / "checkpoints" / f"step-{step:08d}" / checkpoint.TRAINING_STATE).write_bytes(b"")
+    assert len(repair(str(run))) == 3
+    assert last_step(str(run)) == 0
+    assert (run / "checkpoints" / "damaged-step-00000030").is_dir()
+    assert repair(str(run)) == []
+
+
+def test_a_fault_that_cannot_be_read_hides_no_other(run):
+    faults.note(str(run), "a", "first")
+    (run / "faults" / "0-broken.json").write_text("")
+    faults.note(str(run), "b", "second")
+    seen = set()
+    assert [fault["kind"] for fault in faults.read(str(run), seen)] == ["a", "b"]
+    assert faults.read(str(run), seen) == []
+
+
 def test_a_run_without_a_checkpoint_needs_no_list(tmp_path):
     assert repair(str(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []

@@ -54,16 +54,22 @@ def test_the_page_is_not_written_again_at_once(monkeypatch):
 
 @pytest.mark.parametrize(("error", "drawn"), [(Interrupted("saved"), True), (KeyboardInterrupt(), False)])
 def test_who_interrupts_twice_does_not_wait_for_a_page(tmp_path, error, drawn):
-    run = make_run(tmp_path)
-    with pytest.raises(KeyboardInterrupt), kept_current(run):
-        raise error
+    run = make_run(tmp_path, steps=800, done=400)
+
+    def interrupted():
+        with kept_current(run):
+            write_probe(run, probe("bbc_news", 600, 800))  # news that a page would be drawn for
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert storage.exists(f"{run}/report.html") is drawn
 
 
-def test_a_run_that_tells_nothing_is_said_to_do_so(tmp_path, monkeypatch):
+def test_a_run_that_tells_nothing_is_said_to_do_so(tmp_path):
     run = make_run(tmp_path, steps=400, done=200)
     state = live.State(run)
     state.refresh()
     assert not state.silence
-    monkeypatch.setattr(live, "SILENT_MINUTES", 0.0)
-    assert "nothing new for 0 minutes" in state.silence
+    state._news -= 86_400
+    assert "nothing new for 1440 minutes" in state.silence

@@ -1,9 +1,14 @@
 """What a submitted command is read for before it leaves this machine."""
 
+import asyncio
+from types import SimpleNamespace
+
 import pytest
 import yaml
 
-from raybert.submit import _metadata, _resumed
+from raybert import submit
+from raybert.errors import RunFailed
+from raybert.submit import Job, _metadata, _resumed, follow
 
 
 def test_the_run_that_is_resumed_is_named_whichever_way_it_is_written(tmp_path):
@@ -25,3 +30,70 @@ def test_the_run_that_is_resumed_is_named_whichever_way_it_is_written(tmp_path):
 )
 def test_resumed(words, expected):
     assert _resumed(words) == expected
+
+
+class Client:
+    """Answers as a cluster does whose connections are cut, one after the other, as the script says."""
+
+    def __init__(self, *script):
+        self.script = list(script)
+
+    async def tail_job_logs(self, job_id):
+        for part in self.script.pop(0) if self.script else ():
+            if isinstance(part, str):
+                yield part
+            elif isinstance(part, float):
+                await asyncio.sleep(part)
+            else:
+                raise part
+
+    def get_job_info(self, job_id):
+        return SimpleNamespace(
+            status=SimpleNamespace(is_terminal=lambda: not self.script), driver_exit_code=7, message=""
+        )
+
+    def get_job_logs(self, job_id):
+        return "a\nb\nc\nd\n"
+
+
+@pytest.fixture
+def following(monkeypatch):
+    def run(client, show=None, **options):
+        shown = []
+        monkeypatch.setattr(submit, "_client", lambda address: client)
+        monkeypatch.setattr(submit, "QUIET_SECONDS", 0.2)
+        return follow(Job("x", "http://there"), show or shown.append, **options), "".join(shown)
+
+    return run
+
+
+def test_each_line_is_shown_once_however_often_the_connection_is_cut(following):
+    lost, half_open = ConnectionResetError("cut"), 30.0
+    client = Client(["a\n", lost], ["a\nb", half_open], [RuntimeError("closed")], ["a\nb\nc\n"])
+    assert following(client) == (7, "a\nb\nc\nd\n")
+
+
+def test_a_cluster_that_is_gone_is_waited_for_from_the_moment_it_went(following, monkeypatch):
+    client = Client(["a\n", 0.1, ConnectionResetError("cut")], ["a\n"])
+    answers = iter([OSError("refused"), None])
+    whole = client.get_job_info
+
+    def info(job_id):
+        if error := next(answers, None):
+            raise error
+        return whole(job_id)
+
+    client.get_job_info = info
+    assert following(client, patience=0.01)[0] == 7, "one refusal is no outage, however long the job was silent before"
+    gone = Client(["a\n"])
+    gone.get_job_info = lambda job_id: (_ for _ in ()).throw(OSError("refused"))
+    with pytest.raises(RunFailed, match="has not answered"):
+        following(gone, patience=0.5)
+
+
+def test_who_does_not_want_to_see_more_ends_it(following):
+    def show(text):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        following(Client(["a\n"], ["a\n"]), show)
