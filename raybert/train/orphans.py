@@ -37,7 +37,7 @@ def removed_meanwhile() -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(1.0)  # it may wait for a Ray that has gone
 
 
 def remove_orphans() -> int:
