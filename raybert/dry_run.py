@@ -26,7 +26,7 @@ from raybert.model.losses import Pretraining
 from raybert.telemetry import format_seconds
 from raybert.train import optimizer as optimizers
 from raybert.train.check import Run
-from raybert.train.memory import WORKER_ENVIRONMENT
+from raybert.train.memory import worker_environment
 from raybert.train.step import pick_dtype, train_step
 
 STEPS = 3
@@ -61,7 +61,7 @@ def estimate(run: Run) -> Estimate:
     config, workers = run.config, run.config.train.worker_range[0]
     options: dict[str, Any] = {"num_cpus": run.shares.worker, "num_gpus": 1 if run.shares.use_gpu else 0}
     if not run.shares.use_gpu:
-        options["runtime_env"] = {"env_vars": WORKER_ENVIRONMENT}  # as the run's workers have it
+        options["runtime_env"] = {"env_vars": worker_environment()}  # as the run's workers have it
     # Beside each other, as they will train: on one machine they share its caches and its memory.
     tasks = [_measure.options(**options).remote(config.model_dump(mode="json"), rank) for rank in range(workers)]
     try:

@@ -5,6 +5,7 @@ the embedding table, takes 19 ms instead of 2. A step makes and drops hundreds o
 """
 
 import ctypes
+import os
 import sys
 
 # Read by glibc at the start of a process. One arena, since others cannot hold more than 64 MB in one piece.
@@ -14,6 +15,13 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_TOP_PAD_": str(2**26),
 }
+
+
+def worker_environment() -> dict[str, str]:
+    """`WORKER_ENVIRONMENT`, but for what is set otherwise where the run is started."""
+    return {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
+
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 

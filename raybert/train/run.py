@@ -14,7 +14,7 @@ from raybert.errors import Interrupted, RunFailed
 from raybert.probe import client
 from raybert.telemetry import FAILURE, read_failure
 from raybert.train.check import Run
-from raybert.train.memory import WORKER_ENVIRONMENT
+from raybert.train.memory import worker_environment
 
 
 class Diverged(RunFailed):
@@ -102,7 +102,7 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             callbacks=[FaultLog(run.uri), *callbacks],
-            worker_runtime_env={} if run.shares.use_gpu else {"env_vars": WORKER_ENVIRONMENT},
+            worker_runtime_env={} if run.shares.use_gpu else {"env_vars": worker_environment()},
         ),
         datasets={"train": partial(placeholder, run.uri, config.run.patience)},
         dataset_config=IngestConfig(

@@ -27,6 +27,13 @@ from raybert.train.step import means, train_step
 from tests.faults.cluster import Cluster
 
 BATCH, MICRO, SEED, SEQ_LEN = 12, 2, 3, 32
+# So that a worker that may take no more memory than it has finds that out in its next step.
+EVERY_TENSOR_FROM_THE_KERNEL = {
+    "MALLOC_MMAP_MAX_": "65536",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_TOP_PAD_": "0",
+}
 STRETCH = 45  # steps that a fault has to itself, with three checkpoints
 
 
@@ -76,7 +83,12 @@ class Driver:
         with open(self.log, "a") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "raybert.cli", "pretrain", *arguments],
-                env={**self.cluster.environment, **self.environment, "RAY_ADDRESS": self.cluster.address},
+                env={
+                    **self.cluster.environment,
+                    **EVERY_TENSOR_FROM_THE_KERNEL,
+                    **self.environment,
+                    "RAY_ADDRESS": self.cluster.address,
+                },
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
