@@ -102,9 +102,30 @@ def prepare(
                 for job in phases.shard_jobs(number, split, int(tokens[number]), shard_tokens)
             ]
             shards = _gather(jobs, spills, bar, output, unit_rows, counts)
-        return write_manifest(output, splits=shards, counts=_counts(counts), **about)
+        made = write_manifest(output, splits=shards, counts=_counts(counts), **about)
     finally:
         storage.remove(spills_uri)
+    if progress:
+        for line in describe(made):
+            Console(soft_wrap=True).print(line, highlight=False, markup=False)
+    return made
+
+
+def describe(shards: ShardSet) -> list[str]:
+    """What went into a shard set and what was left out, by reason, as lines for a person."""
+    documents = shards.counts["documents"]
+    windows = " and ".join(f"{shards.rows(split):,} {split}" for split in SPLITS if shards.rows(split))
+    tokens = sum(shards.tokens(split) for split in SPLITS)
+    lines = [f"{shards.uri}: {windows} windows, {tokens:,} tokens, of {documents['read']:,} documents"]
+    reasons = {
+        **{f"bad ({reason.replace('_', ' ')})": number for reason, number in documents["bad_dropped"].items()},
+        "too short": documents["too_short_dropped"],
+        "exact copies": documents["copies_dropped"],
+    }
+    left_out = [f"{number:,} {reason}" for reason, number in reasons.items() if number]
+    if left_out:
+        lines.append(f"left out: {', '.join(left_out)}")
+    return lines
 
 
 def _read(
@@ -233,8 +254,8 @@ def _check(counts: Counter[str], tokens: np.ndarray, max_bad_fraction: float) ->
         )
     if tokens[0] == 0:
         raise InputError(
-            f"None of the {read:,} documents gave a training window of at least {MIN_TOKENS} tokens; "
-            "add documents, or lower --validation-fraction."
+            f"None of the {read:,} documents gave a training window of at least {MIN_TOKENS} tokens "
+            f"({counts['too_short']:,} are too short); add documents, or lower --validation-fraction."
         )
 
 

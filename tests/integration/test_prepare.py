@@ -95,6 +95,22 @@ def test_bad_documents_are_counted_by_reason_and_too_many_are_refused(tmp_path, 
     bad = open_shards(str(tmp_path / "out")).counts["documents"]["bad_dropped"]
     assert sum(bad.values()) == 4
     assert len(bad) >= 3
+    (said,) = re.findall(r"left out: .*", capsys.readouterr().out)
+    assert re.findall(r"(\d) bad \((.*?)\)", said) == [(str(n), reason.replace("_", " ")) for reason, n in bad.items()]
+
+
+def test_what_makes_no_window_is_counted_and_said(tmp_path, capsys):
+    """One-word documents, single sentences, a character of value 0, and a line that is far too long."""
+    texts = [f"word{i}" for i in range(5000)] + ["Only one sentence is in this one, number 7, and no more."]
+    texts += [f"The {i} bytes of it hold a \0 in the middle. It goes on. {document(i)}" for i in range(30)]
+    lines = [json.dumps({"text": text}) for text in texts] + [json.dumps({"text": "word after word " * (5 << 20)})]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    arguments = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out"), "--seq-len", "48"]
+    assert run_app(["prepare", *arguments]) == 0
+    found = open_shards(str(tmp_path / "out")).counts["documents"]
+    assert (found["read"], found["too_short_dropped"], found["bad_dropped"]) == (5032, 5000, {"too_large": 1})
+    assert found["train"] + found["validation"] == 31
+    assert "left out: 1 bad (too large), 5,000 too short" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("what", ["missing", "empty"])
