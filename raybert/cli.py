@@ -195,7 +195,7 @@ def report(
 )
 def submit(
     command: Annotated[
-        list[str], typer.Argument(help="prepare, pretrain, sweep, probe, report or doctor, with its arguments")
+        list[str], typer.Argument(help="prepare, pretrain, sweep, probe, embed, report or doctor, with arguments")
     ],
     address: Annotated[str | None, typer.Option(help="of the cluster's dashboard", show_default=False)] = None,
     directory: Annotated[str, typer.Option(help="the checkout whose code the job runs")] = ".",

@@ -27,7 +27,7 @@ FOLLOW_SECONDS = 300.0
 # Seconds without a line after which it asks whether the job, and the connection, are still there.
 QUIET_SECONDS = 60.0
 # Entry scripts; the other commands need no cluster.
-SCRIPTS = ("prepare", "pretrain", "sweep", "probe", "report", "doctor")
+SCRIPTS = ("prepare", "pretrain", "sweep", "probe", "embed", "report", "doctor")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.dataset as pads
 import pytest
 import yaml
 
@@ -277,6 +278,10 @@ def test_the_probe_service_outlives_its_jobs_and_the_report_is_a_job(cluster, ch
     reported = submit(cluster, checkout, "report", run)
     assert reported.returncode == 0, reported.stdout + reported.stderr
     assert os.path.exists(f"{run}/report.html")
+    texts, vectors = ["--input", str(place / "text.jsonl")], ["--output", str(place / "vectors")]
+    embedded = submit(cluster, checkout, "embed", f"{run}/checkpoints/best", *texts, *vectors)
+    assert embedded.returncode == 0, embedded.stdout + embedded.stderr
+    assert pads.dataset(place / "vectors").count_rows() == 60
 
 
 @pytest.mark.timeout(120)

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from ray._private.runtime_env.packaging import create_package
 
 import raybert
+from raybert.submit import SCRIPTS
 
 ROOT = Path(raybert.__file__).parents[1]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -25,7 +26,7 @@ def test_a_job_carries_the_code_and_little_else(tmp_path):
     assert package.stat().st_size < 10e6
     with zipfile.ZipFile(package) as content:
         names = set(content.namelist())
-    assert {"raybert/cli.py", "jobs/pretrain.py", "jobs/compact.yaml"} <= names
+    assert {"raybert/cli.py", "jobs/compact.yaml", *(f"jobs/{command}.py" for command in SCRIPTS)} <= names
     assert not [name for name in names if name.startswith((".git/", ".venv/", "tests/", "docs/", "benchmarks/"))]
 
 
