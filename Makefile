@@ -19,7 +19,7 @@ prometheus:  ## install Debian's prometheus, which a test needs, when root
 	  { echo "installing prometheus, which a test needs"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -qq --yes --no-install-recommends prometheus > /dev/null; } || true
 
-test-faults: $(VENV)/.dev  ## every kind of fault once, 10,000 cases of each fuzz test (a quarter of an hour)
+test-faults: $(VENV)/.dev  ## every kind of fault once, 10,000 cases of each fuzz test (twenty minutes)
 	RAYBERT_FAULTS=17 RAYBERT_FUZZ=10000 RAYBERT_SLOW=1 $(BIN)/python -m pytest tests/faults \
 		tests/unit/test_export.py $(PYTEST_ARGS)
 

@@ -121,14 +121,6 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
         for start in range(first, first + count * train.micro_batch, train.micro_batch)
     ]
 
-    def seconds(count: int) -> float:
-        """Of a step of so many micro-batches: the mean of a few, after one that is not timed."""
-        for step in range(STEPS + 1):
-            if step == 1:
-                start = time.perf_counter()
-            one_step(step, micro_batches[:count])
-        return (time.perf_counter() - start) / STEPS
-
     def one_step(step: int, micro_batches: list[Any]) -> None:
         sums, _ = train_step(
             model,
@@ -143,6 +135,14 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
             global_batch=len(micro_batches) * train.micro_batch,
         )
         sums.tolist()  # waits for the device
+
+    def seconds(count: int) -> float:
+        """Of a step of so many micro-batches: the mean of a few, after one that is not timed."""
+        one_step(0, micro_batches[:count])
+        start = time.perf_counter()
+        for step in range(1, STEPS + 1):
+            one_step(step, micro_batches[:count])
+        return (time.perf_counter() - start) / STEPS
 
     whole = seconds(count)
     if of_a_step > count:

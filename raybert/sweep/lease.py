@@ -2,7 +2,6 @@
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +9,7 @@ from typing import Any
 
 from raybert import storage
 from raybert.errors import InputError
+from raybert.repeat import repeated
 
 LEASE = "driver.json"
 RENEW = 10.0  # seconds
@@ -30,22 +30,17 @@ def held(sweep_uri: str) -> Iterator[None]:
             f"its end. (One that is lost is given up after {EXPIRE:.0f} seconds.)"
         )
     mine = {"host": socket.gethostname(), "pid": os.getpid()}
-    ended = threading.Event()
 
     def renew() -> None:
-        while not ended.wait(RENEW):
-            # Storage may be away for a while; the next turn tries again.
-            with suppress(OSError, InputError):
-                _write(uri, mine)
+        # Storage may be away for a while; the next turn tries again.
+        with suppress(OSError, InputError):
+            _write(uri, mine)
 
     _write(uri, mine)
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(renew, seconds=RENEW, name="lease"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         storage.remove(uri)
 
 

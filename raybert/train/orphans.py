@@ -6,9 +6,7 @@ death through the dashboard: too late for a controller that is killed before, an
 """
 
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import ray
 from ray._private.state import state
@@ -16,28 +14,18 @@ from ray._raylet import ActorID, PlacementGroupID
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from raybert.repeat import repeated
+
 logger = logging.getLogger(__name__)
 
 CONTROLLER = "TrainController"
 INTERVAL = 20.0  # seconds
 
 
-@contextmanager
-def removed_meanwhile() -> Iterator[None]:
+def removed_meanwhile() -> AbstractContextManager[None]:
     """Inside the ``with``, remove again and again what `remove_orphans` finds: a controller may die at any time."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(INTERVAL):
-            remove_orphans()
-
-    thread = threading.Thread(target=watch, name="orphans", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(1.0)  # it may wait for a Ray that has gone
+    # The end does not wait for a Ray that has gone.
+    return repeated(remove_orphans, seconds=INTERVAL, name="orphans", join=1.0)
 
 
 def remove_orphans() -> int:

@@ -35,15 +35,13 @@ def repair(run_uri: str) -> list[str]:
         record = json.loads(storage.read_bytes(uri))
         results, indices = record["checkpoint_results"], record["checkpoint_report_indices"]
         entries = list(zip([result["checkpoint_dir_name"] for result in results], results, indices, strict=True))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         record, entries, damaged = _new_record(run_uri)
-        if entries:
-            text = "The list of checkpoints was missing; it was made again from the checkpoints themselves."
+        missing = isinstance(error, FileNotFoundError)
+        if entries or not missing:  # a run that has not come to its first checkpoint has no list
+            how = "missing" if missing else "damaged"
+            text = f"The list of checkpoints was {how}; it was made again from the checkpoints themselves."
             told.append(("checkpoint_list", text))
-    except (ValueError, KeyError, TypeError):
-        record, entries, damaged = _new_record(run_uri)
-        text = "The list of checkpoints was damaged; it was made again from the checkpoints themselves."
-        told.append(("checkpoint_list", text))
     told += [("damaged_checkpoint", f"The checkpoint {name} is damaged, and passed over.") for name in damaged]
     kept = [entry for entry in entries if storage.list_dir(storage.join(run_uri, entry[0]))]
     gone = [name for name, *_ in entries if name not in {k[0] for k in kept}]

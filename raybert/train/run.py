@@ -35,7 +35,7 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         Interrupted: a signal ended the run before its last step, with a checkpoint.
     """
     from raybert.train.ingest import last_step
-    from raybert.train.orphans import remove_orphans, removed_meanwhile
+    from raybert.train.orphans import removed_meanwhile
     from raybert.train.recover import repair
     from raybert.train.stop import requested, until_signal
     from raybert.train.supervise import keep_going
@@ -48,7 +48,6 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     config = run.config
     _write_config(run)
     storage.remove(storage.join(run.uri, FAILURE))
-    remove_orphans()
     repair(run.uri)
     if last_step(run.uri) >= config.train.steps:
         return {}

@@ -40,6 +40,7 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
     """
     failures, reached = 0, _last_step(run_uri, patience)
     while True:
+        remove_orphans()
         try:
             return fit()
         except SystemExit as error:
@@ -59,7 +60,6 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
                 run_uri, "restart", f"{text}; going on from step {_last_step(run_uri, patience)}", failures=failures
             )
             time.sleep(min(2.0**failures, LONGEST_PAUSE))
-            remove_orphans()
             # Ray Train writes there when it starts, and fails where it cannot.
             patiently(lambda: _write_something(run_uri), f"writing to {run_uri}", seconds=patience)
 

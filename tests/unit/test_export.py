@@ -247,7 +247,9 @@ def minilm():
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.skipif("RAYBERT_SLOW" not in os.environ, reason="`make test-faults` does this: it takes half a minute")
+@pytest.mark.skipif(
+    "RAYBERT_SLOW" not in os.environ, reason="`make test-faults` does this: it takes a minute and a half"
+)
 def test_the_probe_gives_real_weights_the_accuracy_that_they_have(minilm, shared_data, tmp_path):
     """10,000 and 2,500 texts of AG News, with the weights' own tokenizer: 0.878 with scikit-learn on `transformers`."""
     encoder = open_encoder(minilm)
