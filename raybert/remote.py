@@ -144,6 +144,8 @@ def explain(uri: str, error: Exception) -> Exception | None:
         isinstance(found, OSError) or "Transport" in type(found).__name__ for found in _causes(error)
     ):
         return RunFailed(f"The server that renews the credentials for {place} does not answer; run the command again.")
+    if "ResourceNotFoundError" in names and "container" in str(error).lower():
+        return InputError(f"There is no container {place}; create it, or correct the URI {uri}.")
     if code in (401, "401") or names & {"RefreshError", "ClientAuthenticationError"}:
         return InputError(f"The credentials for {place} have expired or are wrong (401 Unauthorized);{login}.")
     if code in (403, "403") or "PermissionError" in names or str(error).startswith("Forbidden"):

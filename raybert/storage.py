@@ -224,6 +224,8 @@ def list_files(uri: str) -> list[str]:
     with sentences(uri):
         is_glob = any(mark in path for mark in "*?[")
         entries = fs.glob(path, detail=True) if is_glob else fs.find(path, detail=True)  # a file is found as itself
+    if isinstance(entries, list):  # adlfs answers so for a single file, whatever it is asked for
+        entries = {name: {"type": "file"} for name in entries}
     # What pyarrow writes in the place of a directory is an object whose name ends with a slash.
     found = [name for name, about in entries.items() if about["type"] == "file" and not name.endswith("/")]
     if not is_remote(uri):

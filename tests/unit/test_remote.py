@@ -228,3 +228,13 @@ def test_credentials_come_from_googles_chain_and_expired_ones_are_a_sentence(goo
     with pytest.raises(InputError, match="credentials for gs://b have expired or are wrong"):
         storage.require_writable("gs://b/x")
     assert google.requests()["POST"] == 1, "a refused token was asked for again and again"
+
+
+def test_a_missing_container_of_azure_is_a_sentence():
+    class ResourceNotFoundError(Exception):
+        """What azure-core raises; its package need not be installed."""
+
+    found = remote.explain("az://box/x", ResourceNotFoundError("The specified container does not exist."))
+    assert "no container az://box" in str(found)
+    assert isinstance(found, InputError)
+    assert remote.explain("az://box/x", ResourceNotFoundError("The specified blob does not exist.")) is None

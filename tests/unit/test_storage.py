@@ -1,4 +1,6 @@
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from raybert import storage
 from raybert.errors import InputError
@@ -34,6 +36,22 @@ def test_what_is_written_is_read_and_listed(root):
     storage.remove(storage.join(root, "a"))
     storage.remove(storage.join(root, "a"))
     assert not storage.exists(storage.join(root, "a", "b.json"))
+
+
+class AnswersWithNames(MemoryFileSystem):
+    """Of a single file `find` gives a list of names, whatever it is asked for, as adlfs does."""
+
+    protocol = "names"
+
+    def find(self, path, **options):
+        return [path] if self.isfile(path) else super().find(path, **options)
+
+
+def test_a_single_file_is_listed_where_find_gives_its_name_alone():
+    fsspec.register_implementation("names", AnswersWithNames, clobber=True)
+    storage.write_bytes("names://box/a/b.csv", b"x")
+    for place in ("names://box/a/b.csv", "names://box/a"):
+        assert [uri.replace(":///", "://") for uri in storage.list_files(place)] == ["names://box/a/b.csv"], place
 
 
 def test_a_local_copy_has_the_files_asked_for(root, tmp_path):
