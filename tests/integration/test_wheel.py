@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -38,31 +40,38 @@ def test_it_holds_every_file_of_the_library_and_no_other(wheel):
     assert held == wanted
 
 
-def test_the_demo_runs_from_an_unpacked_wheel_in_an_empty_directory(wheel, tmp_path):
-    """With few steps and texts. What it imports is the wheel's: the checkout is not on the path before it."""
-    unpacked, empty = tmp_path / "unpacked", tmp_path / "empty"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(unpacked)
-    empty.mkdir()
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A virtual environment in which pip has installed the wheel; what the wheel needs is this environment's."""
+    place = tmp_path_factory.mktemp("installed") / "venv"
+    venv.create(place, with_pip=False)
+    (packages,) = place.glob("lib/python*/site-packages")
+    # A path in a .pth file is searched without its own .pth files: the checkout's editable install is not seen.
+    (packages / "needs.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    command = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    # To pip the raybert of the other environment, which it finds there, would do.
+    subprocess.run([*command, "--ignore-installed", str(wheel)], check=True, timeout=200)
+    return place
+
+
+def test_the_demo_runs_in_an_empty_directory_where_pip_installed_the_wheel(installed, tmp_path):
+    """The command itself, with few steps and texts; the library is the installed one, not the checkout."""
     (tmp_path / "few.yaml").write_text(
         "{name: few, train: 'embedded://bbc_news', label: label, n_train: 60, n_test: 40, seed: 0, max_tokens: 32}"
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_ADDRESS", "PYTEST"))}
-    environment |= {"PYTHONPATH": str(unpacked), "PYTHONSAFEPATH": "1"}
-    code = "import sys, raybert; print(raybert.__file__); from raybert.cli import main; sys.argv[0] = 'raybert'; main()"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    unwanted = ("RAY_ADDRESS", "PYTEST", "PYTHONPATH")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     settings = ["train.steps=12", "every.validation=12", "every.probe=12", "every.checkpoint=12"]
     settings += ["schedule.warmup_steps=2", "validation.samples=16", "train.workers=1"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, "demo", "--task", str(tmp_path / "few.yaml"), *settings],
-        cwd=empty,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    common = {"cwd": empty, "env": environment, "capture_output": True, "text": True, "timeout": 280}
+    where = subprocess.run([installed / "bin" / "python", "-c", "import raybert; print(raybert.__file__)"], **common)
+    assert where.stdout.startswith(f"{installed}/lib"), where.stdout + where.stderr
+    command = [installed / "bin" / "raybert", "demo", "--task", str(tmp_path / "few.yaml"), *settings]
+    done = subprocess.run(command, **common)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    lines = done.stdout.splitlines()
-    assert lines[0] == str(unpacked / "raybert" / "__init__.py")
     assert "untrained" in done.stdout
-    assert lines[-1] == str(empty / "runs" / "demo-1" / "report.html")
-    assert Path(lines[-1]).exists()
+    last = Path(done.stdout.splitlines()[-1])
+    assert last == empty / "runs" / "demo-1" / "report.html"
+    assert last.exists()
