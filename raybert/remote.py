@@ -24,6 +24,11 @@ GOOGLE = ("gs", "gcs")
 # What stands before the first slash of these URIs is a bucket (or a container), which may be missing.
 BUCKETS = (*GOOGLE, "s3", "s3a", "az", "abfs", "abfss")
 ANONYMOUS = "anonymous@"
+# What the clients raise when a service fails or cannot be reached: aiohttp and botocore, gcsfs, requests, azure-core.
+_NO_ANSWER = {
+    *("ClientError", "HttpError", "TimeoutError", "ConnectionError", "RequestException", "GoogleAuthError"),
+    *("HttpResponseError", "ServiceRequestError", "ServiceResponseError"),
+}
 
 
 def share_emulator() -> str:
@@ -154,7 +159,7 @@ def explain(uri: str, error: Exception) -> Exception | None:
             f"write, list and delete objects in {place}"
             + (" (roles/storage.objectAdmin)." if scheme(uri) in GOOGLE else ".")
         )
-    if names & {"ClientError", "HttpError", "TimeoutError", "ConnectionError", "RequestException", "GoogleAuthError"}:
+    if names & _NO_ANSWER:
         said = " ".join(str(error).split()) or type(error).__name__
         return RunFailed(f"{place} does not answer as it should ({said}); run the command again.")
     return None

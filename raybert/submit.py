@@ -146,41 +146,51 @@ def _metadata(arguments: list[str], directory: str) -> dict[str, str]:
         "raybert.version": importlib.metadata.version("raybert"),
         "raybert.user": getpass.getuser(),
     }
-    resumed, words = _resumed(arguments[1:]) if arguments[0] == "pretrain" else (None, arguments[1:])
+    command, words = arguments[0], arguments[1:]
+    if command in ("prepare", "embed"):
+        _seen_by_all("--output", _option(words, "--output")[0] or "")
+    resumed, words = _option(words, "--resume") if command == "pretrain" else (None, words)
     plain = [word for word in words if not word.startswith("--")]
     if resumed is not None:
-        _seen_by_all("--resume", storage.absolute(resumed))
+        _seen_by_all("--resume", resumed)
         found["raybert.run"] = configs.load_run(resumed, plain).run_uri
-    elif arguments[0] in ("pretrain", "sweep") and plain:
+    elif command in ("pretrain", "sweep") and plain:
         file, overrides = plain[0], plain[1:]
         path = file if storage.is_remote(file) else str(Path(directory, file))
-        if arguments[0] == "pretrain":
-            settings = configs.load(path, overrides)
-            _seen_by_all("run.storage", settings.run.storage)
-            _seen_by_all("data.shards", settings.data.shards)
-            found["raybert.run"] = settings.run_uri
-        else:
-            sweep = space.load(path, overrides)
-            _seen_by_all("storage", storage.absolute(sweep.storage))
-            found["raybert.run"] = sweep.uri
+        settings = configs.load(path, overrides) if command == "pretrain" else space.load(path, overrides)
+        written = configs.read_yaml_mapping(path)
+        for override in overrides:
+            configs.set_dotted(written, override)
+        places = ("run.storage", "data.shards") if command == "pretrain" else ("storage", "base.data.shards")
+        for key in places:
+            _seen_by_all(key, _written(written, key))
+        found["raybert.run"] = settings.run_uri if isinstance(settings, configs.Config) else settings.uri
     return found
 
 
-def _resumed(words: list[str]) -> tuple[str | None, list[str]]:
-    """The run that `--resume RUN` or `--resume=RUN` names, and the other words."""
+def _option(words: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of ``name VALUE`` or ``name=VALUE``, and the other words."""
     for place, word in enumerate(words):
-        if word.startswith("--resume="):
+        if word.startswith(f"{name}="):
             return word.partition("=")[2], words[:place] + words[place + 1 :]
-        if word == "--resume" and place + 1 < len(words):
+        if word == name and place + 1 < len(words):
             return words[place + 1], words[:place] + words[place + 2 :]
     return None, words
 
 
-def _seen_by_all(key: str, uri: str) -> None:
-    # A relative path has become an absolute one of this directory when the settings were read.
-    if uri and not storage.is_remote(uri) and Path(uri).is_relative_to(Path.cwd()):
+def _written(tree: Any, key: str) -> str:
+    """A setting as the user wrote it, before a relative path is made one of this machine."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    if tree is None:  # both defaults, of a run and of a sweep
+        return "runs" if key.endswith("storage") else ""
+    return str(tree)
+
+
+def _seen_by_all(key: str, path: str) -> None:
+    if path and not storage.is_remote(path) and not os.path.isabs(path.removeprefix("file://")):
         raise InputError(
-            f"{key}={uri} lies in this directory, which the cluster does not have; "
+            f"{key}={path} is a path in this directory, which the cluster does not have; "
             "give a URI, or the absolute path of a file system that all nodes share."
         )
 

@@ -3,13 +3,21 @@
 import os
 import signal
 import sys
+from itertools import pairwise
 
 import pytest
 
 from raybert.train import ledger
 from tests.data import make_shards
 from tests.faults.cluster import ray_nodes
-from tests.faults.driver import SEQ_LEN, Driver, assert_undisturbed, recomputed_digests
+from tests.faults.driver import (
+    SEQ_LEN,
+    Driver,
+    assert_same_losses,
+    assert_undisturbed,
+    plain_losses,
+    recomputed_digests,
+)
 from tests.faults.scenarios import WORKER
 
 pytestmark = [
@@ -23,30 +31,37 @@ def shards(tmp_path_factory):
     return make_shards(str(tmp_path_factory.mktemp("shards")), seq_len=SEQ_LEN, rows=700).uri
 
 
-def test_an_elastic_run_grows_and_shrinks(shards, tmp_path):
-    """1 worker, 2 when a node comes, 1 when a node is lost: the same samples, and no step is lost by growing."""
+def test_an_elastic_run_shrinks_and_grows(shards, tmp_path):
+    """2 workers, 1 when a node is lost, 3 when two come: the same samples and losses; growing throws no step away."""
     train = {"steps": 100_000, "workers": [1, 3], "resize_seconds": 3}
-    with ray_nodes(1, 1) as cluster:
-        driver = Driver.of(cluster, tmp_path, shards, "run", train=train, every={"log": 5, "checkpoint": 20})
+    with ray_nodes(1, 1, 1) as cluster:  # a CPU more than workers, for the stream
+        driver = Driver.of(cluster, tmp_path, shards, "run", train=train, every={"log": 1, "checkpoint": 20})
 
         def attempts():
             return ledger.read_account(driver.uri).attempts
 
         driver.wait_for_step(10)
-        new = cluster.add(1)
-        driver.wait_for("more workers", lambda: attempts()[-1].workers == 2, 150)
+        driver.wait_for("two workers", lambda: attempts()[-1].workers == 2, 150)
         driver.wait_for_step(driver.step() + 10)
-        (new if new.pids(WORKER) else cluster.nodes[1]).lose()
-        driver.wait_for("fewer workers", lambda: attempts()[-1].workers == 1, 150)
+        next(node for node in cluster.nodes[1:] if node.pids(WORKER)).lose()
+        driver.wait_for("one worker", lambda: attempts()[-1].workers == 1, 150)
+        driver.wait_for_step(driver.step() + 10)
+        for _ in range(2):
+            cluster.add(1)
+        driver.wait_for("three workers", lambda: attempts()[-1].workers == 3, 150)
+        driver.wait_for_step(driver.step() + 20)
         assert driver.process is not None
         driver.process.send_signal(signal.SIGINT)
         assert driver.process.wait(60) == 130, driver.said[-3000:]
-        first, second, *_ = attempts()
         digests = ledger.read_account(driver.uri).digests.tolist()
-    assert (first.workers, second.workers) == (1, 2)
-    assert first.last - second.restored < 20, "steps behind a checkpoint were thrown away to grow"
+    (*_, last), grown = attempts(), driver.faults("resize")
+    for before, after in pairwise(attempts()):
+        if after.workers > before.workers:
+            assert before.last - after.restored < 20, "steps behind a checkpoint were thrown away to grow"
+    assert last.workers == 3
+    assert grown[-1]["workers"] == 3
     assert digests == recomputed_digests(shards, len(digests))
-    assert next(fault["workers"] for fault in driver.faults("resize")) == 2
+    assert_same_losses(driver.uri, plain_losses(shards, len(digests), train["steps"]))
 
 
 def test_a_preempted_node_is_left_with_everything_saved(shards, tmp_path):

@@ -230,11 +230,16 @@ def test_credentials_come_from_googles_chain_and_expired_ones_are_a_sentence(goo
     assert google.requests()["POST"] == 1, "a refused token was asked for again and again"
 
 
-def test_a_missing_container_of_azure_is_a_sentence():
-    class ResourceNotFoundError(Exception):
+def test_what_azure_refuses_is_a_sentence():
+    class HttpResponseError(Exception):
         """What azure-core raises; its package need not be installed."""
+
+    class ResourceNotFoundError(HttpResponseError):
+        pass
 
     found = remote.explain("az://box/x", ResourceNotFoundError("The specified container does not exist."))
     assert "no container az://box" in str(found)
     assert isinstance(found, InputError)
-    assert remote.explain("az://box/x", ResourceNotFoundError("The specified blob does not exist.")) is None
+    busy = remote.explain("az://box/x", HttpResponseError("The server is busy."))
+    assert "does not answer as it should (The server is busy.)" in str(busy)
+    assert isinstance(busy, RunFailed)

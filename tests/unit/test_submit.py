@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from raybert import submit
-from raybert.errors import RunFailed
-from raybert.submit import Job, _metadata, _resumed, follow
+from raybert.errors import InputError, RunFailed
+from raybert.submit import Job, _metadata, _option, follow
 
 
 def test_the_run_that_is_resumed_is_named_whichever_way_it_is_written(tmp_path):
@@ -28,8 +28,38 @@ def test_the_run_that_is_resumed_is_named_whichever_way_it_is_written(tmp_path):
         (["--resume"], (None, ["--resume"])),
     ],
 )
-def test_resumed(words, expected):
-    assert _resumed(words) == expected
+def test_an_option_and_the_other_words(words, expected):
+    assert _option(words, "--resume") == expected
+
+
+SWEEP = "{storage: %s, base: {data: {shards: %s}}, space: {optimizer.lr: {grid: [0.001]}}}"
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["pretrain", "c.yaml", "run.storage=../runs", "data.shards=gs://b/s"], "run.storage=../runs"),
+        (["pretrain", "c.yaml", "data.shards=gs://b/s"], "run.storage=runs"),  # the default
+        (["pretrain", "c.yaml", "run.storage=gs://b/r", "data.shards=shards"], "data.shards=shards"),
+        (["pretrain", "--resume", "../runs/r"], "--resume=../runs/r"),
+        (["sweep", "s.yaml", "storage=gs://b/r"], "base.data.shards=shards"),
+        (["sweep", "s.yaml", "base.data.shards=gs://b/s"], "storage=sweeps"),
+        (["prepare", "--input", "gs://b/t", "--output", "shards", "--seq-len", "128"], "--output=shards"),
+        (["embed", "gs://b/c", "--input=gs://b/t", "--output=vectors"], "--output=vectors"),
+    ],
+)
+def test_a_path_that_only_this_machine_has_is_refused(words, key, tmp_path):
+    (tmp_path / "c.yaml").write_text("{}")
+    (tmp_path / "s.yaml").write_text(SWEEP % ("sweeps", "shards"))
+    with pytest.raises(InputError, match="a URI, or the absolute path") as refused:
+        _metadata(words, str(tmp_path))
+    assert str(refused.value).startswith(f"{key} is a path")
+
+
+def test_an_absolute_path_below_the_checkout_may_be_shared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(f"run: {{storage: {tmp_path}/runs}}\ndata: {{shards: 'file://{tmp_path}/shards'}}")
+    assert _metadata(["pretrain", "c.yaml"], ".")["raybert.run"] == f"{tmp_path}/runs/bert"
 
 
 class Client:
