@@ -55,8 +55,8 @@ def torchrun_worker(uri: str) -> None:
         start = time.perf_counter()
         keys = {"seed": 0, "step": step, "first_micro_batch": rank * len(parts), "global_batch": GLOBAL_BATCH}
         sums, _ = train_step(model, adam, parts, lr=1e-4, grad_clip=1.0, dtype=dtype, **keys)
-        all_reduce_sums(sums).tolist()
-        rates.append(all_reduce_sums(tokens).item() / (time.perf_counter() - start))
+        all_reduce_sums(sums, world_size).tolist()
+        rates.append(all_reduce_sums(tokens, world_size).item() / (time.perf_counter() - start))
     if rank == 0:
         print(f"rate {statistics.median(rates[STEPS // 2 :])}", flush=True)
     dist.destroy_process_group()

@@ -36,8 +36,8 @@ class Totals:
 class Interval:
     """Collects steps from `first` on. Nothing waits for the device before `close`."""
 
-    def __init__(self, first: int, device: torch.device) -> None:
-        self._first, self._device = first, device
+    def __init__(self, first: int, device: torch.device, world_size: int) -> None:
+        self._first, self._device, self._world_size = first, device, world_size
         self._sums = torch.zeros(6, device=device)
         self._norms: list[Tensor] = []
         self._digests: list[int] = []
@@ -53,8 +53,8 @@ class Interval:
     def close(self) -> Totals:
         """Add up over the ranks; every rank has to call it after the same step."""
         tokens = torch.tensor([float(self._tokens)], device=self._device)
-        totals = all_reduce_sums(torch.cat([self._sums, tokens]))
-        digests = ledger.sum_over_ranks(self._digests, self._device)
+        totals = all_reduce_sums(torch.cat([self._sums, tokens]), self._world_size)
+        digests = ledger.sum_over_ranks(self._digests, self._device, self._world_size)
         norms = torch.stack(self._norms).tolist()
         return Totals(self._first, totals[:6], int(totals[6].item()), norms, digests)
 

@@ -54,9 +54,9 @@ def digest(columns: Columns) -> int:
     return int(np.frombuffer(hashes, "<u8").sum(dtype=np.uint64))
 
 
-def sum_over_ranks(digests: Sequence[int], device: torch.device) -> list[int]:
+def sum_over_ranks(digests: Sequence[int], device: torch.device, world_size: int) -> list[int]:
     """The digests of whole steps from those of each rank's samples: one small exchange for many steps."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size == 1:
         return list(digests)
     # In halves, whose sums cannot overflow.
     halves = torch.tensor([[d >> 32 for d in digests], [d & 0xFFFFFFFF for d in digests]], device=device)

@@ -117,7 +117,7 @@ class Worker:
         """The fastest type that every rank's hardware has."""
         mine = pick_dtype(self.config.train.dtype, self.device)
         agreed = torch.tensor(int(mine == torch.bfloat16), device=self.device)
-        if dist.is_initialized():
+        if self.world_size > 1:
             dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
         return torch.bfloat16 if agreed.item() else torch.float32
 
@@ -169,7 +169,7 @@ class Worker:
         self.ledger = self._patiently(self._open_ledger, "opening the ledger") if self.rank == 0 else None
         if self.gauges is not None and self.ledger is not None:
             self.gauges.set({"restarts": self.ledger.attempt - 1})
-        interval = Interval(self.step + 1, self.device)
+        interval = self._new_interval()
         self.clock.done(self.step)
         self.clock.start()
         self.pulse = Pulse(
@@ -212,7 +212,7 @@ class Worker:
             events = self._events() | ({"checkpoint"} if stopping or leaving else set())
             if not events and self.step % config.every.log:
                 continue
-            totals, interval = interval.close(), Interval(self.step + 1, self.device)
+            totals, interval = interval.close(), self._new_interval()
             self._note(totals)
             record = self._record(totals, lr)
             if (bad := self.streak.reached(totals)) is not None:
@@ -289,7 +289,7 @@ class Worker:
         """
         with self.clock.waiting("validation"):
             batches = (to_torch(part, self.device) for part in self._moving(self.validation))
-            sums = all_reduce_sums(validate(self.model, batches, self.dtype, self.device))
+            sums = all_reduce_sums(validate(self.model, batches, self.dtype, self.device), self.world_size)
             self.peak = max(self.peak, peak_flops(self.device, self.dtype, seconds=0.05) * self.world_size)
             return {"step": self.step, "validation": means(sums)} if sums[4] > 0 else {}
 
@@ -302,6 +302,9 @@ class Worker:
 
     def _patiently(self, action: Callable[[], T], what: str) -> T:
         return patiently(action, f"{what} of {self.config.run_uri}", seconds=self.config.run.patience)
+
+    def _new_interval(self) -> Interval:
+        return Interval(self.step + 1, self.device, self.world_size)
 
     def _open_ledger(self) -> Ledger:
         return Ledger(self.config.run_uri, restored=self.step, workers=self.world_size)

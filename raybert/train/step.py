@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from raybert.model.dropout import Noise
 
@@ -63,7 +64,9 @@ def train_step(
         are 0.
     """
     device = micro_batches[0]["input_ids"].device
-    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    # By the model, never by whether a process group is there now: Ray Train takes the group away while it ends the
+    # workers, and a rank that is still at a step would then train alone, on its own part of the batch.
+    world_size = dist.get_world_size() if isinstance(model, DistributedDataParallel) else 1
     model.train()
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -173,10 +176,10 @@ def validate(model: nn.Module, batches: Iterable[MicroBatch], dtype: torch.dtype
     return sums
 
 
-def all_reduce_sums(sums: Tensor) -> Tensor:
+def all_reduce_sums(sums: Tensor, world_size: int) -> Tensor:
     """Add the sums of all ranks, in a copy."""
     total = sums.clone()
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if world_size > 1:
         dist.all_reduce(total)
     return total
 

@@ -8,14 +8,21 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raybert.model.bert import Bert
+from raybert.model.losses import Pretraining
+from raybert.train import optimizer
 from raybert.train.exchange import compress_gradients
+from raybert.train.ledger import sum_over_ranks
+from raybert.train.step import all_reduce_sums, train_step
+from tests.unit.test_step import CONFIG, batch
 
 
 @pytest.fixture
 def one_rank():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -35,3 +42,23 @@ def test_gradients_travel_as_bfloat16_and_arrive_as_float32():
 
 def test_a_model_with_no_one_to_exchange_with_is_left_alone():
     compress_gradients(nn.Linear(2, 2))
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_rank_whose_group_is_taken_away_does_not_go_on_alone():
+    """Ray Train takes it away while it ends the workers; one still at a step would train on its part of the batch."""
+    bert = Bert(CONFIG)
+    adam = optimizer.build(bert, lr=1e-3, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-6)
+    model = DistributedDataParallel(Pretraining(bert))
+    keys = {"lr": 1e-3, "grad_clip": 1.0, "dtype": torch.float32, "seed": 0, "step": 0, "first_micro_batch": 0}
+    train_step(model, adam, [batch(2)], global_batch=2, **keys)
+    before = copy.deepcopy(bert.state_dict())
+    dist.destroy_process_group()
+    with pytest.raises(ValueError, match="process group"):
+        train_step(model, adam, [batch(2)], global_batch=4, **keys)
+    for name, value in bert.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    with pytest.raises(ValueError, match="process group"):
+        all_reduce_sums(torch.zeros(6), world_size=2)
+    with pytest.raises(ValueError, match="process group"):
+        sum_over_ranks([1], torch.device("cpu"), world_size=2)
