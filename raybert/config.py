@@ -273,6 +273,14 @@ def read_yaml_mapping(path: str) -> dict[str, Any]:
     return tree
 
 
+def read_overridden(path: str, overrides: Iterable[str]) -> dict[str, Any]:
+    """The mapping in a YAML file after ``key.sub=value`` overrides, as it is written there and not yet checked."""
+    tree = read_yaml_mapping(path)
+    for override in overrides:
+        set_dotted(tree, override)
+    return tree
+
+
 def set_dotted(tree: dict[str, Any], override: str) -> None:
     """Apply one ``a.b=value`` to the tree in place.
 

@@ -158,9 +158,7 @@ def _metadata(arguments: list[str], directory: str) -> dict[str, str]:
         file, overrides = plain[0], plain[1:]
         path = file if storage.is_remote(file) else str(Path(directory, file))
         settings = configs.load(path, overrides) if command == "pretrain" else space.load(path, overrides)
-        written = configs.read_yaml_mapping(path)
-        for override in overrides:
-            configs.set_dotted(written, override)
+        written = configs.read_overridden(path, overrides)
         places = ("run.storage", "data.shards") if command == "pretrain" else ("storage", "base.data.shards")
         for key in places:
             _seen_by_all(key, _written(written, key))

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from raybert import storage
-from raybert.config import AbsolutePath, Config, Section, explain, from_mapping, read_yaml_mapping, set_dotted
+from raybert.config import AbsolutePath, Config, Section, explain, from_mapping, read_overridden
 from raybert.errors import InputError
 
 
@@ -84,11 +84,8 @@ def load(path: str, overrides: Iterable[str] = ()) -> SweepConfig:
     """
     if not storage.exists(path):
         raise InputError(f"There is no sweep file {path}.")
-    tree = read_yaml_mapping(path)
-    for override in overrides:
-        set_dotted(tree, override)
     try:
-        return SweepConfig.model_validate(tree)
+        return SweepConfig.model_validate(read_overridden(path, overrides))
     except ValidationError as error:
         raise explain(error, SweepConfig) from error
 
