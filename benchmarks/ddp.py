@@ -36,7 +36,8 @@ def torchrun_worker(uri: str) -> None:
     from raybert.model.losses import Pretraining
     from raybert.train import optimizer
     from raybert.train.memory import keep_freed_memory
-    from raybert.train.step import all_reduce_sums, pick_dtype, train_step
+    from raybert.train.precision import pick_dtype
+    from raybert.train.step import all_reduce_sums, train_step
 
     torch.set_num_threads(1)
     keep_freed_memory()

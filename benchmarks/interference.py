@@ -48,7 +48,8 @@ from raybert.probe.evaluate import evaluate
 from raybert.probe.evaluate import prepare as prepare_texts
 from raybert.probe.tasks import load_task
 from raybert.train import checkpoint, optimizer
-from raybert.train.step import pick_dtype, train_step
+from raybert.train.precision import pick_dtype
+from raybert.train.step import train_step
 
 SIZE, T, BATCH = "tiny", 128, 16
 AHEAD = 6  # checkpoints that are queued before a measurement: more than are probed in it

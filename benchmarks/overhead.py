@@ -20,7 +20,8 @@ from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
-from raybert.train.step import pick_dtype, train_step
+from raybert.train.precision import pick_dtype
+from raybert.train.step import train_step
 
 GLOBAL_BATCH = 4
 

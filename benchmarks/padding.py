@@ -17,7 +17,8 @@ from raybert.model.losses import Pretraining
 from raybert.tokenizer import Tokenizer
 from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
-from raybert.train.step import pick_dtype, train_step
+from raybert.train.precision import pick_dtype
+from raybert.train.step import train_step
 
 B, T = 4, 512
 

@@ -20,7 +20,7 @@ from raybert.probe.tasks import load_task
 from raybert.probe.texts import load_texts
 from raybert.train.memory import keep_freed_memory
 from raybert.train.peak import peak_flops
-from raybert.train.step import pick_dtype
+from raybert.train.precision import pick_dtype
 
 MAX_TOKENS, BATCH = 256, 64
 SAMPLE, ONE_BY_ONE = 1250, 40

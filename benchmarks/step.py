@@ -21,7 +21,7 @@ from raybert.model.sizes import SIZES
 from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
 from raybert.train.peak import peak_flops
-from raybert.train.step import pick_dtype
+from raybert.train.precision import pick_dtype
 
 SHAPES = ((4, 512), (16, 128))
 

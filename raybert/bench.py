@@ -22,7 +22,8 @@ from raybert.tokenizer import NUM_TEXT_TOKENS
 from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
 from raybert.train.peak import peak_flops
-from raybert.train.step import pick_dtype, train_step
+from raybert.train.precision import pick_dtype
+from raybert.train.step import train_step
 
 OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
 STREAM_BATCH, STREAM_STEPS, STREAM_LENGTH = 64, 600, 512

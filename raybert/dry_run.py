@@ -27,7 +27,8 @@ from raybert.telemetry import format_seconds
 from raybert.train import optimizer as optimizers
 from raybert.train.check import Run
 from raybert.train.memory import worker_environment
-from raybert.train.step import pick_dtype, train_step
+from raybert.train.precision import pick_dtype
+from raybert.train.step import train_step
 
 STEPS = 3
 MOST_MICRO_BATCHES = 4  # of a measured step; a step of more is counted up from these

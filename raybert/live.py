@@ -17,6 +17,7 @@ from rich.text import Text
 from raybert import storage
 from raybert.config import Config
 from raybert.errors import RunFailed
+from raybert.lease import Onlooker
 from raybert.probe import queue
 from raybert.probe.client import run_of
 from raybert.probe.show import format_block
@@ -104,14 +105,15 @@ def probe_count(config: Config) -> int:
 
 
 def watch(run: str, *, once: bool = False) -> None:
-    """Show a run until it is over: from its directory alone, so from any machine, and after it as well.
+    """Show a run until it is over, or until nobody drives it any more: from its directory alone, so from any machine,
+    and after it as well.
 
     Args:
         once: show its present state and return.
 
     Raises:
         InputError: `run` is no run directory.
-        RunFailed: the run noted that it failed.
+        RunFailed: the run noted that it failed, or was ended before its last step.
     """
     run_uri, console = run_of(run), Console()
     state = State(run_uri)
@@ -135,8 +137,8 @@ def watch(run: str, *, once: bool = False) -> None:
 
         _until_over(state, print_news)
         console.print(closing_table(run_uri))
-    if state.failure:
-        raise RunFailed(state.failure)
+    if state.failure or (state.left and not once):
+        raise RunFailed(state.failure or state.left)
 
 
 def _until_over(state: "State", show: Callable[[], None]) -> None:
@@ -161,6 +163,7 @@ class State:
         self.failure = ""
         self._stale = True  # the table: it is made anew for validations and probes alone
         self.faults: list[Record] = []
+        self._onlooker, self._driven = Onlooker(run_uri), True
         self._news = time.monotonic()
         self._watcher = Watcher(
             run_uri,
@@ -184,6 +187,8 @@ class State:
         self.faults.append(fault)
 
     def refresh(self) -> None:
+        # First: what the driver wrote before it ended is read after its end is known.
+        self._driven = self._onlooker.driven()
         self._watcher.poll()
         if self._stale and self.records:
             self.table, self._stale = closing_table(self.uri, last=TABLE_ROWS), False
@@ -200,20 +205,27 @@ class State:
 
     @property
     def silence(self) -> str:
-        """A sentence when nothing has come for long: a directory cannot tell a run that waits from one that is gone."""
+        """A sentence when nothing has come for long, though there is a driver."""
         minutes = (time.monotonic() - self._news) / 60
         times = [record["elapsed_seconds"] for record in self.trained[-2:]]
         usual = (times[1] - times[0]) / 60 if len(times) == 2 else 0.0  # between two log lines
-        if minutes < max(SILENT_MINUTES, 3 * usual) or self.step >= self.steps:
+        if minutes < max(SILENT_MINUTES, 3 * usual) or self.step >= self.steps or not self._driven:
+            return ""
+        return f"nothing new for {minutes:.0f} minutes: the run waits for nodes or storage"
+
+    @property
+    def left(self) -> str:
+        """A sentence when nobody drives the run, and it has steps to do."""
+        if self._driven or self.step >= self.steps:
             return ""
         return (
-            f"nothing new for {minutes:.0f} minutes: the run waits for nodes, or was stopped; the same command goes on"
+            f"{self.uri} is not running: it was ended at step {self.step:,} of {self.steps:,}; the same command goes on"
         )
 
     @property
     def over(self) -> bool:
-        """All steps done and probed, or failed."""
-        return bool(self.failure) or (self.step >= self.steps and not self.waiting)
+        """All steps done and probed, failed, or left by its driver."""
+        return bool(self.failure or self.left) or (self.step >= self.steps and not self.waiting)
 
 
 def view(state: State, width: int) -> RenderableType:
@@ -241,6 +253,8 @@ def view(state: State, width: int) -> RenderableType:
         parts.append(Text(f"waiting for their probes: {', '.join(f'step {step:,}' for step in state.waiting)}"))
     if state.silence:
         parts.append(Text(state.silence, style="yellow"))
+    if state.left:
+        parts.append(Text(state.left, style="yellow"))
     if state.failure:
         parts.append(Text(f"failed: {state.failure}", style="red"))
     return Group(*parts)

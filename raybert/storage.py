@@ -194,9 +194,14 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(data)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:  # a full disk must not fill up with halves
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def read_json(uri: str) -> Any:

@@ -150,7 +150,7 @@ class Bert(nn.Module):
             texts: any number of texts.
             pooling: "mean" over the tokens of the last hidden state, its "cls" token, or the "pooler"'s output.
             device: moves the model there first; by default it computes where it is.
-            dtype: "float32"; "bfloat16"; or "auto", which is bfloat16 where the hardware multiplies it natively.
+            dtype: "float32"; "bfloat16"; or "auto", the one in which this machine multiplies faster.
             batch_tokens: tokens of a batch, padding included; by default what suits the device.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Texts to vectors: sorted by length so that padding costs nothing, in bfloat16 where the hardware has it.
+"""Texts to vectors: sorted by length so that padding costs nothing, in the type that the machine multiplies fastest.
 
 Shapes: B sequences of a batch, T tokens of its longest one, D hidden size, N sequences in all.
 """
@@ -13,7 +13,7 @@ from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.probe import POOLINGS
 from raybert.probe.encoders import Encoder, RaybertEncoder, Sequences
-from raybert.train.step import pick_dtype
+from raybert.train.precision import pick_dtype
 
 DTYPES = ("auto", "bfloat16", "float32")
 # Tokens of a batch: enough for efficient matrix products; on a CPU more would only leave its caches.
@@ -66,7 +66,7 @@ def embed(
 
     Args:
         device: where the encoder runs; by default the CPU.
-        dtype: "bfloat16", "float32", or "auto" for bfloat16 where the hardware multiplies it natively.
+        dtype: "bfloat16", "float32", or "auto" for the one in which this machine multiplies faster.
         batch_tokens: tokens of a batch, padding included.
         progress: is told the finished share of the tokens.
 

@@ -11,14 +11,13 @@ from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from raybert import storage, trackers
+from raybert import lease, storage, trackers
 from raybert.cluster import OFF_SPOT, largest_resources
 from raybert.data.shards import open_shards
 from raybert.dry_run import Estimate, estimate
 from raybert.errors import InputError, Interrupted
 from raybert.patience import patiently
 from raybert.probe import client
-from raybert.sweep import lease
 from raybert.sweep.space import SweepConfig, Trial, trials
 from raybert.sweep.stop import INTERRUPTED, LetSave, asked, interruptible
 from raybert.sweep.summary import END, note_end

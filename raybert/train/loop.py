@@ -33,10 +33,11 @@ from raybert.train.ingest import checkpoint_name
 from raybert.train.interval import Interval, Streak, Totals
 from raybert.train.ledger import Ledger
 from raybert.train.peak import peak_flops
+from raybert.train.precision import pick_dtype
 from raybert.train.pulse import Pulse
 from raybert.train.saver import Saver
 from raybert.train.schedule import lr_at
-from raybert.train.step import all_reduce_sums, means, pick_dtype, train_step, validate
+from raybert.train.step import all_reduce_sums, means, train_step, validate
 from raybert.train.stop import StopVote
 
 T = TypeVar("T")
@@ -114,7 +115,7 @@ class Worker:
     # -- set-up -------------------------------------------------------------------------------------------------
 
     def _agree_on_dtype(self) -> torch.dtype:
-        """The fastest type that every rank's hardware has."""
+        """bfloat16 where it is the choice of every rank."""
         mine = pick_dtype(self.config.train.dtype, self.device)
         agreed = torch.tensor(int(mine == torch.bfloat16), device=self.device)
         if self.world_size > 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from raybert import storage
+from raybert import lease, storage
 from raybert.errors import Interrupted, RunFailed
 from raybert.probe import client
 from raybert.telemetry import FAILURE, read_failure
@@ -31,9 +31,15 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
         The metrics that were reported last (empty if nothing was reported in this call).
 
     Raises:
+        InputError: another driver is at work on this run.
         RunFailed: the run failed too often without a new checkpoint, or the loss diverged.
         Interrupted: a signal ended the run before its last step, with a checkpoint.
     """
+    with lease.held(run.uri):
+        return _train(run, callbacks)
+
+
+def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
     from raybert.train.ingest import last_step
     from raybert.train.orphans import removed_meanwhile
     from raybert.train.recover import repair

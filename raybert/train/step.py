@@ -202,14 +202,3 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
     value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + micro_batch * 0x94D049BB133111EB) % 2**64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     return (value ^ (value >> 27)) >> 1
-
-
-def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
-    """The autocast type: bfloat16 where the hardware multiplies it natively, when the choice is left to us."""
-    if requested != "auto":
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[requested]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    capabilities = torch.cpu.get_capabilities()
-    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
-    return torch.bfloat16 if native else torch.float32

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from raybert import lease
 from raybert.cli import app, run_app
 from raybert.live import sparkline
 from tests.runs import make_run
@@ -76,6 +77,17 @@ def test_watch_tells_of_a_failed_run(tmp_path, capsys):
     assert run_app(["watch", run]) == 1
     assert "The loss is nan." in capsys.readouterr().err
     assert run_app(["watch", str(tmp_path)]) == 2
+
+
+def test_watch_ends_with_a_run_that_nobody_drives(tmp_path, capsys):
+    run = make_run(tmp_path, steps=1000, done=100)
+    with lease.held(run):
+        assert run_app(["watch", run, "--once"]) == 0
+    assert "not running" not in capsys.readouterr().out
+    assert run_app(["watch", run]) == 1  # killed, or stopped by a signal
+    assert "is not running: it was ended at step 100 of 1,000; the same command goes on" in capsys.readouterr().err
+    assert run_app(["watch", run, "--once"]) == 0
+    assert "is not running" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_curve_in_characters():

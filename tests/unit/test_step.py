@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
-from raybert.train import optimizer
+from raybert.train import optimizer, precision
 from raybert.train.interval import Streak, Totals
-from raybert.train.step import MLM_COUNT, NSP_COUNT, dropout_seed, means, pick_dtype, train_step, validate
+from raybert.train.peak import peak_flops
+from raybert.train.precision import pick_dtype
+from raybert.train.step import MLM_COUNT, NSP_COUNT, dropout_seed, means, train_step, validate
 
 CONFIG = BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.0)
 
@@ -114,8 +116,28 @@ def test_gradients_are_clipped_to_the_norm(bert):
     whole = batch(4)
     _, _, norm = step(bert, [whole], clip=1e-3)
     assert norm > 1e-3
-    assert pick_dtype("float32", torch.device("cpu")) == torch.float32
-    assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+def test_the_type_is_the_one_asked_for_or_the_faster_one_that_the_hardware_has(monkeypatch):
+    cpu = torch.device("cpu")
+    assert pick_dtype("float32", cpu) == torch.float32
+    assert pick_dtype("bfloat16", cpu) == torch.bfloat16
+    for native, slower, found in (
+        (True, torch.float32, torch.bfloat16),
+        (True, torch.bfloat16, torch.float32),  # as on a CPU with AVX512-BF16 whose AMX is hidden
+        (False, torch.float32, torch.float32),
+    ):
+        precision._faster_on_cpu.cache_clear()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda native=native: {"avx512_bf16": native})
+        monkeypatch.setattr(precision, "peak_flops", lambda device, dtype, seconds, slow=slower: 2 - (dtype == slow))
+        assert pick_dtype("auto", cpu) == found
+    precision._faster_on_cpu.cache_clear()
+
+
+def test_measuring_the_machine_leaves_the_random_numbers_alone():
+    before = torch.get_rng_state()
+    assert peak_flops(torch.device("cpu"), torch.float32, seconds=0.01) > 0
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_step_under_bfloat16_autocast_is_close_to_float32(bert):

@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from raybert.errors import InputError, RunFailed
-from raybert.sweep import lease, space
+from raybert.sweep import space
 from raybert.sweep.page import write_summary
 from raybert.sweep.rates import best_rates, fit_parabola, sentence
 from raybert.sweep.summary import best, note_end, read_sweep, require_none_failed
@@ -185,21 +184,3 @@ def test_a_sweep_of_hundreds_of_trials_has_a_page_that_can_be_read(tmp_path):
     for page in pages:
         width, height = np.frombuffer(page.read_bytes()[16:24], ">u4")
         assert max(width, height) < 2000
-
-
-def test_a_sweep_has_one_driver_and_a_lost_one_is_given_up(tmp_path, monkeypatch):
-    with lease.held(str(tmp_path)):
-        with pytest.raises(InputError, match=f"Another driver, process {os.getpid()} on "), lease.held(str(tmp_path)):
-            pass
-        record = json.loads((tmp_path / "driver.json").read_text())
-    assert not (tmp_path / "driver.json").exists()
-
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    for lost in ({"pid": gone.pid}, {"host": "another", "time": record["time"] - 61}):
-        (tmp_path / "driver.json").write_text(json.dumps(record | lost))
-        with lease.held(str(tmp_path)):
-            pass
-    (tmp_path / "driver.json").write_text(json.dumps(record | {"host": "another", "time": time.time()}))
-    with pytest.raises(InputError, match="on another"), lease.held(str(tmp_path)):
-        pass
