@@ -20,7 +20,7 @@ prometheus:  ## install Debian's prometheus, which a test needs, when root
 	    apt-get install -qq --yes --no-install-recommends prometheus > /dev/null; } || true
 
 test-faults: $(VENV)/.dev  ## every kind of fault once, 10,000 cases of each fuzz test (twenty minutes)
-	RAYBERT_FAULTS=17 RAYBERT_FUZZ=10000 RAYBERT_SLOW=1 $(BIN)/python -m pytest tests/faults \
+	RAYBERT_FAULTS=19 RAYBERT_FUZZ=10000 RAYBERT_SLOW=1 $(BIN)/python -m pytest tests/faults \
 		tests/unit/test_export.py $(PYTEST_ARGS)
 
 N ?= 200

@@ -78,6 +78,26 @@ def driver_interrupted(driver: Driver, cluster: Cluster, rng: random.Random) -> 
     driver.start("--resume", driver.uri)
 
 
+def driver_interrupted_twice(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """Ctrl-C, and again by somebody who does not want to wait for the checkpoint."""
+    moment(driver, rng)
+    assert driver.process is not None
+    driver.process.send_signal(signal.SIGINT)
+    time.sleep(rng.uniform(0.05, 0.2))
+    driver.kill(signal.SIGINT)
+    assert driver.process.returncode == 130, driver.said[-2000:]
+    driver.start("--resume", driver.uri)
+
+
+def second_driver(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
+    """Somebody starts the run once more while it runs: refused, and nothing happens to the first."""
+    moment(driver, rng)
+    second = Driver(cluster, driver.uri, driver.log.with_name("second.log"))
+    second.start("--resume", driver.uri)
+    assert second.wait() == 2, second.said
+    assert "Another driver" in second.said
+
+
 def node_lost(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """A node with a worker is switched off; another one comes later."""
     moment(driver, rng)
@@ -235,6 +255,8 @@ SCENARIOS: dict[str, Scenario] = {
         coordinator_killed,
         driver_interrupted,
         worker_killed_twice,
+        driver_interrupted_twice,
+        second_driver,
         storage_down,
         disk_full,
     )
