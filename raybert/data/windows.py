@@ -3,6 +3,7 @@
 import bisect
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -45,9 +46,12 @@ def encode_document(text: str, tokenizer: Tokenizer, seq_len: int) -> Document |
     if not parts:
         return None
     whole = "".join(parts)
-    digest = hashlib.blake2b(whole.encode(), digest_size=8).digest()
+    content = whole.encode()
+    digest = hashlib.blake2b(content, digest_size=8).digest()
     tokens = tokenizer.encode_array(whole)
-    ends = sentence_ends(tokenizer.byte_lengths[tokens], [len(part.encode()) for part in parts])
+    one_byte_each = len(content) == len(whole)
+    sizes = [len(part) if one_byte_each else len(part.encode()) for part in parts]
+    ends = sentence_ends(tokenizer.byte_lengths[tokens], sizes)
     windows, short = cut_windows(ends, seq_len)
     return Document(int.from_bytes(digest, "little", signed=True), tokens.astype(np.uint16), windows, short)
 
@@ -58,9 +62,8 @@ def sentence_ends(token_bytes: np.ndarray, sentence_bytes: list[int]) -> list[in
     A token that holds the end of one sentence and the start of the next (scripts without spaces) goes to the first; a
     sentence that is left with no token of its own joins it.
     """
-    token_ends = np.cumsum(token_bytes)
-    ends = np.searchsorted(token_ends, np.cumsum(sentence_bytes)) + 1
-    return np.unique(ends).tolist()
+    ends = np.searchsorted(token_bytes.cumsum(), np.cumsum(sentence_bytes)) + 1
+    return list(dict.fromkeys(ends.tolist()))
 
 
 def cut_windows(ends: list[int], seq_len: int) -> tuple[list[Window], list[Window]]:
@@ -87,11 +90,11 @@ def cut_windows(ends: list[int], seq_len: int) -> tuple[list[Window], list[Windo
 
 def cut_long(ends: list[int], limit: int) -> list[int]:
     """Add ends inside each sentence of more than ``limit`` tokens, so that it falls into pieces of about one length."""
-    lengths = np.diff(ends, prepend=0)
-    if len(ends) == 0 or lengths.max() <= limit:
+    lengths = [end - start for start, end in pairwise([0, *ends])]
+    if max(lengths, default=0) <= limit:
         return ends
     result: list[int] = []
-    for end, length in zip(ends, lengths.tolist(), strict=True):
+    for end, length in zip(ends, lengths, strict=True):
         pieces = -(-length // limit)
         result += [end - length + length * piece // pieces for piece in range(1, pieces + 1)]
     return result
