@@ -9,7 +9,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -106,14 +106,19 @@ def _write_npy(embedder: Embedder, tables: Iterable[pa.Table], output: str) -> i
 
 def _write_parquet(embedder: Embedder, tables: Iterable[pa.Table], output: str) -> int:
     count, writer = 0, None
-    with _whole_file(output) as file:
+    with _whole_file(output) as file, ExitStack() as opened:
         for table in map(embedder.table, tables):
-            writer = writer or pq.ParquetWriter(file, table.schema)
-            writer.write_table(table.cast(writer.schema))
+            writer = writer or opened.enter_context(pq.ParquetWriter(file, table.schema))
+            try:
+                writer.write_table(table.cast(writer.schema))
+            except (pa.ArrowException, ValueError) as error:
+                raise InputError(
+                    f"The rows after the first {count:,} have other columns than those before, or columns of another "
+                    f"type ({error}); make them equal, or write a .npy file or a directory."
+                ) from error
             count += len(table)
         if writer is None:
             raise InputError("There is no text in the input.")
-        writer.close()
     return count
 
 

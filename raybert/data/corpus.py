@@ -10,7 +10,7 @@ glob, local or at any URI; or ``embedded://bbc_news``, a corpus that a Python pa
 
 import hashlib
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -62,10 +62,22 @@ def plan(
             filled = 0
         fragments[-1].append(piece)
         filled += max(piece.size, SAMPLE_BYTES)  # opening a file costs about as much as reading this
-    fingerprint = hashlib.sha256("".join(sorted(digest for _, digest in looked)).encode()).hexdigest()
+    fingerprint = joint_digest(digest for _, digest in looked)
     if not fragments:
         raise InputError(f"The input holds no documents: {files[0]} is empty.")
     return Corpus(fragments, {"files": len(files), "fingerprint": fingerprint})
+
+
+def joint_digest(digests: Iterable[str]) -> str:
+    """One digest for those of several files, in any order."""
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def file_digest(uri: str, size: int) -> str:
+    """Stands for a file's content: its size, first and last 64 KB."""
+    head = storage.read_range(uri, 0, min(size, SAMPLE_BYTES))
+    tail = storage.read_range(uri, max(0, size - SAMPLE_BYTES), size)
+    return hashlib.sha256(b"%d " % size + head + tail).hexdigest()
 
 
 def _files(name: str) -> list[str]:
@@ -90,9 +102,7 @@ def _look(uri: str, *, text_column: str, fragment_bytes: int, lines: bool) -> tu
         return [Piece(uri, kind, 0, 0, sum(map(len, texts)))], digest
     with sentence_when_damaged(uri):
         size = storage.size(uri)
-        head = storage.read_range(uri, 0, min(size, SAMPLE_BYTES))
-        tail = storage.read_range(uri, max(0, size - SAMPLE_BYTES), size)
-    digest = hashlib.sha256(b"%d " % size + head + tail).hexdigest()
+        digest = file_digest(uri, size)
     if kind == "parquet":
         return _look_into_parquet(uri, text_column, fragment_bytes), digest
     if kind == "jsonl":

@@ -60,7 +60,8 @@ def _plan_csv(files: list[str], text_column: str) -> Source:
             if text_column not in table.column_names:
                 names = ", ".join(table.column_names)
                 raise InputError(f"{file} has no column {text_column}; choose one of {names} with --text-column.")
-    return Source(pieces, text_column, ",".join(str(piece.size) for piece in pieces))
+    digests = (corpus.file_digest(piece.uri, piece.size) for piece in pieces)
+    return Source(pieces, text_column, corpus.joint_digest(digests))
 
 
 def read(piece: Piece, text_column: str) -> Iterator[pa.Table]:
@@ -75,10 +76,11 @@ def read(piece: Piece, text_column: str) -> Iterator[pa.Table]:
         yield from _csv(piece.uri)
     else:
         stop = None if kind_of(piece.uri)[1] else piece.stop
-        if piece.kind == "txt":
-            yield from _tables(_texts(lines(piece.uri, piece.start, stop), piece.uri))
-        else:
-            yield from _tables(_checked(json_rows(piece.uri, piece.start, stop), piece.uri, text_column))
+        with sentence_when_damaged(piece.uri):
+            if piece.kind == "txt":
+                yield from _tables(_texts(lines(piece.uri, piece.start, stop), piece.uri))
+            else:
+                yield from _tables(_checked(json_rows(piece.uri, piece.start, stop), piece.uri, text_column))
 
 
 def read_lines(stream: Iterable[bytes], name: str) -> Iterator[pa.Table]:

@@ -138,6 +138,31 @@ def test_pieces_cover_a_file_of_lines_once(tmp_path, monkeypatch):
     assert found == texts
 
 
+@pytest.mark.parametrize(
+    ("later", "together"), [('{"text": "c", "id": "x"}', 2), ('{"text": "c", "id": 3, "more": 1}', 0)]
+)
+def test_columns_that_change_on_the_way_are_a_sentence(checkpoint, tmp_path, capsys, monkeypatch, later, together):
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "id": 1}\n{"text": "b", "id": 2}\n' + later + "\n")
+    command = ["embed", checkpoint, "--input", str(tmp_path / "t.jsonl"), "--output"]
+    monkeypatch.setattr(rows, "BATCH_ROWS", 2)
+    assert run_app([*command, str(tmp_path / "o.parquet")]) == 2
+    assert "The rows after the first 2 have other columns" in capsys.readouterr().err
+    assert not (tmp_path / "o.parquet").exists()
+    assert run_app([*command, str(tmp_path / "o.npy")]) == 0
+    monkeypatch.setattr(rows, "BATCH_ROWS", 10)
+    assert run_app([*command, str(tmp_path / "p.parquet")]) == together
+
+
+def test_another_text_is_another_input(tmp_path):
+    for name, text in (("t.csv", "text\n{}\n"), ("t.jsonl", '{{"text": "{}"}}\n')):
+        path = tmp_path / name
+        found = []
+        for word in ("ants", "bees", "ants"):
+            path.write_text(text.format(word))
+            found.append(rows.plan(str(path), "text").identity)
+        assert found[0] == found[2] != found[1], name
+
+
 def test_a_table_has_the_columns_of_all_its_rows(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"text": "b", "id": 7}\n')
     source = rows.plan(str(tmp_path / "t.jsonl"), "text")
