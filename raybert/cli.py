@@ -111,7 +111,7 @@ def pretrain(
 
     The same command again goes on from the newest checkpoint.
     """
-    from raybert import cluster, live, trackers
+    from raybert import cluster, lease, live, trackers
     from raybert import config as configs
     from raybert.probe import client
     from raybert.report.follow import kept_current
@@ -133,7 +133,12 @@ def pretrain(
         return
     steps = settings.train.steps
     print(f"run {run.uri}: {steps} steps, {run.shards.rows('train'):,} training windows", flush=True)
-    with kept_current(run.uri), trackers.following(run.config), live.showing(run.config, Console()):
+    with (
+        lease.held(run.uri),
+        kept_current(run.uri),
+        trackers.following(run.config),
+        live.showing(run.config, Console()),
+    ):
         train(run)
         if local and run.tasks:
             # The probe service lives in this local Ray, which ends with this command.

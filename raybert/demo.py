@@ -6,7 +6,7 @@ from importlib import resources
 
 from rich.console import Console
 
-from raybert import cluster, live, storage, trackers
+from raybert import cluster, lease, live, storage, trackers
 from raybert import config as configs
 from raybert.data.prepare import prepare
 from raybert.probe import client
@@ -50,7 +50,12 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
         f"[bold]3/4[/bold] training on {run.shards.tokens('train'):,} tokens with {settings.train.workers} workers; "
         "a service beside them probes the checkpoints"
     )
-    with kept_current(run.uri), trackers.following(run.config), live.bars(run.config, console):
+    with (
+        lease.held(run.uri),
+        kept_current(run.uri),
+        trackers.following(run.config),
+        live.bars(run.config, console),
+    ):
         train(run)
         client.wait(run.uri, run.config.run.storage)
     console.print("[bold]4/4[/bold] report")

@@ -1,109 +1,175 @@
 """One driver a run or sweep: a file in its directory says who drives it, and is renewed for as long as that one lives.
 
-Two drivers of one run would write each other's checkpoints and train on the same samples twice.
+Two drivers of one run would write each other's checkpoints and train on the same samples twice. No lock is asked of the
+storage, since an object store has none: a driver that finds another one's name in the file ends at once.
 """
 
+import logging
 import os
 import socket
+import sys
+import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from raybert import storage
-from raybert.errors import InputError
-from raybert.repeat import repeated
+from raybert.errors import InputError, Interrupted
+
+logger = logging.getLogger(__name__)
 
 LEASE = "driver.json"
 RENEW = 10.0  # seconds
+SETTLE = 2.0  # until the first look whether another driver began at the same moment
 EXPIRE = 60.0
 LONG_AGO = 600.0  # more than the clocks of two machines differ by
 LOOK = 1.0
+FIELDS = {"token": str, "host": str, "machine": str, "pid": int, "started": str, "time": float}
+
+_mine: set[str] = set()  # what this process drives
 
 
 @contextmanager
 def held(uri: str) -> Iterator[None]:
-    """Drive this run or sweep alone inside the ``with``.
+    """Drive this run or sweep alone inside the ``with``; inside another one for it, in the same process, a no-op.
 
     One whose driver was lost is taken over: at once where that was a process of this machine, or long ago; otherwise
-    when its lease was not renewed for `EXPIRE` seconds of looking on.
+    when its lease was not renewed for `EXPIRE` seconds of looking on. A driver that was given up in this way and comes
+    back (its machine was suspended, or cut off from the storage) ends its process.
 
     Raises:
         InputError: another driver, here or on another machine, is at it.
     """
-    _wait_for_the_end(uri)
-    mine = {"host": socket.gethostname(), "pid": os.getpid()}
-
-    def renew() -> None:
-        # Storage may be away for a while; the next turn tries again.
-        with suppress(OSError, InputError):
-            _write(uri, mine)
-
-    _write(uri, mine)
-    try:
-        with repeated(renew, seconds=RENEW, name="lease", join=RENEW):
-            yield
-    finally:
-        # It expires by itself; and whatever ended the run is the news, not this.
-        with suppress(OSError, InputError):
-            storage.remove(storage.join(uri, LEASE))
-
-
-def _wait_for_the_end(uri: str) -> None:
-    first = _read(uri)
-    if first is None or _gone(first) or time.time() - first["time"] > LONG_AGO:
+    if uri in _mine:
+        yield
         return
-    onlooker = Onlooker(uri)
-    while onlooker.driven():
-        time.sleep(LOOK)
-        now = _read(uri)
-        if now not in (None, first):
-            raise InputError(
-                f"Another driver, process {now['pid']} on {now['host']}, is at work on {uri}; wait for its end, or end "
-                "it first."
-            )
+    _await_turn(uri)
+    token, ended, hurried = uuid.uuid4().hex, threading.Event(), False
+    _write(uri, token)
+    keeper = threading.Thread(target=_keep, args=(uri, token, ended), name="lease", daemon=True)
+    keeper.start()
+    _mine.add(uri)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        # A second Ctrl-C: whoever sends it does not want to wait for a storage that may be away.
+        hurried = not isinstance(error, Interrupted)
+        raise
+    finally:
+        _mine.discard(uri)
+        ended.set()
+        if not hurried:
+            keeper.join(LOOK)
+            # It expires by itself; and whatever ended the run is the news, not this.
+            with suppress(Exception):
+                if (found := _read(uri)) and found["token"] == token:
+                    storage.remove(storage.join(uri, LEASE))
+
+
+def _keep(uri: str, token: str, ended: threading.Event) -> None:
+    pause = SETTLE
+    while not ended.wait(pause):
+        pause = RENEW
+        try:
+            found = _read(uri)
+            if found and found["token"] != token:
+                _give_way(uri, found)
+                return
+            if not ended.is_set():
+                _write(uri, token)
+        except Exception as error:  # storage is away for a while
+            logger.warning("The lease of %s could not be renewed, the next try is in %.0f s: %s", uri, RENEW, error)
+
+
+def _give_way(uri: str, other: dict[str, Any]) -> None:
+    """End this process as it is: whatever it saved now would be written over the other one's work."""
+    print(
+        f"{uri} is driven by process {other['pid']} on {other['host']} now; this one ends.", file=sys.stderr, flush=True
+    )
+    os._exit(1)
+
+
+def _await_turn(uri: str) -> None:
+    first = _read(uri)
+    if first is None:
+        return
+    now: dict[str, Any] | None = first
+    if first["machine"] != machine():
+        onlooker = Onlooker(uri, EXPIRE)
+        while (driven := onlooker.driven()) and (now := _read(uri)) in (None, first):
+            time.sleep(LOOK)
+        if not driven:
+            return
+    elif process_start(first["pid"]) != first["started"]:
+        return
+    who = now or first
+    raise InputError(
+        f"Another driver, process {who['pid']} on {who['host']}, is at work on {uri}; wait for its end or end it."
+    )
 
 
 class Onlooker:
-    """Whether somebody drives a run or sweep, seen from any machine: the clocks of two are never compared."""
+    """Whether somebody drives a run or sweep, seen from any machine."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, expire: float) -> None:
+        self._uri, self._expire = uri, expire
         self._last: dict[str, Any] | None = None
         self._since = 0.0
 
     def driven(self) -> bool:
-        """False where nobody has the lease, or its holder has not renewed it for long while this looked on."""
+        """False where there is no lease, or one of a process that is gone.
+
+        Of a process of another machine that shows in its lease: it is old, or was not renewed for `expire` seconds of
+        looking on.
+        """
         found = _read(self._uri)
-        if found is None or _gone(found):
+        if found is None:
+            return False
+        if found["machine"] == machine():
+            return process_start(found["pid"]) == found["started"]
+        if time.time() - found["time"] > LONG_AGO:
             return False
         if found != self._last:
             self._last, self._since = found, time.monotonic()
-        return time.monotonic() - self._since < EXPIRE
+        return time.monotonic() - self._since < self._expire
 
 
 def _read(uri: str) -> dict[str, Any] | None:
     """None where there is no lease, and where what lies there is none."""
     with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
         found = storage.read_json(storage.join(uri, LEASE))
-        return {"host": str(found["host"]), "pid": int(found["pid"]), "time": float(found["time"])}
+        return {name: kind(found[name]) for name, kind in FIELDS.items()}
     return None
 
 
-def _write(uri: str, mine: dict[str, Any]) -> None:
-    storage.write_json(storage.join(uri, LEASE), {**mine, "time": time.time()})
+def _write(uri: str, token: str) -> None:
+    pid = os.getpid()
+    who = {"token": token, "host": socket.gethostname(), "machine": machine(), "pid": pid}
+    storage.write_json(storage.join(uri, LEASE), {**who, "started": process_start(pid), "time": time.time()})
 
 
-def _gone(lease: dict[str, Any]) -> bool:
-    """Its process was one of this machine, and is not there any more."""
-    return bool(lease["host"] == socket.gethostname() and not _runs(lease["pid"]))
-
-
-def _runs(pid: int) -> bool:
+def machine() -> str:
+    """Equal for two processes only when each can see the other by its process id."""
     try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
+def process_start(pid: int) -> str:
+    """Tells two processes of one id apart; empty where there is none, or one that has ended and was not waited for."""
+    try:
+        # Behind the name, which may hold anything: the state, and as the 20th field the start in ticks since boot.
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    if Path("/proc/self/stat").exists():
+        return ""
+    with suppress(ProcessLookupError):
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
+        return "runs"
+    return ""

@@ -23,13 +23,16 @@ from raybert.probe.client import run_of
 from raybert.probe.show import format_block
 from raybert.report.plots import bin_means
 from raybert.report.read import WAITS, read_run
-from raybert.telemetry import format_line, format_seconds, read_failure, read_metrics
+from raybert.telemetry import format_line, format_seconds, read_end, read_failure, read_metrics
 from raybert.terminal import closing_table
 from raybert.train.watch import Watcher
 
 Record = dict[str, Any]
 BLOCKS = "▁▂▃▄▅▆▇█"
 SILENT_MINUTES = 5.0
+PROBE_MINUTES = 30.0  # without a probe, of a large model on a busy machine
+# Seconds without a driver after which a run counts as left: a job that is tried again, or submitted, starts meanwhile.
+GRACE = 60.0
 TABLE_ROWS = 6  # with the curves above they fill a terminal of 24 lines
 
 
@@ -131,9 +134,9 @@ def watch(run: str, *, once: bool = False) -> None:
             for record in state.records[shown:]:
                 print(format_line(record, state.steps), flush=True)
             shown = len(state.records)
-            if state.silence and not told:
-                print(state.silence, flush=True)
-            told = bool(state.silence)
+            if (state.silence or state.left) and not told:
+                print(state.silence or state.left, flush=True)
+            told = bool(state.silence or state.left)
 
         _until_over(state, print_news)
         console.print(closing_table(run_uri))
@@ -163,7 +166,9 @@ class State:
         self.failure = ""
         self._stale = True  # the table: it is made anew for validations and probes alone
         self.faults: list[Record] = []
-        self._onlooker, self._driven = Onlooker(run_uri), True
+        self._onlooker, self._driven = Onlooker(run_uri, 60 * SILENT_MINUTES), True
+        self._undriven_since = time.monotonic()
+        self._end: Record = {}
         self._news = time.monotonic()
         self._watcher = Watcher(
             run_uri,
@@ -189,11 +194,14 @@ class State:
     def refresh(self) -> None:
         # First: what the driver wrote before it ended is read after its end is known.
         self._driven = self._onlooker.driven()
+        if self._driven:
+            self._undriven_since = time.monotonic()
         self._watcher.poll()
         if self._stale and self.records:
             self.table, self._stale = closing_table(self.uri, last=TABLE_ROWS), False
         self.waiting = queue.waiting_steps(self.uri)
         self.failure = str(read_failure(self.uri).get("reason", ""))
+        self._end = {} if self._driven else read_end(self.uri)
 
     @property
     def trained(self) -> list[Record]:
@@ -215,17 +223,22 @@ class State:
 
     @property
     def left(self) -> str:
-        """A sentence when nobody drives the run, and it has steps to do."""
-        if self._driven or self.step >= self.steps:
+        """A sentence when nobody drives the run any more, and it has steps to do or probes that nobody does."""
+        if self._driven:
             return ""
-        return (
-            f"{self.uri} is not running: it was ended at step {self.step:,} of {self.steps:,}; the same command goes on"
-        )
+        if self.step >= self.steps:  # where the probe service outlives the job, probes still come
+            quiet = self.waiting and time.monotonic() - self._news >= 60 * PROBE_MINUTES
+            return f"{self.uri} is trained, and nobody does the probes that it waits for" if quiet else ""
+        where = f"{self.uri} is not running: it was ended at step {self.step:,} of {self.steps:,}"
+        if self._end:
+            return f"{where}, {self._end['status']} by its sweep"
+        return f"{where}; the same command goes on"
 
     @property
     def over(self) -> bool:
         """All steps done and probed, failed, or left by its driver."""
-        return bool(self.failure or self.left) or (self.step >= self.steps and not self.waiting)
+        left = self.left and (self._end or time.monotonic() - self._undriven_since >= GRACE)
+        return bool(self.failure or left) or (self.step >= self.steps and not self.waiting)
 
 
 def view(state: State, width: int) -> RenderableType:

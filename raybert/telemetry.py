@@ -40,11 +40,20 @@ COUNTERS = {
 
 
 FAILURE = "failure.json"  # in the run directory of a run that ended before its last step, and why
+END = "outcome.json"  # in that of a sweep's trial that did not come to its own end: status and reason
 
 
 def read_failure(run_uri: str) -> dict[str, Any]:
     """step, reason and kind ("diverged", "data") of a run that gave up; empty where it did not."""
-    uri = storage.join(run_uri, FAILURE)
+    return _read_or_empty(storage.join(run_uri, FAILURE))
+
+
+def read_end(run_uri: str) -> dict[str, Any]:
+    """status and reason of a trial that its sweep ended, or that failed; empty where there is nothing of the kind."""
+    return _read_or_empty(storage.join(run_uri, END))
+
+
+def _read_or_empty(uri: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = storage.read_json(uri)
     except FileNotFoundError:

@@ -20,7 +20,8 @@ from raybert.patience import patiently
 from raybert.probe import client
 from raybert.sweep.space import SweepConfig, Trial, trials
 from raybert.sweep.stop import INTERRUPTED, LetSave, asked, interruptible
-from raybert.sweep.summary import END, note_end
+from raybert.sweep.summary import note_end
+from raybert.telemetry import END
 from raybert.train import stop
 from raybert.train.check import Run, check
 from raybert.train.run import Diverged, train
@@ -220,10 +221,10 @@ def _trainable(planned: list[Trial]) -> Callable[[dict[str, Any]], None]:
         uri = trial.config.run_uri
         if stop.requested(uri):
             raise RuntimeError(INTERRUPTED)
-        storage.remove(storage.join(uri, END))  # of an attempt that failed
         run = check(trial.config, reserved_cpus=DRIVER_CPUS, hashes_known=True)
         try:
-            with trackers.following(run.config):
+            with lease.held(uri), trackers.following(run.config):
+                storage.remove(storage.join(uri, END))  # of an attempt that failed
                 train(run, [ValidationReports(run.config.train.steps)])
         except Diverged:
             return  # the trial's result, recorded in its directory; no fault of the sweep

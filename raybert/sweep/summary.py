@@ -11,11 +11,9 @@ from raybert.errors import RunFailed
 from raybert.model.bert import flops_per_token
 from raybert.report.read import Probe, Score, read_probes
 from raybert.sweep.space import SweepConfig, Trial, trials
-from raybert.telemetry import FAILURE, read_failure, read_metrics
+from raybert.telemetry import END, FAILURE, read_end, read_failure, read_metrics
 
 LR = "optimizer.lr"
-# In a trial's directory, when it did not come to its own end: {"status": "pruned" or "failed", "reason"}.
-END = "outcome.json"
 # Reads at the same time: in a bucket each of them waits for an answer.
 READERS = 16
 
@@ -91,7 +89,7 @@ def _end(uri: str, files: set[str], *, done: bool) -> tuple[str, str]:
     if failure.get("kind") == "diverged":
         return "diverged", failure["reason"]
     if END in files:
-        end = storage.read_json(storage.join(uri, END))
+        end = read_end(uri)
         return end["status"], end["reason"]
     if failure:
         return "failed", failure["reason"]

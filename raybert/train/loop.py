@@ -211,7 +211,7 @@ class Worker:
             stopping, leaving = self.stop_vote.agreed(preemption.noticed())
             # The last checkpoint of this group, whatever the cadence.
             events = self._events() | ({"checkpoint"} if stopping or leaving else set())
-            if not events and self.step % config.every.log:
+            if not events and self.step % config.every.log and self.step < train.steps:
                 continue
             totals, interval = interval.close(), self._new_interval()
             self._note(totals)
@@ -281,6 +281,7 @@ class Worker:
             "elapsed_seconds": self.elapsed + self.clock.total(),
             "eta_seconds": remaining * self.config.train.global_batch / rate,
             "workers": self.world_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
         }
 
     def _validate(self) -> dict[str, Any]:

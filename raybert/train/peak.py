@@ -15,18 +15,29 @@ def peak_flops(
     as they will train.
     """
     size = 8192 if device.type == "cuda" else 1024
+    measured = product(device, dtype, size, clock)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        best = max(best, 2 * size**3 / measured())
+    return best
+
+
+def product(
+    device: torch.device, dtype: torch.dtype, size: int, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[], float]:
+    """A function that multiplies two square matrices of this size and returns the seconds it took; warmed up."""
     # Of its own: what it draws must not change the weights that are drawn after it.
     rng = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(size, size, device=device, generator=rng).to(dtype) for _ in range(2))
-    a @ b  # the first product also sets up the library
-    _synchronize(device)
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
+
+    def measured() -> float:
         start = clock()
         a @ b
         _synchronize(device)
-        best = max(best, 2 * size**3 / (clock() - start))
-    return best
+        return clock() - start
+
+    measured()  # the first product also sets up the library
+    return measured
 
 
 def _synchronize(device: torch.device) -> None:

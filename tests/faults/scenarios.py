@@ -92,10 +92,13 @@ def driver_interrupted_twice(driver: Driver, cluster: Cluster, rng: random.Rando
 def second_driver(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """Somebody starts the run once more while it runs: refused, and nothing happens to the first."""
     moment(driver, rng)
+    events = set(Path(driver.uri, "tensorboard").iterdir())
     second = Driver(cluster, driver.uri, driver.log.with_name("second.log"))
     second.start("--resume", driver.uri)
     assert second.wait() == 2, second.said
     assert "Another driver" in second.said
+    assert events
+    assert events <= set(Path(driver.uri, "tensorboard").iterdir())
 
 
 def node_lost(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
@@ -255,9 +258,9 @@ SCENARIOS: dict[str, Scenario] = {
         coordinator_killed,
         driver_interrupted,
         worker_killed_twice,
-        driver_interrupted_twice,
-        second_driver,
+        second_driver,  # early in its run, which is to be there for longer than the second driver needs to start
         storage_down,
         disk_full,
+        driver_interrupted_twice,
     )
 }

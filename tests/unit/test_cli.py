@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from raybert import lease
+from raybert import lease, live
 from raybert.cli import app, run_app
 from raybert.live import sparkline
+from raybert.sweep.summary import note_end
 from tests.runs import make_run
 
 
@@ -79,7 +80,8 @@ def test_watch_tells_of_a_failed_run(tmp_path, capsys):
     assert run_app(["watch", str(tmp_path)]) == 2
 
 
-def test_watch_ends_with_a_run_that_nobody_drives(tmp_path, capsys):
+def test_watch_ends_with_a_run_that_nobody_drives(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(live, "GRACE", 0.0)
     run = make_run(tmp_path, steps=1000, done=100)
     with lease.held(run):
         assert run_app(["watch", run, "--once"]) == 0
@@ -88,6 +90,20 @@ def test_watch_ends_with_a_run_that_nobody_drives(tmp_path, capsys):
     assert "is not running: it was ended at step 100 of 1,000; the same command goes on" in capsys.readouterr().err
     assert run_app(["watch", run, "--once"]) == 0
     assert "is not running" in " ".join(capsys.readouterr().out.split())
+    note_end(run, "pruned", "rung 1")
+    assert run_app(["watch", run]) == 1
+    assert "ended at step 100 of 1,000, pruned by its sweep" in capsys.readouterr().err
+
+
+def test_watch_waits_for_a_run_whose_job_is_tried_again(tmp_path):
+    run = make_run(tmp_path, steps=1000, done=100)
+    state = live.State(run)
+    state.refresh()
+    assert state.left
+    assert not state.over
+    with lease.held(run):
+        state.refresh()
+        assert not state.left
 
 
 def test_a_curve_in_characters():

@@ -129,7 +129,7 @@ def test_the_type_is_the_one_asked_for_or_the_faster_one_that_the_hardware_has(m
     ):
         precision._faster_on_cpu.cache_clear()
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda native=native: {"avx512_bf16": native})
-        monkeypatch.setattr(precision, "peak_flops", lambda device, dtype, seconds, slow=slower: 2 - (dtype == slow))
+        monkeypatch.setattr(precision, "product", lambda device, dtype, size, slow=slower: lambda: 1 + (dtype == slow))
         assert pick_dtype("auto", cpu) == found
     precision._faster_on_cpu.cache_clear()
 
