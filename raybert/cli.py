@@ -340,7 +340,7 @@ def bench(
     from raybert.bench import check_shape, run_bench
 
     check_shape(size, samples, seq_len)
-    cluster.connect()
+    cluster.start()  # of this machine alone, also where RAY_ADDRESS names a cluster
     found = run_bench(size, samples, seq_len)
     print(
         f"{found['size']}, {samples} x {seq_len} tokens, {found['dtype']} on {found['device']}: "

@@ -42,17 +42,28 @@ def connect(*, quiet: bool = True) -> bool:
     if ray.is_initialized():
         return False
     address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.ERROR if quiet else logging.INFO}
     if address:
         try:
             _knock(address)
-            ray.init(address=address, **options)
+            ray.init(address=address, **_logging(quiet))
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"No Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS to use this machine."
             ) from error
         _refuse_spot_node()
         return False
+    start(quiet=quiet)
+    return True
+
+
+def _logging(quiet: bool) -> dict[str, Any]:
+    return {"log_to_driver": not quiet, "logging_level": logging.ERROR if quiet else logging.INFO}
+
+
+def start(*, quiet: bool = True) -> None:
+    """Start Ray on this machine, whatever RAY_ADDRESS says, unless one is there; it ends with this process."""
+    if ray.is_initialized():
+        return
     # The dashboard stays on: Train's clean-up after a killed controller depends on it.
     # A worker, its data tasks and a probe need two CPUs to be placed, which a machine of one core has to share.
     cpus = max(2, os.cpu_count() or 1)
@@ -60,8 +71,7 @@ def connect(*, quiet: bool = True) -> bool:
     # fraction of one: no reason for Ray to warn, in the middle of a progress bar, that there are many.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, cpus)))
     # "local": without an address Ray would join a cluster that `ray start` left running on this machine.
-    ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **options)
-    return True
+    ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **_logging(quiet))
 
 
 def find() -> None:
