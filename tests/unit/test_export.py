@@ -246,7 +246,7 @@ def minilm():
     return str(Path(spec.origin).parent / "model")
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     "RAYBERT_SLOW" not in os.environ, reason="`make test-faults` does this: it takes a minute and a half"
 )
