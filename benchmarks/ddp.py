@@ -28,9 +28,9 @@ def torchrun_worker(uri: str) -> None:
     import numpy as np
 
     from raybert.bench import OPTIMIZER
-    from raybert.data.block import to_torch
     from raybert.data.reader import SampleReader
     from raybert.data.shards import open_shards
+    from raybert.data.tensors import to_torch
     from raybert.model.bert import Bert
     from raybert.model.config import BertConfig
     from raybert.model.losses import Pretraining

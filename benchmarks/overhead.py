@@ -12,9 +12,9 @@ import torch
 from benchmarks.common import elsewhere, medians, result
 from benchmarks.runs import MICRO_BATCH, SEQ_LEN, local_ray, pretrain
 from raybert.bench import OPTIMIZER
-from raybert.data.block import to_torch
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
+from raybert.data.tensors import to_torch
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining

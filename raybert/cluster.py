@@ -70,6 +70,9 @@ def start(*, quiet: bool = True) -> None:
     # Workers, data tasks, the controller and probes are more processes than a small machine has CPUs, each with a
     # fraction of one: no reason for Ray to warn, in the middle of a progress bar, that there are many.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, cpus)))
+    # The dashboard's list of training runs costs an actor that imports torch, at the moment when the workers start: on
+    # two cores seconds until the first step. A Ray that ends with its run is looked at through `raybert watch`.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     # "local": without an address Ray would join a cluster that `ray start` left running on this machine.
     ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **_logging(quiet))
 

@@ -17,9 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from raybert.config import Config, from_mapping
-from raybert.data.block import to_torch
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
+from raybert.data.tensors import to_torch
 from raybert.errors import RunFailed
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.losses import Pretraining

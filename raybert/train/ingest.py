@@ -9,7 +9,6 @@ from raybert import storage
 from raybert.data.stream import execution_options, train_stream
 from raybert.errors import InputError
 from raybert.patience import patiently
-from raybert.train.checkpoint import verify_files
 
 CHECKPOINTS = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's record of what was committed
@@ -88,6 +87,9 @@ def placeholder(run_uri: str, patience: float) -> ray.data.Dataset:
 
 def _verify_newest(run_uri: str) -> None:
     if step := last_step(run_uri):
+        # Here, since Ray Train calls this in an actor of its own, and a new run's need not wait for torch.
+        from raybert.train.checkpoint import verify_files
+
         try:
             verify_files(storage.join(run_uri, checkpoint_name(step)))
         except InputError as error:

@@ -15,10 +15,10 @@ from torch import nn
 
 from raybert import storage
 from raybert.config import Config, from_mapping
-from raybert.data.block import to_torch
 from raybert.data.reader import validation_batches
 from raybert.data.shards import open_shards
 from raybert.data.stream import worker_batches
+from raybert.data.tensors import to_torch
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.files import load, read_weights
 from raybert.model.losses import Pretraining

@@ -15,9 +15,10 @@ import torch
 import yaml
 
 from raybert.config import from_mapping
-from raybert.data.block import take, to_torch
+from raybert.data.block import take
 from raybert.data.reader import SampleReader, iter_batches
 from raybert.data.shards import open_shards
+from raybert.data.tensors import to_torch
 from raybert.model.bert import Bert
 from raybert.model.losses import Pretraining
 from raybert.telemetry import read_metrics
