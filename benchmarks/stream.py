@@ -19,7 +19,7 @@ from raybert.data.prepare import prepare
 from raybert.data.reader import SampleReader
 from raybert.data.shards import ShardSet, read_unit
 
-BATCH, STEPS, T = 64, 1500, 512
+BATCH, STEPS, T = 64, 6144, 512
 # The peer is slow: fewer batches give the same rate.
 PEER_STEPS = 20
 
@@ -63,7 +63,7 @@ def main() -> None:
             tokens = sum(int(part["length"].sum()) for part in islice(columns, STEPS))
             return tokens / (time.perf_counter() - start)
 
-        first, second, limit = medians(ours, collator_side(shards), bare, rounds=5)
+        first, second, limit = medians(ours, collator_side(shards), bare, rounds=3)
     result("stream", first, second, limit, "tokens/s per core", batch=BATCH, seq_len=T, cores=cores)
 
 

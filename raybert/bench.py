@@ -13,7 +13,7 @@ from torch import Tensor
 from raybert.data.masking import max_masked
 from raybert.data.shards import UnitRows, open_shards, shard_name, write_manifest, write_shard
 from raybert.data.stream import execution_options, train_stream, worker_batches
-from raybert.errors import InputError
+from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
@@ -26,7 +26,7 @@ from raybert.train.precision import pick_dtype
 from raybert.train.step import train_step
 
 OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
-STREAM_BATCH, STREAM_STEPS, STREAM_LENGTH = 64, 600, 512
+STREAM_BATCH, STREAM_STEPS, STREAM_LENGTH = 64, 2048, 512
 
 
 def check_shape(size: str, samples: int, seq_len: int) -> None:
@@ -110,24 +110,37 @@ def step_rate(size: str, samples: int, length: int, *, rounds: int = 5) -> dict[
 
 
 @ray.remote(num_cpus=0.5)
-def consume(shard: ray.data.DataIterator, batch: int, steps: int) -> float:
-    """Tokens per second of the second half of the steps: much of the first lay ready when the first batch came."""
+def consume(shard: ray.data.DataIterator, batch: int, steps: int) -> int:
+    """Tokens of a worker's batches."""
     where = {"rank": 0, "world_size": 1, "global_batch": batch, "micro_batch": batch, "start_step": 0, "steps": steps}
-    batches = worker_batches(shard, **where)
-    for _ in range(steps // 2):
-        next(batches)
-    start = time.perf_counter()
-    tokens = sum(int(part["length"].sum()) for _, parts in batches for part in parts)
-    return tokens / (time.perf_counter() - start)
+    return sum(int(part["length"].sum()) for _, parts in worker_batches(shard, **where) for part in parts)
 
 
 def stream_rate(shards_uri: str, *, batch: int, steps: int) -> float:
-    """Tokens per second that the connected Ray streams to one consumer."""
+    """Tokens per second that the connected Ray streams to one consumer when it is under way.
+
+    A stream is longer than another one by so many steps, and takes so much longer: what it needs to start cancels out,
+    and nothing counts that lay ready before a clock was started. One before them starts Ray's processes.
+
+    Raises:
+        RunFailed: the machine was so busy meanwhile that the shorter stream took longer.
+    """
+    counts = (steps // 8, steps // 8, steps + steps // 8)
+    _, (few, brief), (many, long) = (_consumed(shards_uri, batch, count) for count in counts)
+    if long <= brief:
+        raise RunFailed("The machine is too busy with other work to measure the stream; try again.")
+    return (many - few) / (long - brief)
+
+
+def _consumed(shards_uri: str, batch: int, steps: int) -> tuple[int, float]:
+    """Tokens of a stream, and the seconds it took from its start to its last batch."""
+    start = time.perf_counter()
     stream = train_stream(
         shards_uri, seed=0, global_batch=batch, world_size=1, start_step=0, steps=steps, task_cpus=0.5
     )
     stream.context.execution_options = execution_options()
-    return float(ray.get(consume.remote(stream.streaming_split(1, equal=True)[0], batch, steps)))
+    tokens = ray.get(consume.remote(stream.streaming_split(1, equal=True)[0], batch, steps))
+    return tokens, time.perf_counter() - start
 
 
 def random_shards(uri: str, *, rows: int = 4096, seq_len: int = STREAM_LENGTH, unit_rows: int = 512) -> str:

@@ -24,8 +24,10 @@ from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
 from raybert.patience import patiently
 
-# Samples of a chapter: enough that a task costs more than its scheduling, few enough to start at once.
-CHAPTER_SAMPLES = 2048
+# Samples of a chapter: enough that a task costs more than its scheduling (with 8,192 the stream delivers half as much
+# again as with 2,048), few enough that a short run begins at once and is shared out among several tasks.
+LEAST_SAMPLES, MOST_SAMPLES = 2048, 8192
+CHAPTERS = 16  # of a run that is too short for the largest ones
 # Ray Data plans its read tasks ahead, one by one; a longer run has more chapters in each.
 MAX_READ_TASKS = 10_000
 PREFETCHED_BLOCKS = 2
@@ -36,9 +38,10 @@ def execution_options() -> ExecutionOptions:
     return ExecutionOptions(preserve_order=True)
 
 
-def chapter_steps(global_batch: int) -> int:
-    """S: steps of a chapter."""
-    return max(1, CHAPTER_SAMPLES // global_batch)
+def chapter_steps(global_batch: int, steps: int) -> int:
+    """S: steps of a chapter, of so many that are to be done."""
+    samples = min(max(steps * global_batch // CHAPTERS, LEAST_SAMPLES), MOST_SAMPLES)
+    return max(1, samples // global_batch)
 
 
 def train_stream(
@@ -56,7 +59,7 @@ def train_stream(
     all blocks are equal and none is cut; `worker_batches` stops at the last step. A read that fails is tried again for
     `patience` seconds.
     """
-    span = chapter_steps(global_batch)
+    span = chapter_steps(global_batch, steps - start_step)
     chapters = max(1, -(-(steps - start_step) // span))
 
     def build_chapters(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:

@@ -41,7 +41,7 @@ def stream_steps(uri, workers, start_step, steps):
 
 @pytest.mark.parametrize(("workers", "start_step"), [(1, 0), (2, 0), (2, 1_000_003), (3, 77)])
 def test_the_stream_is_the_reader(shards, workers, start_step):
-    steps = start_step + chapter_steps(G) + 40  # into a second chapter, and not to its end
+    steps = start_step + chapter_steps(G, 0) + 40  # into a second chapter, and not to its end
     for rank, received in enumerate(stream_steps(shards.uri, workers, start_step, steps)):
         assert [step for step, _ in received] == list(range(start_step, steps))
         expected = iter_batches(
@@ -74,7 +74,7 @@ def test_a_missing_shard_is_an_error_that_names_it(tmp_path):
 
 
 def test_bench_prints_rates_and_shares_of_this_machine(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "STREAM_STEPS", 40)
+    monkeypatch.setattr(bench, "STREAM_STEPS", 600)
     assert run_app(["bench", "--size", "tiny", "--samples", "2", "--seq-len", "64"]) == 0
     said = capsys.readouterr().out
     found = re.search(r"tiny, 2 x 64 tokens.* ([\d,]+) tokens/s, ([\d.]+) % of .* delivers ([\d,]+)", said)
