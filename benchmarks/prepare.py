@@ -21,7 +21,7 @@ SEQ_LEN, PROCESSES = 512, 2
 
 
 def corpus() -> list[str]:
-    return sorted(str(path) for path in (DATA / "corpus").glob("research-*.parquet"))
+    return sorted(str(path) for path in (DATA / "corpus").glob("*.parquet"))
 
 
 def _tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
