@@ -18,7 +18,7 @@ from raybert.report.read import RunData, read_run
 from raybert.train.checkpoint import TRAINING_STATE, verify_files
 from raybert.train.ingest import last_step
 from raybert.train.ledger import digest, read_account
-from raybert.train.recover import DAMAGED
+from raybert.train.recover import DAMAGED, halves
 
 CHECKED_SAMPLES = 4096  # built at once when the ledger is computed again
 
@@ -56,8 +56,12 @@ def verify(run_uri: str) -> Iterator[Finding]:
     if "config" not in found:
         return
     yield _look("shards", shards)
+    cut_short = set(halves(run.uri))
     for uri in storage.list_dir(storage.join(run.uri, "checkpoints")):
-        if not uri.rpartition("/")[2].startswith((".", DAMAGED)):
+        if uri in cut_short:
+            said = "neither listed nor whole: being written or deleted, or cut short at it; nothing goes on from it"
+            yield Finding(uri.rpartition("/")[2], "", said)
+        elif not uri.rpartition("/")[2].startswith((".", DAMAGED)):
             yield _look(uri.rpartition("/")[2], partial(_checkpoint, uri, found["config"]))
     yield _look("log", partial(_log, run, found["config"]))
     yield _look("ledger", partial(_ledger, run, found["config"], found.get("shards")))

@@ -14,7 +14,7 @@ import ray
 from raybert import storage
 from raybert.errors import InputError
 from raybert.train import faults
-from raybert.train.checkpoint import BEFORE, verify_files
+from raybert.train.checkpoint import BEFORE, REQUIRED, SUMS, verify_files
 from raybert.train.ingest import CHECKPOINTS, SNAPSHOT
 
 _STEP = re.compile(r"step-\d{8}")
@@ -66,11 +66,37 @@ def repair(run_uri: str) -> list[str]:
     return [text for _, text in told]
 
 
+def halves(run_uri: str) -> list[str]:
+    """URIs of checkpoints that are neither on Ray Train's record nor whole: what an upload, or the deletion of an old
+    one, has left that was cut short. Nothing goes on from them. While a run goes on, one may be under way.
+    """
+    try:
+        record = json.loads(storage.read_bytes(storage.join(run_uri, SNAPSHOT)))
+        listed = {result["checkpoint_dir_name"].rpartition("/")[2] for result in record["checkpoint_results"]}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []  # what is whole is not known before the record is made again
+    found = []
+    for uri in storage.list_dir(storage.join(run_uri, CHECKPOINTS)):
+        name = uri.rpartition("/")[2]
+        if _STEP.fullmatch(name) and name not in listed:
+            files = {file.rpartition("/")[2] for file in storage.list_dir(uri)}
+            if not files >= {*REQUIRED, SUMS}:
+                found.append(uri)
+    return found
+
+
+def remove_halves(run_uri: str) -> None:
+    """Only while nobody writes checkpoints of the run."""
+    for uri in halves(run_uri):
+        storage.remove(uri)
+
+
 def _sweep_up(run_uri: str) -> None:
     """Remove what a process that was killed while it wrote a checkpoint has left: nobody writes one now.
 
     What it was about to replace, and has not, gets its name back.
     """
+    remove_halves(run_uri)
     for uri in storage.list_dir(storage.join(run_uri, CHECKPOINTS)):
         directory, _, name = uri.rpartition("/")
         place = storage.join(directory, name.removeprefix(BEFORE))

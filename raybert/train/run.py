@@ -11,6 +11,7 @@ import yaml
 
 from raybert import lease, storage
 from raybert.errors import Interrupted, RunFailed
+from raybert.patience import patiently
 from raybert.probe import client
 from raybert.telemetry import FAILURE, read_failure
 from raybert.train.check import Run
@@ -42,7 +43,7 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
 def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
     from raybert.train.ingest import last_step
     from raybert.train.orphans import removed_meanwhile
-    from raybert.train.recover import repair
+    from raybert.train.recover import remove_halves, repair
     from raybert.train.stop import requested, until_signal
     from raybert.train.supervise import keep_going
 
@@ -69,6 +70,8 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
                 patience=config.run.patience,
             ),
         )
+    # Ray Train deletes old checkpoints once, and goes on when the storage is away at that moment.
+    patiently(lambda: remove_halves(run.uri), f"tidying up {run.uri}", seconds=config.run.patience)
     if failure := read_failure(run.uri):
         raise Diverged(failure["reason"]) if failure["kind"] == "diverged" else RunFailed(failure["reason"])
     if requested(run.uri) and (done := last_step(run.uri)) < config.train.steps:

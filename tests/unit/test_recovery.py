@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from raybert.train.elastic import fitting_workers
 from raybert.train.hang import Rank, stalled_ranks
 from raybert.train.ingest import SNAPSHOT, last_step
 from raybert.train.optimizer import build
-from raybert.train.recover import repair
+from raybert.train.recover import halves, repair
 
 
 @pytest.fixture
@@ -72,6 +73,26 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(run, name, how):
     assert (run / "checkpoints" / "damaged-step-00000030").is_dir()
     assert [fault["kind"] for fault in faults.read(str(run))] == ["damaged_checkpoint"]
     assert repair(str(run)) == []
+
+
+@pytest.mark.parametrize("name", [*checkpoint.REQUIRED, checkpoint.SUMS])
+def test_what_a_deletion_left_that_was_cut_short_is_removed(run, name):
+    """Ray Train takes an old checkpoint off its record first, and tries to delete it once."""
+    old, whole = run / "checkpoints" / "step-00000005", run / "checkpoints" / "step-00000007"
+    for place in (old, whole):
+        shutil.copytree(run / "checkpoints" / "step-00000010", place)
+    (old / name).unlink()
+    (run / "checkpoints" / "best").mkdir()
+    assert halves(str(run)) == [str(old)]
+    assert repair(str(run)) == []
+    assert not old.exists()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best",
+        *(f"step-{step:08d}" for step in (7, 10, 20, 30)),
+    ]
+    (run / "checkpoints" / "step-00000030" / name).unlink()  # on the record: damaged, and kept for whoever looks
+    assert halves(str(run)) == []
+    assert len(repair(str(run))) == 1
 
 
 def test_a_list_that_is_gone_is_made_again(run):
