@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 # What waiting does not change: wrong names and settings, and faults of the program.
-FINAL = (InputError, FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError)
+FINAL = (InputError, FileNotFoundError, ValueError, TypeError, KeyError, AttributeError)
 
 
 def patiently(action: Callable[[], T], what: str, *, seconds: float) -> T:

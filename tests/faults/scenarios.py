@@ -232,12 +232,16 @@ def disk_full(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     if not ballast.parent.is_mount():
         warnings.warn("disk_full was not done: no tmpfs can be mounted here, and the disk is not ours", stacklevel=1)
         return
-    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    assert shutil.disk_usage(ballast.parent).free < 4096
-    time.sleep(rng.uniform(5, 15))
+    end, full = time.monotonic() + rng.uniform(5, 15), 0
+    with open(ballast, "wb", buffering=0) as file:
+        while time.monotonic() < end:  # the run gives room back, where it takes away what it could not write
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            full += shutil.disk_usage(ballast.parent).free < 4096
+            time.sleep(0.1)
     ballast.unlink()
+    assert full
 
 
 SCENARIOS: dict[str, Scenario] = {
