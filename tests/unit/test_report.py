@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raybert import live, storage
+from raybert import lease, live, storage
 from raybert.errors import Interrupted
 from raybert.report import follow, write_report
 from raybert.report.follow import kept_current
@@ -69,7 +69,12 @@ def test_who_interrupts_twice_does_not_wait_for_a_page(tmp_path, error, drawn):
 def test_a_run_that_tells_nothing_is_said_to_do_so(tmp_path):
     run = make_run(tmp_path, steps=400, done=200)
     state = live.State(run)
+    with lease.held(run):
+        state.refresh()
+        assert not state.silence
+        state._news -= 86_400
+        assert "nothing new for 1440 minutes" in state.silence
+        assert not state.left
     state.refresh()
+    assert "is not running" in state.left  # which says more
     assert not state.silence
-    state._news -= 86_400
-    assert "nothing new for 1440 minutes" in state.silence
