@@ -7,9 +7,11 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -53,45 +55,31 @@ def medians(*sides: Callable[[], float], rounds: int) -> list[float]:
     return [statistics.median(values) for values in found]
 
 
-def alternate(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> tuple[float, float]:
-    """Medians of both sides."""
-    first, second = medians(ours, peer, rounds=rounds)
-    return first, second
-
-
 @contextmanager
-def elsewhere(make: Callable[..., Callable[[], float]], *arguments: Any) -> Any:
-    """A side in a process of its own, so that neither side's settings or memory touch the other's.
+def elsewhere(*makes: Callable[[], Callable[[], float]]) -> Iterator[list[Callable[[], float]]]:
+    """Sides in processes of their own, so that no side's settings or memory touch another's.
 
     Args:
-        make: a module's function; called there once, it sets up, warms up and returns the side.
+        makes: modules' functions, or `partial`s of them; called there once, each sets up, warms up and returns its
+            side. They do so at the same time, and are waited for.
     """
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, make, arguments))
-    process.start()
-    try:
-        _receive(here)
-
-        def side() -> float:
-            here.send(True)
-            return _receive(here)
-
-        yield side
-    finally:
-        here.send(False)
-        process.join(10)
-        process.kill()
+    with ExitStack() as stack:
+        connections = []
+        for make in makes:
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, make))
+            process.start()
+            stack.callback(_end, here, process)
+            connections.append(here)
+        for connection in connections:
+            _receive(connection)
+        yield [partial(_ask, connection) for connection in connections]
 
 
-def _serve(connection: Connection, make: Callable[..., Callable[[], float]], arguments: tuple[Any, ...]) -> None:
-    try:
-        side = make(*arguments)
-        connection.send(0.0)
-        while connection.recv():
-            connection.send(side())
-    except Exception as error:
-        connection.send(f"{type(error).__name__}: {error}")
+def _ask(connection: Connection) -> float:
+    connection.send(True)
+    return _receive(connection)
 
 
 def _receive(connection: Connection) -> float:
@@ -99,6 +87,23 @@ def _receive(connection: Connection) -> float:
     if isinstance(answer, str):
         raise RuntimeError(answer)
     return float(answer)
+
+
+def _end(connection: Connection, process: SpawnProcess) -> None:
+    with suppress(OSError):
+        connection.send(False)
+    process.join(10)
+    process.kill()
+
+
+def _serve(connection: Connection, make: Callable[[], Callable[[], float]]) -> None:
+    try:
+        side = make()
+        connection.send(0.0)
+        while connection.recv():
+            connection.send(side())
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
 
 
 def round_figures(value: Any) -> Any:

@@ -5,6 +5,7 @@ The limit is what the weights, their gradients and AdamW's two moments need in f
 
 import resource
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -28,7 +29,7 @@ def ours_side(samples: int, length: int) -> Callable[[], float]:
 
 
 def theirs_side(samples: int, length: int) -> Callable[[], float]:
-    peer_side("compact", samples, length, False)()
+    peer_side("compact", samples, length, compiled=False)()
     return peak
 
 
@@ -43,10 +44,10 @@ def main() -> None:
     for samples, length in SHAPES:
         found = {"B": samples, "T": length}
         for name, make in (("ours", ours_side), ("peer", theirs_side)):
-            with elsewhere(make, samples, length) as side:
+            with elsewhere(partial(make, samples, length)) as (side,):
                 found[name] = side()
         rows.append(found | {"ratio": found["ours"] / found["peer"]})
-    with elsewhere(state_side) as side:
+    with elsewhere(state_side) as (side,):
         limit = side()
     result("memory", rows[0]["ours"], rows[0]["peer"], limit, "MB (less is better)", rows=rows)
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.common import DATA, alternate, clock, result, seconds
+from benchmarks.common import DATA, clock, medians, result, seconds
 from raybert.bench import OPTIMIZER, default_device, random_batch, stepper
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
@@ -60,7 +60,7 @@ def main() -> None:
 
     work()
     work()
-    first, second = alternate(lambda: tokens / seconds(work), stepper("compact", B, T, clock=clock), rounds=7)
+    first, second = medians(lambda: tokens / seconds(work), stepper("compact", B, T, clock=clock), rounds=5)
     extra = {"documents": B * len(parts), "tokens": tokens, "padded_to": T, "dtype": str(dtype)}
     result("padding", first, second, second, "real tokens/s", **extra)
 

@@ -7,6 +7,7 @@ sentences, documents' ends, hashes or shards. The limit is tiktoken alone with a
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -63,7 +64,7 @@ def main() -> None:
     def alone() -> float:
         return total / seconds(lambda: tokenizer.encode_batch(texts, num_threads=cores))
 
-    with elsewhere(peer_side, paths, total) as peer:
+    with elsewhere(partial(peer_side, paths, total)) as (peer,):
         first, second, limit = medians(ours, peer, alone, rounds=3)
     extra = {"tokens": total, "documents": len(texts), "per_core": first / cores}
     result("prepare", first, second, limit, "tokens/s", **extra)

@@ -6,6 +6,7 @@ and their seconds are scaled to 12,500. The limit is matrix products at this mac
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -63,10 +64,10 @@ def main() -> None:
         return len(texts) / len(sample) * spent
 
     ours()
-    with (
-        elsewhere(peer_side, sample, len(texts) / len(sample), BATCH, True) as dynamic,
-        elsewhere(peer_side, few, len(texts) / len(few), 1, "max_length") as original,
-    ):
+    with elsewhere(
+        partial(peer_side, sample, len(texts) / len(sample), BATCH, True),
+        partial(peer_side, few, len(texts) / len(few), 1, "max_length"),
+    ) as (dynamic, original):
         first, second, third = medians(ours, dynamic, original, rounds=5)
     dtype = pick_dtype("auto", device)
     # A third of a training step's work without the head.

@@ -1,18 +1,20 @@
 """Tokens per second of one optimizer step; beside it transformers' BertForPreTraining with the same batch and type.
 
-The peer is the better of eager and torch.compile, in processes of its own. The limit is the rate at which this machine
-multiplies matrices, divided by the step's FLOPs: its share is the MFU. `--sizes` goes through the five named sizes at
-T = 128 and 512 beside the eager peer.
+The peer is the better of eager and torch.compile, each in a process of its own: both do one step, and the faster one is
+measured. The limit is the rate at which this machine multiplies matrices, divided by the step's FLOPs: its share is the
+MFU. `--sizes` goes through the five named sizes, `--profile` says where our step's time goes.
 """
 
 import argparse
-from collections.abc import Callable
-from contextlib import ExitStack
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.common import clock, elsewhere, medians, result, seconds
+from benchmarks.common import clock, elsewhere, medians, result, round_figures, seconds
 from raybert.bench import OPTIMIZER, default_device, random_batch, stepper
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
@@ -24,9 +26,16 @@ from raybert.train.peak import peak_flops
 from raybert.train.precision import pick_dtype
 
 SHAPES = ((4, 512), (16, 128))
+ALSO = "-also"
+
+# Of torch's operators, by the beginnings of their names.
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul"),
+    "copies, casts, zeros": ("aten::copy_", "aten::cat", "aten::zero_", "aten::fill_", "aten::_to_copy", "aten::clone"),
+}
 
 
-def peer_side(size: str, samples: int, length: int, compiled: bool, tuned: bool = False) -> Callable[[], float]:
+def peer_side(size: str, samples: int, length: int, *, compiled: bool, tuned: bool = False) -> Callable[[], float]:
     """The same with transformers: head on every position, as its class has it; AdamW fused as ours.
 
     `tuned` is with the allocator's settings that our workers start with, which are no part of transformers.
@@ -52,48 +61,85 @@ def peer_side(size: str, samples: int, length: int, compiled: bool, tuned: bool 
         loss.item()
 
     work()
-    work()
     return lambda: samples * length / seconds(work)
 
 
-def compare(size: str, samples: int, length: int, *, compiled: bool, rounds: int) -> dict[str, Any]:
-    """Ours beside the peer at one shape."""
-    ours = stepper(size, samples, length, clock=clock)
-    ways = {"peer_eager": (False, False), "peer_tuned_allocator": (False, True)}
-    if compiled:
-        ways["peer_compiled"] = (True, False)
-    with ExitStack() as stack:
-        peers = [stack.enter_context(elsewhere(peer_side, size, samples, length, *way)) for way in ways.values()]
-        first, *others = medians(ours, *peers, rounds=rounds)
-    theirs = dict(zip(ways, others, strict=True))
+def compare(
+    size: str, samples: int, length: int, ways: Mapping[str, Mapping[str, bool]], rounds: int
+) -> dict[str, Any]:
+    """Ours beside the peer at one shape.
+
+    Args:
+        ways: of the peer, and the options of `peer_side` that each one is. The fastest one is measured, and those
+            whose name ends on "also".
+    """
+    device, config = default_device(), BertConfig(**SIZES[size])
+    peak = peak_flops(device, pick_dtype("auto", device), seconds=1.0, clock=clock)
+    with elsewhere(*(partial(peer_side, size, samples, length, **options) for options in ways.values())) as sides:
+        once = {name: side() for name, side in zip(ways, sides, strict=True)}
+        best = max((name for name in ways if not name.endswith(ALSO)), key=lambda name: once[name])
+        measured = {name: side for name, side in zip(ways, sides, strict=True) if name == best or name.endswith(ALSO)}
+        first, *others = medians(stepper(size, samples, length, clock=clock), *measured.values(), rounds=rounds)
+    theirs = dict(zip(measured, others, strict=True))
+    limit = peak / flops_per_token(config, length)
+    found = {"size": size, "B": samples, "T": length, "ours": first, "peer": theirs[best], "peer_is": best}
+    found |= {"ratio": first / theirs[best], "limit": limit, "mfu": first / limit, "gemm_gflops": peak / 1e9}
+    return found | {"peers_once": once} | {name: rate for name, rate in theirs.items() if name != best}
+
+
+def measure(size: str, samples: int, length: int, rounds: int) -> dict[str, Any]:
+    """Ours alone."""
     device = default_device()
     peak = peak_flops(device, pick_dtype("auto", device), seconds=1.0, clock=clock)
+    (rate,) = medians(stepper(size, samples, length, clock=clock), rounds=rounds)
     limit = peak / flops_per_token(BertConfig(**SIZES[size]), length)
-    peer = max(rate for way, rate in theirs.items() if way != "peer_tuned_allocator")
-    found = {"size": size, "B": samples, "T": length, "ours": first, "peer": peer, **theirs}
-    return found | {"ratio": first / peer, "limit": limit, "mfu": first / limit, "gemm_gflops": peak / 1e9}
+    return {"size": size, "B": samples, "T": length, "ours": rate, "limit": limit, "mfu": rate / limit}
+
+
+def profile(samples: int, length: int, steps: int = 3) -> dict[str, float]:
+    """Shares of the compact step's time by kind of work, from torch's profiler."""
+    work = stepper("compact", samples, length)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            work()
+    spent: dict[str, float] = defaultdict(float)
+    for event in profiler.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), "the rest")
+        spent[kind] += event.self_cpu_time_total
+    total = sum(spent.values())
+    return {kind: spent[kind] / total for kind in sorted(spent, key=lambda kind: -spent[kind])}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", action="store_true", help="every named size instead of the compact one")
-    parser.add_argument("--eager", action="store_true", help="do not wait for the peer to compile")
+    parser.add_argument("--sizes", action="store_true", help="every named size instead of the compact one; eager peer")
+    parser.add_argument("--profile", action="store_true", help="where the time of our compact step goes")
+    parser.add_argument("--tuned", action="store_true", help="also the peer with our workers' allocator settings")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     keep_freed_memory()
+    if arguments.profile:
+        print(json.dumps({f"B={b} T={t}": round_figures(profile(b, t)) for b, t in SHAPES}))
+        return
+    rows, ways = [], {"eager": {"compiled": False}}
     if arguments.sizes:
-        shapes = [(size, 2048 // length, length) for size in SIZES for length in (128, 512)]
+        # Large sizes step on fewer tokens, so that all of it is minutes.
+        shapes = [(size, (512 if size == "base" else 2048) // t, t) for size in SIZES for t in (128, 512)]
+        rounds = 3
     else:
-        shapes = [("compact", samples, length) for samples, length in SHAPES]
-    rows = []
+        shapes, rounds = [("compact", samples, length) for samples, length in SHAPES], arguments.rounds
+        ways["compiled"] = {"compiled": True}
+        if arguments.tuned:
+            ways[f"tuned{ALSO}"] = {"compiled": False, "tuned": True}
     for size, samples, length in shapes:
-        compiled = not (arguments.eager or arguments.sizes)
-        rows.append(compare(size, samples, length, compiled=compiled, rounds=arguments.rounds))
+        rows.append(compare(size, samples, length, ways, rounds))
         print(rows[-1], flush=True)
+    if arguments.sizes:
+        rows += [measure(size, 2 if size == "base" else 8, 256, rounds) for size in SIZES]
     first = next(row for row in rows if row["size"] == "compact")
     name = "step-sizes" if arguments.sizes else "step"
     dtype = str(pick_dtype("auto", default_device()))
-    result(name, first["ours"], first["peer"], first["limit"], "tokens/s", dtype=dtype, rows=rows)
+    result(name, first["ours"], first["peer"], first["limit"], "tokens/s", dtype=dtype, rounds=rounds, rows=rows)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ order in which tasks finish; the workers check the index of every sample they ge
     block of worker 0 / of worker 1                 0 1 4 5 / 2 3 6 7
 """
 
+import time
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Any
@@ -18,6 +19,13 @@ import pyarrow as pa
 import ray.data
 from ray.data import DataContext, ExecutionOptions
 from ray.data._internal.datasource.range_datasource import RangeDatasource
+from ray.data._internal.execution.backpressure_policy import (
+    ENABLED_BACKPRESSURE_POLICIES,
+    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+    BackpressurePolicy,
+)
+from ray.data._internal.execution.interfaces import PhysicalOperator
+from ray.data._internal.execution.operators.map_operator import MapOperator
 
 from raybert.data.block import Columns, from_table, take, to_table
 from raybert.data.reader import SampleReader
@@ -31,6 +39,35 @@ CHAPTERS = 16  # of a run that is too short for the largest ones
 # Ray Data plans its read tasks ahead, one by one; a longer run has more chapters in each.
 MAX_READ_TASKS = 10_000
 PREFETCHED_BLOCKS = 2
+# Chapters that are being built or lie unread. First two, and one more for each that the workers took, up to what keeps
+# the tasks of some cores busy while the workers take turns.
+FIRST_AHEAD, MOST_AHEAD, AHEAD_OF_WORKER = 2, 16, 2
+AHEAD = "raybert.read_ahead"  # in the dataset's context
+PAUSE = 0.1  # seconds
+
+
+class ReadAhead(BackpressurePolicy):
+    """Begins to build a chapter only while few are ahead of the workers.
+
+    Without it Ray Data fills a quarter of the object store. A chapter is an hour's work for a model that trains on a
+    CPU, and all cores would build chapters through a run's first minutes. From then on the executor would spin on a
+    whole core for the rest of the run: its loop sleeps only in its wait for tasks, and when all room is taken it has
+    none, or such whose outputs it leaves where they are. So it is the beginning of tasks that is held back here, and
+    the loop rests while no task is under way.
+    """
+
+    def can_add_input(self, op: PhysicalOperator) -> bool:
+        if not isinstance(op, MapOperator):
+            return True
+        unread = 0.0
+        if size := op.metrics.average_bytes_outputs_per_task:
+            unread = self._resource_manager.get_mem_op_outputs(op, include_ineligible_downstream=True) / size
+        taken = op.metrics.num_tasks_finished - unread
+        if op.num_active_tasks() + unread < min(FIRST_AHEAD + taken, self._data_context.get_config(AHEAD)):
+            return True
+        if not op.num_active_tasks():
+            time.sleep(PAUSE)
+        return False
 
 
 def execution_options() -> ExecutionOptions:
@@ -87,6 +124,9 @@ def train_stream(
     )
     # `repartition` has no argument for it.
     blocks._logical_plan.dag.ray_remote_args["num_cpus"] = task_cpus
+    policies = [*ENABLED_BACKPRESSURE_POLICIES, ReadAhead]
+    blocks.context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
+    blocks.context.set_config(AHEAD, max(MOST_AHEAD, AHEAD_OF_WORKER * world_size))
     return blocks
 
 
