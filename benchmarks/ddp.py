@@ -26,7 +26,7 @@ def main() -> None:
             partial(bare_side, folder, uri, "torchrun", processes=2, threads=1, global_batch=GLOBAL_BATCH),
             partial(ray_side, folder, uri, "one", workers=1, threads=2, global_batch=GLOBAL_BATCH),
         )
-        first, peer, one = take_turns(sides, rounds=arguments.rounds, seconds=6.0, warm_up=0.0)
+        first, peer, one = take_turns(sides, rounds=arguments.rounds, settle=5.0, seconds=2.0, warm_up=0.0)
     more = {"one_worker_two_threads": one, "against_one_worker": first / one, "seq_len": SEQ_LEN}
     more |= {"global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH, "rounds": arguments.rounds}
     result("ddp", first, peer, peer, "real tokens/s", **more)

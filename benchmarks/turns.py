@@ -53,10 +53,14 @@ class Side:
         time.sleep(seconds)
         self._signal(signal.SIGSTOP)
 
-    def turn(self, seconds: float) -> list[float]:
-        """Go on for so long, at least until a whole step is done, and stop again; the rates of the whole steps."""
-        first = len(self.rates()) + 1  # the step that the last stop fell into does not count
+    def turn(self, settle: float, seconds: float) -> list[float]:
+        """Go on, and stop again; the rates of the whole steps, at least one, in so many seconds after the first ones.
+
+        What Ray's servers have to do when they wake up, late for all their timers, is no part of a step.
+        """
         self._signal(signal.SIGCONT)
+        time.sleep(settle)
+        first = len(self.rates()) + 1  # the step that is under way began too early
         time.sleep(seconds)
         self._wait(first + 1)
         self._signal(signal.SIGSTOP)
@@ -87,13 +91,16 @@ class Side:
         self._process.wait()
 
 
-def take_turns(sides: Sequence[Callable[[], Side]], *, rounds: int, seconds: float, warm_up: float) -> list[float]:
+def take_turns(
+    sides: Sequence[Callable[[], Side]], *, rounds: int, settle: float, seconds: float, warm_up: float
+) -> list[float]:
     """Median tokens per second of each side.
 
     Args:
         sides: start each program; the next one is started when the one before is warm and stopped.
         rounds: turns of each side.
-        seconds: of a turn, at least; it has one whole step, whatever that takes.
+        settle: seconds of a turn that do not count.
+        seconds: of a turn that count, at least; it has one whole step, whatever that takes.
         warm_up: seconds after a side's second step that are not timed.
     """
     started: list[Side] = []
@@ -104,7 +111,7 @@ def take_turns(sides: Sequence[Callable[[], Side]], *, rounds: int, seconds: flo
             started[-1].warm_up(2, warm_up)
         for _ in range(rounds):
             for side, rates in zip(started, found, strict=True):
-                rates.append(statistics.median(side.turn(seconds)))
+                rates.append(statistics.median(side.turn(settle, seconds)))
     finally:
         for side in started:
             side.close()

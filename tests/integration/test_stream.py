@@ -1,6 +1,7 @@
 """The Ray stream against the in-process reader: the same samples, bit for bit, for any number of workers."""
 
 import re
+import time
 from itertools import islice
 
 import numpy as np
@@ -11,7 +12,15 @@ from raybert import bench
 from raybert.cli import run_app
 from raybert.data.block import widen
 from raybert.data.reader import iter_batches
-from raybert.data.stream import chapter_steps, execution_options, train_stream, worker_batches
+from raybert.data.stream import (
+    FIRST_AHEAD,
+    MOST_AHEAD,
+    PREFETCHED_BLOCKS,
+    chapter_steps,
+    execution_options,
+    train_stream,
+    worker_batches,
+)
 from tests.data import make_shards
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -53,6 +62,29 @@ def test_the_stream_is_the_reader(shards, workers, start_step):
                 found = np.concatenate([part[name] for part in parts])
                 assert found.dtype == values.dtype
                 assert np.array_equal(found, values), name
+
+
+def test_tasks_stay_a_few_chapters_ahead_of_the_workers(shards):
+    chapters, span = 60, chapter_steps(G, 1_000_000)
+    options = {"start_step": 0, "steps": chapters * span, "world_size": 1, "global_batch": G}
+    dataset = train_stream(shards.uri, seed=SEED, task_cpus=0.5, **options)
+    dataset.context.execution_options = execution_options()
+    (shard,) = dataset.streaming_split(1, equal=True)
+
+    def built():
+        found = re.search(r"ReadRange.*?: (\d+) tasks executed", shard.stats())
+        return int(found[1]) if found else 0
+
+    batches = worker_batches(shard, rank=0, micro_batch=G, **options)
+    for taken in (1, 10):
+        while next(batches)[0] < (taken - 1) * span:
+            pass
+        known = -1
+        while (count := built()) != known or not count:
+            known = count
+            time.sleep(3)
+        held = taken + PREFETCHED_BLOCKS + 1  # by the worker
+        assert taken < count <= held + min(FIRST_AHEAD + held, MOST_AHEAD)
 
 
 def test_a_wrong_sample_stops_the_loop(shards):
