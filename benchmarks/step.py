@@ -2,7 +2,8 @@
 
 The peer is the better of eager and torch.compile, each in a process of its own: both do one step, and the faster one is
 measured. The limit is the rate at which this machine multiplies matrices, divided by the step's FLOPs: its share is the
-MFU. `--sizes` goes through the five named sizes, beside the eager peer at T=128 and alone at 256 and 512; `--profile` says where our step's time goes.
+MFU. `--sizes` goes through the five named sizes, beside the eager peer at T=128 and alone at 256 and 512; `--profile`
+says where our step's time goes.
 """
 
 import argparse
