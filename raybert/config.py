@@ -290,13 +290,29 @@ def set_dotted(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"Cannot read the override {override!r}: write it as key.sub=value.")
+    set_key(tree, key, _parse_value(text))
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value under ``a.b`` in the tree, in place.
+
+    Raises:
+        InputError: a part of the key is already a plain value.
+    """
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise InputError(f"Cannot set {key}: {parent} is a plain value in the config file.")
-    node[last] = _parse_value(text)
+    node[last] = value
+
+
+def look_up(tree: Any, key: str) -> Any:
+    """The value under ``a.b``, None where there is none."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _parse_value(text: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raybert import storage
-from raybert.config import read_yaml_mapping
+from raybert.config import look_up, read_yaml_mapping
 from raybert.errors import InputError
 from raybert.probe import POOLINGS
 from raybert.telemetry import read_failure, read_metrics
@@ -131,12 +131,12 @@ class RunData:
         return done or bool(self.failure)
 
     def setting(self, dotted: str, default: Any) -> Any:
-        value = _lookup(self.settings, dotted)
+        value = look_up(self.settings, dotted)
         return default if value is None else value
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of one key, ``validation.loss`` included, from the records that have it."""
-        points = [(record["step"], _lookup(record, key)) for record in self.records]
+        points = [(record["step"], look_up(record, key)) for record in self.records]
         return [s for s, value in points if value is not None], [float(v) for _, v in points if v is not None]
 
     def wait_share(self, kind: str) -> float | None:
@@ -173,13 +173,6 @@ def read_run(run_uri: str) -> RunData:
         missed=missed,
         failure=str(read_failure(uri).get("reason", "")),
     )
-
-
-def _lookup(tree: Any, dotted: str) -> Any:
-    """The value under ``a.b``, None where there is none."""
-    for part in dotted.split("."):
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
 
 
 def _restarts(uri: str) -> Iterator[Restart]:
@@ -229,7 +222,7 @@ def _probe(task: str, step: int, record: Mapping[str, Any]) -> Probe:
                 if (score := _score(value)) is not None
             },
             tfidf=_score(baselines.get("tfidf")),
-            tfidf_absent=str(_lookup(baselines, "tfidf.absent") or ""),
+            tfidf_absent=str(look_up(baselines, "tfidf.absent") or ""),
         ),
         raw=record,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from raybert import storage
-from raybert.config import AbsolutePath, Config, Section, explain, from_mapping, read_overridden
+from raybert.config import AbsolutePath, Config, Section, explain, from_mapping, read_overridden, set_key
 from raybert.errors import InputError
 
 
@@ -102,22 +102,14 @@ def trials(sweep: SweepConfig) -> list[Trial]:
         name = f"trial-{number:04d}"
         tree = _copy(sweep.base)
         for key, value in combination:
-            _set(tree, key, value)
-        _set(tree, "run.name", name)
-        _set(tree, "run.storage", storage.join(sweep.uri, "trials"))
+            set_key(tree, key, value)
+        set_key(tree, "run.name", name)
+        set_key(tree, "run.storage", storage.join(sweep.uri, "trials"))
         config = from_mapping(tree)
         if not config.every.validation:
             raise InputError("A sweep compares validation losses: set base.every.validation to a number of steps.")
         found.append(Trial(name, dict(combination), config))
     return found
-
-
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    node = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-    node[last] = value
 
 
 def _copy(tree: Any) -> Any:

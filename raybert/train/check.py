@@ -1,13 +1,12 @@
 """Everything about a pre-training run that can be checked before its first step."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import yaml
 
 from raybert import storage, trackers
 from raybert.cluster import Shares, largest_resources, plan_shares
-from raybert.config import Config, from_mapping
+from raybert.config import Config, from_mapping, look_up
 from raybert.data.shards import ShardSet, open_shards, verify_shards
 from raybert.errors import InputError
 from raybert.model import files
@@ -157,16 +156,9 @@ def _check_resume(config: Config, shards: ShardSet) -> None:
             "give this run another run.name, or the shards it began with."
         )
     for key in FIXED:
-        old, new = _lookup(before, key), _lookup(now, key)
+        old, new = look_up(before, key), look_up(now, key)
         if old != new:
             raise InputError(
                 f"The run {config.run_uri} exists with {key}={old} and cannot go on with {new}; "
                 "give this run another run.name, or the setting it began with."
             )
-
-
-def _lookup(tree: dict[str, Any], dotted: str) -> Any:
-    value: Any = tree
-    for part in dotted.split("."):
-        value = value[part]
-    return value

@@ -53,6 +53,7 @@ def test_trials_are_every_combination_with_directories_of_their_own(tmp_path):
         ({"space": {"optimizer.lr": {"log_uniform": [1, 0.1]}}}, "0 < low < high"),
         ({"space": {"optimizer.lr": {}}}, "either grid or log_uniform"),
         ({"base": {"every": {"validation": 0}}}, "base.every.validation"),
+        ({"base": {"optimizer": 0.001}}, "optimizer is a plain value"),
         ({"asha": {"grace": 1}}, "asha.grace_fraction"),
     ],
 )
