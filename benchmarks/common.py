@@ -70,6 +70,7 @@ def elsewhere(*makes: Callable[[], Callable[[], float]]) -> Iterator[list[Callab
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there, make))
             process.start()
+            there.close()  # so that a process that is killed ends the pipe
             stack.callback(_end, here, process)
             connections.append(here)
         for connection in connections:

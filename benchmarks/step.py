@@ -89,11 +89,11 @@ def compare(
 
     Args:
         ways: of the peer, and the options of `peer_side` that each one is. The fastest one is measured, and those
-            whose name ends on "also".
+            whose name ends on `ALSO`.
     """
     peak = gemm_rate()
     with elsewhere(*(partial(peer_side, size, samples, length, **options) for options in ways.values())) as sides:
-        once = {name: side() for name, side in zip(ways, sides, strict=True)}
+        once = dict(zip(ways, medians(*sides, rounds=2), strict=True))
         best = max((name for name in ways if not name.endswith(ALSO)), key=lambda name: once[name])
         measured = {name: side for name, side in zip(ways, sides, strict=True) if name == best or name.endswith(ALSO)}
         first, *others = medians(stepper(size, samples, length, clock=clock), *measured.values(), rounds=rounds)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raybert.data.masking import max_masked
 from raybert.data.shards import UnitRows, open_shards, shard_name, write_manifest, write_shard
-from raybert.data.stream import execution_options, train_stream, worker_batches
+from raybert.data.stream import CHAPTERS, MOST_SAMPLES, execution_options, train_stream, worker_batches
 from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
@@ -120,12 +120,14 @@ def stream_rate(shards_uri: str, *, batch: int, steps: int) -> float:
     """Tokens per second that the connected Ray streams to one consumer when it is under way.
 
     A stream is longer than another one by so many steps, and takes so much longer: what it needs to start cancels out,
-    and nothing counts that lay ready before a clock was started. One before them starts Ray's processes.
+    and nothing counts that lay ready before a clock was started. Both are long enough to have chapters of the same
+    size. One before them starts Ray's processes.
 
     Raises:
         RunFailed: the machine was so busy meanwhile that the shorter stream took longer.
     """
-    counts = (steps // 8, steps // 8, steps + steps // 8)
+    least = CHAPTERS * MOST_SAMPLES // batch
+    counts = (least, least, steps + least)
     _, (few, brief), (many, long) = (_consumed(shards_uri, batch, count) for count in counts)
     if long <= brief:
         raise RunFailed("The machine is too busy with other work to measure the stream; try again.")

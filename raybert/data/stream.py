@@ -39,10 +39,10 @@ CHAPTERS = 16  # of a run that is too short for the largest ones
 # Ray Data plans its read tasks ahead, one by one; a longer run has more chapters in each.
 MAX_READ_TASKS = 10_000
 PREFETCHED_BLOCKS = 2
-# Chapters that are being built or lie unread. First two, and one more for each that the workers took, up to what keeps
-# the tasks of some cores busy while the workers take turns.
-FIRST_AHEAD, MOST_AHEAD, AHEAD_OF_WORKER = 2, 16, 2
-AHEAD = "raybert.read_ahead"  # in the dataset's context
+# Chapters that are being built or lie unread. First what a worker asks for before it has its first batch, and one more
+# for each that the workers took, up to what keeps the tasks of some cores busy while the workers take turns.
+FIRST_AHEAD, MOST_AHEAD, AHEAD_OF_WORKER = PREFETCHED_BLOCKS + 1, 16, 2
+AHEAD, CHAPTERS_OF_TASK = "raybert.read_ahead", "raybert.chapters_of_task"  # in the dataset's context
 PAUSE = 0.1  # seconds
 
 
@@ -53,7 +53,7 @@ class ReadAhead(BackpressurePolicy):
     CPU, and all cores would build chapters through a run's first minutes. From then on the executor would spin on a
     whole core for the rest of the run: its loop sleeps only in its wait for tasks, and when all room is taken it has
     none, or such whose outputs it leaves where they are. So it is the beginning of tasks that is held back here, and
-    the loop rests while no task is under way.
+    the loop rests while no task is under way and no block waits to be handed on.
     """
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
@@ -63,9 +63,11 @@ class ReadAhead(BackpressurePolicy):
         if size := op.metrics.average_bytes_outputs_per_task:
             unread = self._resource_manager.get_mem_op_outputs(op, include_ineligible_downstream=True) / size
         taken = op.metrics.num_tasks_finished - unread
-        if op.num_active_tasks() + unread < min(FIRST_AHEAD + taken, self._data_context.get_config(AHEAD)):
+        chapters, most = (self._data_context.get_config(name) for name in (CHAPTERS_OF_TASK, AHEAD))
+        if (op.num_active_tasks() + unread) * chapters < min(FIRST_AHEAD + taken * chapters, most):
             return True
-        if not op.num_active_tasks():
+        waiting = any(self._topology[to].has_pending_bundles() for to in op.output_dependencies)
+        if not op.num_active_tasks() and not waiting:
             time.sleep(PAUSE)
         return False
 
@@ -124,9 +126,14 @@ def train_stream(
     )
     # `repartition` has no argument for it.
     blocks._logical_plan.dag.ray_remote_args["num_cpus"] = task_cpus
-    policies = [*ENABLED_BACKPRESSURE_POLICIES, ReadAhead]
+    # Ours is asked first: the executor stops at the first one that says no, and the others do not sleep.
+    policies = [ReadAhead, *ENABLED_BACKPRESSURE_POLICIES]
     blocks.context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
     blocks.context.set_config(AHEAD, max(MOST_AHEAD, AHEAD_OF_WORKER * world_size))
+    blocks.context.set_config(CHAPTERS_OF_TASK, max(1, chapters // MAX_READ_TASKS))
+    # A chapter may be more than half an hour's work, after which Ray Data would take the stream for stuck. A rank that
+    # waits for data without end is found by its pulse.
+    blocks.context.execution_no_progress_timeout_s = -1
     return blocks
 
 
