@@ -28,7 +28,7 @@ soak: $(VENV)/.dev  ## N=200 faults at random moments, then 10,000 steps that mu
 	RAYBERT_FAULTS=$(N) RAYBERT_FAULT_SEED=$${SEED:-$$(date +%s)} RAYBERT_OUTAGE_S=60 RAYBERT_SOAK=1 \
 		$(BIN)/python -m pytest tests/faults/test_runs.py tests/faults/test_bounded.py $(PYTEST_ARGS)
 
-bench: $(VENV)/.bench  ## every benchmark beside its peer, a JSON line each (a quarter of an hour)
+bench: $(VENV)/.bench  ## every benchmark beside its peer, a JSON line each
 	@mkdir -p build; for name in $(BENCHMARKS); do \
 	  out=$$($(BIN)/python -m benchmarks.$$name 2>build/bench.log) || { tail -n 20 build/bench.log; exit 1; }; \
 	  printf '%s\n' "$$out" | tail -n 1; \

@@ -27,7 +27,7 @@ def main() -> None:
         )
         first, second = take_turns(sides, rounds=arguments.rounds, settle=2.0, seconds=4.0, warm_up=10.0)
     more = {"micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN, "workers": 1, "rounds": arguments.rounds}
-    result("overhead", first, second, second, "real tokens/s", **more)
+    result("overhead", first, second, second, "real tokens/s", threads=1, **more)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--sizes", action="store_true", help="every named size instead of the compact one; eager peer")
     parser.add_argument("--profile", action="store_true", help="where the time of our compact step goes")
     parser.add_argument("--tuned", action="store_true", help="also the peer with our workers' allocator settings")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="5; with --sizes 3")
     arguments = parser.parse_args()
     keep_freed_memory()
     if arguments.profile:
@@ -141,12 +141,12 @@ def main() -> None:
     rows, ways = [], {"eager": {"compiled": False}}
     if arguments.sizes:
         shapes = [(size, step_tokens(size) // 128, 128) for size in SIZES]
-        rounds = 3
+        rounds = arguments.rounds or 3
     else:
-        shapes, rounds = [("compact", samples, length) for samples, length in SHAPES], arguments.rounds
+        shapes, rounds = [("compact", samples, length) for samples, length in SHAPES], arguments.rounds or 5
         ways["compiled"] = {"compiled": True}
-        if arguments.tuned:
-            ways[f"tuned{ALSO}"] = {"compiled": False, "tuned": True}
+    if arguments.tuned:
+        ways[f"tuned{ALSO}"] = {"compiled": False, "tuned": True}
     for size, samples, length in shapes:
         rows.append(compare(size, samples, length, ways, rounds))
         print(rows[-1], flush=True)

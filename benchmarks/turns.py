@@ -35,6 +35,7 @@ class Side:
 
     def __init__(self, arguments: list[str], log: Path, rates: Path | None = None, **environment: str) -> None:
         self._log, self._rates = log, rates or log
+        self._known: set[int] = set()  # every process of the tree that was ever signalled
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -82,12 +83,16 @@ class Side:
         while fresh := [process for process in (top, *top.children(recursive=True)) if process.pid not in reached]:
             for process in fresh:
                 reached.add(process.pid)
+                self._known.add(process.pid)
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
 
     def close(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            self._signal(signal.SIGKILL)
+            self._signal(signal.SIGSTOP)  # so that nothing new is started while they are killed
+        for pid in self._known:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._process.wait()
 
 
