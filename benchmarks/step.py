@@ -1,9 +1,9 @@
 """Tokens per second of one optimizer step; beside it transformers' BertForPreTraining with the same batch and type.
 
-The peer is the better of eager and torch.compile, each in a process of its own: both do one step, and the faster one is
-measured. The limit is the rate at which this machine multiplies matrices, divided by the step's FLOPs: its share is the
-MFU. `--sizes` goes through the five named sizes, beside the eager peer at T=128 and alone at 256 and 512; `--profile`
-says where our step's time goes.
+The peer is the better of eager and torch.compile, each in a process of its own: both do two steps, and the faster one
+is measured. The limit is the rate at which this machine multiplies matrices, divided by the step's FLOPs: its share is
+the MFU. `--sizes` goes through the five named sizes, beside the eager peer at T=128 and alone at 256 and 512;
+`--profile` says where our step's time goes.
 """
 
 import argparse
@@ -93,8 +93,8 @@ def compare(
     """
     peak = gemm_rate()
     with elsewhere(*(partial(peer_side, size, samples, length, **options) for options in ways.values())) as sides:
-        once = dict(zip(ways, medians(*sides, rounds=2), strict=True))
-        best = max((name for name in ways if not name.endswith(ALSO)), key=lambda name: once[name])
+        before = dict(zip(ways, medians(*sides, rounds=2), strict=True))
+        best = max((name for name in ways if not name.endswith(ALSO)), key=lambda name: before[name])
         measured = {name: side for name, side in zip(ways, sides, strict=True) if name == best or name.endswith(ALSO)}
         first, *others = medians(stepper(size, samples, length, clock=clock), *measured.values(), rounds=rounds)
     theirs = dict(zip(measured, others, strict=True))
@@ -102,7 +102,7 @@ def compare(
     limit = peak / flops_per_token(BertConfig(**SIZES[size]), length)
     found = {"size": size, "B": samples, "T": length, "ours": first, "peer": theirs[best], "peer_is": best}
     found |= {"ratio": first / theirs[best], "limit": limit, "mfu": first / limit, "gemm_gflops": peak / 1e9}
-    return found | {"peers_once": once} | {name: rate for name, rate in theirs.items() if name != best}
+    return found | {"peers_before": before} | {name: rate for name, rate in theirs.items() if name != best}
 
 
 def measure(size: str, samples: int, length: int, rounds: int) -> dict[str, Any]:

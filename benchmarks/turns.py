@@ -19,8 +19,6 @@ from pathlib import Path
 import psutil
 
 STUCK = 300.0  # seconds without a step
-
-
 RATE = r"tokens_per_second\W+([0-9.]+)"
 
 

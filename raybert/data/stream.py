@@ -49,11 +49,11 @@ PAUSE = 0.1  # seconds
 class ReadAhead(BackpressurePolicy):
     """Begins to build a chapter only while few are ahead of the workers.
 
-    Without it Ray Data fills a quarter of the object store. A chapter is an hour's work for a model that trains on a
-    CPU, and all cores would build chapters through a run's first minutes. From then on the executor would spin on a
-    whole core for the rest of the run: its loop sleeps only in its wait for tasks, and when all room is taken it has
-    none, or such whose outputs it leaves where they are. So it is the beginning of tasks that is held back here, and
-    the loop rests while no task is under way and no block waits to be handed on.
+    Without it Ray Data reads until its share of the object store is full. A chapter is an hour's work for a model that
+    trains on a CPU, and all cores would build chapters through a run's first minutes. From then on the executor would
+    spin on a whole core for the rest of the run: its loop sleeps only in its wait for tasks, and when all room is taken
+    it has none, or such whose outputs it leaves where they are. So it is the beginning of tasks that is held back here,
+    and the loop rests while no task is under way and no block waits to be handed on.
     """
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
