@@ -100,11 +100,12 @@ def test_every_function_outlives_every_fault(bucket, gcs, tmp_path, monkeypatch)
 
 
 def test_a_request_that_gets_no_byte_is_made_again(bucket, gcs, monkeypatch):
-    monkeypatch.setattr(remote, "STALL", 0.5)
+    monkeypatch.setattr(remote, "STALL", 3.0)
     storage.write_bytes(f"{bucket}/x", SMALL)
-    gcs.inject(Fault("slow", match="alt=media", seconds=20))
+    gcs.inject(Fault("slow", match="alt=media", seconds=30))
     assert storage.read_bytes(f"{bucket}/x") == SMALL
-    assert gcs.requests()["GET"] == 2
+    # Without another request the answer to the first would have come, late. On a busy machine a second may be late too.
+    assert gcs.requests()["GET"] >= 2
 
 
 def test_an_answer_that_nobody_expects_is_a_sentence(bucket, gcs):
