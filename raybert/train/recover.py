@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from raybert import storage
-from raybert.errors import InputError
+from raybert.errors import InputError, RunFailed
 from raybert.train import faults
 from raybert.train.checkpoint import BEFORE, REQUIRED, SUMS, verify_files
 from raybert.train.ingest import CHECKPOINTS, SNAPSHOT
@@ -26,6 +26,9 @@ def repair(run_uri: str) -> list[str]:
 
     Returns:
         A sentence for each checkpoint that was passed over; they are noted in the run's faults too.
+
+    Raises:
+        RunFailed: there are checkpoints on the record, and none of them is there.
     """
     _sweep_up(run_uri)
     uri = storage.join(run_uri, SNAPSHOT)
@@ -44,6 +47,11 @@ def repair(run_uri: str) -> list[str]:
             told.append(("checkpoint_list", text))
     told += [("damaged_checkpoint", f"The checkpoint {name} is damaged, and passed over.") for name in damaged]
     kept = [entry for entry in entries if storage.list_dir(storage.join(run_uri, entry[0]))]
+    if entries and not kept:  # a disk that is not mounted looks like this, and the run would lose all that it did
+        raise RunFailed(
+            f"{uri} lists {len(entries)} checkpoints, and none of them is there. Bring {CHECKPOINTS}/ back, or remove "
+            "that list as well to begin the run anew."
+        )
     gone = [name for name, *_ in entries if name not in {k[0] for k in kept}]
     told += [("damaged_checkpoint", f"The checkpoint {name} is listed and gone.") for name in gone]
     while kept:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raybert import storage
-from raybert.errors import InputError
+from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.patience import patiently
@@ -161,6 +161,16 @@ def test_a_damaged_record_is_made_again_from_whole_checkpoints(run, content):
 def test_a_checkpoint_that_is_gone_is_taken_off_the_record(run):
     storage.remove(str(run / "checkpoints" / "step-00000010"))
     assert repair(str(run))
+    assert last_step(str(run)) == 30
+
+
+def test_a_run_whose_checkpoints_are_all_gone_does_not_begin_anew_by_itself(run):
+    """A disk that is not mounted looks like this."""
+    (run / "checkpoints").rename(run / "away")
+    with pytest.raises(RunFailed, match=r"lists 3 checkpoints, and none of them is there"):
+        repair(str(run))
+    (run / "away").rename(run / "checkpoints")
+    assert repair(str(run)) == []
     assert last_step(str(run)) == 30
 
 
