@@ -21,7 +21,8 @@ prometheus:  ## install Debian's prometheus, which a test needs, when root
 
 test-faults: $(VENV)/.dev  ## every kind of fault once, 10,000 cases of each fuzz test (twenty minutes)
 	RAYBERT_FAULTS=19 RAYBERT_FUZZ=10000 RAYBERT_SLOW=1 $(BIN)/python -m pytest tests/faults \
-		tests/unit/test_export.py $(PYTEST_ARGS)
+		tests/unit/test_export.py tests/integration/test_prepare.py::test_what_makes_no_window_is_counted_and_said \
+		$(PYTEST_ARGS)
 
 N ?= 200
 soak: $(VENV)/.dev  ## N=200 faults at random moments, then 10,000 steps that must not grow; SEED=n repeats

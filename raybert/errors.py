@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class DamagedCheckpoint(InputError):  # noqa: N818 - reads as what was found
+    """The files of a checkpoint are not what was written; a run that goes on passes it over."""
+
+
 class RunFailed(RuntimeError):  # noqa: N818 - reads as what happened
     """The work began and could not be finished. The command line prints the sentence and exits with code 1."""
 

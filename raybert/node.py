@@ -24,7 +24,7 @@ GRACE = float(os.environ.get("RAYBERT_NODE_GRACE_S", "25"))
 
 def main(arguments: list[str]) -> int:
     """Run until Ray ends, or until SIGTERM and then until the training has left; returns Ray's exit code."""
-    name = uuid.uuid4().hex
+    name, arguments = uuid.uuid4().hex, _joined(arguments)
     ray = Path(sys.executable).with_name("ray")
     # `ray start` takes the last --labels alone.
     given = [word.partition("=")[2] for word in arguments if word.startswith("--labels=")]
@@ -50,6 +50,17 @@ def main(arguments: list[str]) -> int:
             print(f"The node could not be drained: {error}", file=sys.stderr)
         process.terminate()
         return process.wait()
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """``--address X`` as ``--address=X``: `ray start` takes both, and these two are read here."""
+    found: list[str] = []
+    for word in arguments:
+        if found and found[-1] in ("--address", "--labels"):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def _drain(name: str, arguments: list[str]) -> None:

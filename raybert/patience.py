@@ -15,21 +15,22 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 FINAL = (InputError, FileNotFoundError, ValueError, TypeError, KeyError, AttributeError)
 
 
-def patiently(action: Callable[[], T], what: str, *, seconds: float) -> T:
+def patiently(action: Callable[[], T], what: str, *, seconds: float, final: tuple[type[Exception], ...] = FINAL) -> T:
     """Do it, again and again with growing pauses while it fails, for at most so many seconds.
 
     Args:
         action: may be done again after it failed half-way.
         what: names it in the log, as in "writing gs://bucket/x".
+        final: what waiting does not change.
 
     Raises:
-        Exception: the last one, when the time is over; one of `FINAL` at once.
+        Exception: the last one, when the time is over; one of `final` at once.
     """
     end, pause, told = time.monotonic() + seconds, FIRST_PAUSE, False
     while True:
         try:
             result = action()
-        except FINAL:
+        except final:
             raise
         except Exception as error:
             left = end - time.monotonic()

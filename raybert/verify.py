@@ -13,9 +13,9 @@ from raybert.data.block import take
 from raybert.data.reader import SampleReader
 from raybert.data.shards import ShardSet, open_shards, verify_shards
 from raybert.errors import InputError
-from raybert.model.files import load
+from raybert.model.files import CONFIG, WEIGHTS, load
 from raybert.report.read import RunData, read_run
-from raybert.train.checkpoint import TRAINING_STATE, verify_files
+from raybert.train.checkpoint import REQUIRED, verify_files
 from raybert.train.ingest import last_step
 from raybert.train.ledger import digest, read_account
 from raybert.train.recover import DAMAGED, halves
@@ -77,8 +77,7 @@ def _look(subject: str, check: Callable[[], str]) -> Finding:
 
 
 def _checkpoint(uri: str, config: configs.Config) -> str:
-    if storage.exists(storage.join(uri, TRAINING_STATE)):
-        verify_files(uri)
+    verify_files(uri, REQUIRED if uri.rpartition("/")[2].startswith("step-") else (CONFIG, WEIGHTS))
     model = load(uri)
     if model.config != config.model.bert():
         raise InputError(f"The checkpoint {uri} is of another model than the run's settings.")
@@ -89,7 +88,8 @@ def _log(run: RunData, config: configs.Config) -> str:
     """Every step that should have been logged was, with the samples that the plan gives it."""
     batch = config.train.global_batch
     logged = {record["step"]: record for record in run.records if "samples" in record}
-    missing = [step for step in range(config.every.log, run.steps_done + 1, config.every.log) if step not in logged]
+    due = range(config.every.log, run.steps_done + 1, config.every.log)
+    missing = [step for step in due if step > run.cadences and step not in logged]
     if missing:
         raise InputError(f"metrics.jsonl lacks step {missing[0]} ({len(missing)} steps in all).")
     for step, record in logged.items():

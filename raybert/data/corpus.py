@@ -65,7 +65,9 @@ def plan(
     fingerprint = joint_digest(digest for _, digest in looked)
     if not fragments:
         raise InputError(f"The input holds no documents: {files[0]} is empty.")
-    return Corpus(fragments, {"files": len(files), "fingerprint": fingerprint})
+    empty = sum(not pieces for pieces, _ in looked)
+    counted = {"empty_files": empty} if empty else {}
+    return Corpus(fragments, {"files": len(files), **counted, "fingerprint": fingerprint})
 
 
 def joint_digest(digests: Iterable[str]) -> str:
@@ -105,8 +107,8 @@ def _look(uri: str, *, text_column: str, fragment_bytes: int, lines: bool) -> tu
         digest = file_digest(uri, size)
     if kind == "parquet":
         return _look_into_parquet(uri, text_column, fragment_bytes), digest
-    if kind == "jsonl":
-        _look_into_jsonl(uri, text_column)
+    if kind == "jsonl" and not _look_into_jsonl(uri, text_column):
+        return [], digest
     if (kind == "txt" and not lines) or compression:
         return [Piece(uri, kind, 0, size, size)], digest
     ranges = [(start, min(start + fragment_bytes, size)) for start in range(0, size, fragment_bytes)]
@@ -141,13 +143,18 @@ def _column_bytes(group: pq.RowGroupMetaData, name: str) -> int:
     return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == name)
 
 
-def _look_into_jsonl(uri: str, text_column: str) -> None:
-    """Refuse a file whose first object lacks the key. Lines that are no objects are counted later."""
+def _look_into_jsonl(uri: str, text_column: str) -> bool:
+    """Whether it has any line. Refuse a file whose first object lacks the key; lines that are no objects are counted
+    later.
+    """
+    rows = 0
     for row in json_rows(uri):
+        rows += 1
         if not isinstance(row, Bad):
             if text_column not in row:
                 raise _no_column(uri, text_column, list(row))
-            return
+            break
+    return rows > 0
 
 
 def _no_column(uri: str, text_column: str, names: Sequence[str]) -> InputError:

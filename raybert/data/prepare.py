@@ -121,6 +121,7 @@ def describe(shards: ShardSet) -> list[str]:
         **{f"bad ({reason.replace('_', ' ')})": number for reason, number in documents["bad_dropped"].items()},
         "too short": documents["too_short_dropped"],
         "exact copies": documents["copies_dropped"],
+        "files without a document": shards.inputs.get("empty_files", 0),
     }
     left_out = [f"{number:,} {reason}" for reason, number in reasons.items() if number]
     if left_out:

@@ -167,11 +167,14 @@ def write_manifest(
     return open_shards(uri)
 
 
-def open_shards(uri: str) -> ShardSet:
+def open_shards(uri: str, manifest_hash: str = "") -> ShardSet:
     """Read the manifest of a shard set.
 
+    Args:
+        manifest_hash: of the set that it must be, where that is known.
+
     Raises:
-        InputError: there is no manifest, it is not one of this version, or the tokenizer is another one.
+        InputError: there is no manifest, it is not one of this version, the tokenizer is another one, or so is the set.
     """
     path = storage.join(uri, MANIFEST)
     try:
@@ -182,13 +185,18 @@ def open_shards(uri: str) -> ShardSet:
             f"{uri} is no shard set: it has no {MANIFEST}. Write one with `raybert prepare --output {uri}`, "
             "or run it again if it was interrupted."
         ) from error
-    found = manifest.parse(data, path)
+    found, its_hash = manifest.parse(data, path), hashlib.sha256(data).hexdigest()
+    if manifest_hash not in ("", its_hash):
+        raise InputError(
+            f"{uri} holds other shards than those that this run began with; bring them back, or start a run under "
+            "another run.name."
+        )
     return ShardSet(
         uri=storage.absolute(uri),
         seq_len=found.seq_len,
         unit_rows=found.unit_rows,
         tokenizer_hash=found.tokenizer.hash,
-        manifest_hash=hashlib.sha256(data).hexdigest(),
+        manifest_hash=its_hash,
         splits={
             split: tuple(Shard(**entry.model_dump()) for entry in getattr(found.splits, split)) for split in SPLITS
         },

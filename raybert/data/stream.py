@@ -30,7 +30,8 @@ from ray.data._internal.execution.operators.map_operator import MapOperator
 from raybert.data.block import Columns, from_table, take, to_table
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
-from raybert.patience import patiently
+from raybert.errors import InputError
+from raybert.patience import FINAL, patiently
 
 # Samples of a chapter: enough that a task costs more than its scheduling (with 8,192 the stream delivers half as much
 # again as with 2,048), few enough that a short run begins at once and is shared out among several tasks.
@@ -92,21 +93,25 @@ def train_stream(
     start_step: int,
     steps: int,
     task_cpus: float,
+    manifest: str = "",
     patience: float = 0.0,
 ) -> ray.data.Dataset:
     """The blocks of steps [start_step, steps) in dealing order. The last chapter goes on past the last step, so that
-    all blocks are equal and none is cut; `worker_batches` stops at the last step. A read that fails is tried again for
-    `patience` seconds.
+    all blocks are equal and none is cut; `worker_batches` stops at the last step.
+
+    Args:
+        manifest: hash that the shard set's manifest must have, where it is known.
+        patience: seconds for which a read that fails is tried again.
     """
     span = chapter_steps(global_batch, steps - start_step)
     chapters = max(1, -(-(steps - start_step) // span))
 
     def build_chapters(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-        reader = patiently(partial(_reader, shards_uri, seed), f"opening {shards_uri}", seconds=patience)
+        reader = patiently(partial(_reader, shards_uri, seed, manifest), f"opening {shards_uri}", seconds=patience)
         for chapter in batch["id"]:
             first = (start_step + int(chapter) * span) * global_batch
             samples = np.arange(first, first + span * global_batch)
-            columns = patiently(partial(reader.build, samples), f"reading {shards_uri}", seconds=patience)
+            columns = _build(reader, samples, patience)
             # (S, W, G / W) -> one block a worker
             places = np.arange(span * global_batch).reshape(span, world_size, -1)
             for worker in range(world_size):
@@ -138,9 +143,19 @@ def train_stream(
 
 
 @lru_cache(maxsize=2)
-def _reader(shards_uri: str, seed: int) -> SampleReader:
+def _reader(shards_uri: str, seed: int, manifest: str) -> SampleReader:
     """Kept by a task's process for the next task: the manifest is read once, and the last units stay."""
-    return SampleReader(open_shards(shards_uri), seed=seed)
+    return SampleReader(open_shards(shards_uri, manifest), seed=seed)
+
+
+def _build(reader: SampleReader, samples: np.ndarray, patience: float) -> Columns:
+    try:
+        # A shard that is on the manifest and not there may come back, as the rest of a storage.
+        final = tuple(kind for kind in FINAL if kind is not FileNotFoundError)
+        what = f"reading {reader.shards.uri}"
+        return patiently(partial(reader.build, samples), what, seconds=patience, final=final)
+    except FileNotFoundError as error:
+        raise InputError(f"{reader.shards.uri} lacks a shard that its manifest lists: {error}.") from error
 
 
 def worker_batches(

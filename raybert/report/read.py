@@ -89,6 +89,11 @@ class RunData:
         return str(self.setting("run.name", storage.absolute(self.uri).rsplit("/", 1)[-1]))
 
     @property
+    def cadences(self) -> int:
+        """The step behind which the present settings say what is due; before it there may have been others."""
+        return int(self.about.get("cadences", 0))
+
+    @property
     def steps_done(self) -> int:
         return max((record["step"] for record in self.records), default=0)
 
@@ -119,7 +124,7 @@ class RunData:
         every = self.setting("every.probe", 0)
         if not every:
             return []
-        due = set(range(every, self.steps_done + 1, every))
+        due = {step for step in range(every, self.steps_done + 1, every) if step > self.cadences}
         if self.steps_done >= self.steps_planned:
             due.add(self.steps_planned)
         return sorted(due - {p.step for p in self.of_task(task)} - {m.step for m in self.missed_of(task)})

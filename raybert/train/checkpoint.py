@@ -11,7 +11,7 @@ import pickle
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from raybert import storage
-from raybert.errors import InputError
+from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import CONFIG, WEIGHTS, weights, write_weights
@@ -124,32 +124,39 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def verify_files(uri: str) -> None:
-    """Read the files of a checkpoint that training can go on from and compare them with its checksums.
+def verify_files(uri: str, required: Sequence[str] = REQUIRED) -> None:
+    """Read the files of a checkpoint and compare them with its checksums.
+
+    Args:
+        required: files that must be there; without others given, those that training can go on from.
 
     Raises:
-        InputError: a file is missing or not the one that was written, or there are no checksums.
+        DamagedCheckpoint: a file is missing or not the one that was written, or there are no checksums.
+        InputError: the storage does not let us in.
     """
     try:
         lines = storage.read_bytes(storage.join(uri, SUMS)).decode("ascii").splitlines()
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except InputError:
+        raise
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise InputError(f"{uri} has no {SUMS} that can be read.") from error
-    for name in (*REQUIRED, *(name for name in sums if name not in REQUIRED)):
+        raise DamagedCheckpoint(f"{uri} has no {SUMS} that can be read.") from error
+    for name in (*required, *(name for name in sums if name not in required)):
         try:
             with storage.open_uri(storage.join(uri, name)) as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         except FileNotFoundError as error:
-            raise InputError(f"{uri} lacks {name}.") from error
+            raise DamagedCheckpoint(f"{uri} lacks {name}.") from error
         if found != sums.get(name):
-            raise InputError(f"{uri}/{name} is not what was written (its SHA-256 differs).")
+            raise DamagedCheckpoint(f"{uri}/{name} is not what was written (its SHA-256 differs).")
 
 
 def load_state(directory: Path) -> dict[str, Any]:
     """The training state of a local checkpoint directory. No code in it is run.
 
     Raises:
-        InputError: the file is missing, damaged, of another format, or holds more than tensors and numbers.
+        DamagedCheckpoint: the file is damaged, or holds more than tensors and numbers.
+        InputError: it is missing, or of another format.
     """
     path = directory / TRAINING_STATE
     if not path.exists():
@@ -159,12 +166,13 @@ def load_state(directory: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, OSError) as error:
-        raise InputError(
+        raise DamagedCheckpoint(
             f"{path} is damaged or no training state of raybert ({type(error).__name__}); nothing in it was run. "
             "Go on from another checkpoint."
         ) from error
     if not isinstance(state, dict):
-        raise InputError(f"{path} holds a {type(state).__name__} and no training state; go on from another checkpoint.")
+        kind = type(state).__name__
+        raise DamagedCheckpoint(f"{path} holds a {kind} and no training state; go on from another checkpoint.")
     if state.get("format") != STATE_FORMAT:
         raise InputError(f"{path} has format {state.get('format')}, and this version reads format {STATE_FORMAT}.")
     return state

@@ -14,10 +14,10 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self.phase = "start"
         self.step = 0  # the last one that was done
         self.progress = 0  # grows whenever anything was done
         self.start()
+        self.phase = "start"
 
     def start(self) -> None:
         self._begun = self._lap = time.perf_counter()

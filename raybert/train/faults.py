@@ -71,6 +71,8 @@ def describe(error: BaseException) -> tuple[str, str]:
         return "process_died", (
             "died without a word: killed from outside (by the kernel when memory runs out, or by somebody), or crashed"
         )
+    if "WorkerHealthCheckTimeoutError" in f"{type(error).__name__} {type(cause).__name__}":
+        return "hang", "did not answer Ray Train any more"
     if sentence := input_fault(error):
         return "bad_input", f"was given what it cannot use: {sentence}"
     if "ExecutionTimeoutError" in f"{type(error).__name__} {type(cause).__name__} {text}":

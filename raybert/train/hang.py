@@ -43,14 +43,15 @@ class Rank:
     heard: float = field(default_factory=time.monotonic)
 
 
-def stalled_ranks(ranks: dict[int, Rank], *, now: float, limit: float, patience: float) -> list[int]:
+def stalled_ranks(ranks: dict[int, Rank], *, now: float, limit: float, silence: float, patience: float) -> list[int]:
     """Who is to blame, if nobody gets ahead: those not heard of, else those not waiting in an exchange, else all.
 
     Args:
         limit: seconds without progress.
+        silence: seconds without a word; also a rank that only waits has its pulse.
         patience: so many more while a rank waits for storage.
     """
-    silent = [rank for rank, known in ranks.items() if now - known.heard > limit]
+    silent = [rank for rank, known in ranks.items() if now - known.heard > silence]
     if silent:
         return silent
     allowed = {r: limit + (patience if k.phase in WAITS_FOR_STORAGE else 0.0) for r, k in ranks.items()}
@@ -97,7 +98,8 @@ class HangWatch:
             time.sleep(BEAT)
             with self._lock:
                 now, limit = time.monotonic(), self.limit
-                blamed = stalled_ranks(self._ranks, now=now, limit=limit, patience=self._patience)
+                silence = limit if self._seconds else self._least
+                blamed = stalled_ranks(self._ranks, now=now, limit=limit, silence=silence, patience=self._patience)
                 found = [(rank, self._ranks.pop(rank)) for rank in blamed]
                 if found:
                     self._ranks.clear()  # the others end with them

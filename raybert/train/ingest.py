@@ -7,7 +7,6 @@ from ray.train import DataConfig
 
 from raybert import storage
 from raybert.data.stream import execution_options, train_stream
-from raybert.errors import InputError
 from raybert.patience import patiently
 
 CHECKPOINTS = "checkpoints"
@@ -31,10 +30,6 @@ def last_step(run_uri: str) -> int:
     return int(latest["checkpoint_dir_name"].rpartition("-")[2]) if latest else 0
 
 
-class DamagedCheckpoint(InputError):  # noqa: N818 - reads as what was found
-    """The newest checkpoint is not what was written; the driver passes it over and starts again."""
-
-
 class IngestConfig(DataConfig):
     """Builds the stream when a worker group asks for it: only then are its size and its first step known.
 
@@ -47,6 +42,7 @@ class IngestConfig(DataConfig):
         *,
         run_uri: str,
         shards_uri: str,
+        manifest: str,
         seed: int,
         global_batch: int,
         steps: int,
@@ -57,6 +53,7 @@ class IngestConfig(DataConfig):
         self._run_uri, self._patience = run_uri, patience
         self._stream: dict[str, Any] = {
             "shards_uri": shards_uri,
+            "manifest": manifest,
             "seed": seed,
             "global_batch": global_batch,
             "steps": steps,
@@ -90,7 +87,4 @@ def _verify_newest(run_uri: str) -> None:
         # Here, since Ray Train calls this in an actor of its own, and a new run's need not wait for torch.
         from raybert.train.checkpoint import verify_files
 
-        try:
-            verify_files(storage.join(run_uri, checkpoint_name(step)))
-        except InputError as error:
-            raise DamagedCheckpoint(str(error)) from error
+        verify_files(storage.join(run_uri, checkpoint_name(step)))

@@ -43,6 +43,7 @@ LEDGER = "ledger"
 FILE_STEPS = 10_000  # of one file; where nothing can be appended to, a file is written again while it grows
 REMOTE_INTERVAL = 10.0  # seconds between two writes of a growing remote file
 _HASHED = ("index", "next_sentence_label", "cut", "length", "input_ids", "masked_positions", "masked_labels")
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"(\d{5})-(\d{10})\.jsonl")
 
 
@@ -76,7 +77,8 @@ class Ledger:
         self._remote = storage.is_remote(run_uri)
         before = [int(match[1]) for match in map(_NAME.fullmatch, _names(run_uri)) if match]
         self._header = {"attempt": max(before, default=0) + 1, "restored": restored, "workers": workers}
-        self._lock = threading.Lock()
+        # Of the lines, and of the file in storage. Adding a line waits for no upload.
+        self._lock, self._uploading = threading.Lock(), threading.Lock()
         self._uploader: threading.Thread | None = None
         self._written = time.monotonic()
         self._begin(restored + 1)
@@ -100,10 +102,11 @@ class Ledger:
         for step, (value, left_out) in enumerate(zip(digests, skipped, strict=True), first):
             line = {"step": step, "digest": f"{value:016x}"}
             lines.append(json.dumps(line | {"skipped": True} if left_out else line))
-        with self._lock:
-            if self._steps >= FILE_STEPS:
-                self._upload()
+        if self._steps >= FILE_STEPS:
+            self.flush()
+            with self._lock:
                 self._begin(first)
+        with self._lock:
             if self._remote:
                 self._lines += lines
                 self._dirty = True
@@ -123,14 +126,18 @@ class Ledger:
             logger.warning("The ledger could not be written for now: %s", error)
 
     def flush(self) -> None:
-        """Return when all that was added lies in storage."""
-        with self._lock:
-            self._upload()
-
-    def _upload(self) -> None:
-        if self._remote and self._dirty:
-            storage.write_bytes(self._uri, "".join(f"{line}\n" for line in self._lines).encode())
-            self._dirty = False
+        """Return when all that was added before lies in storage."""
+        with self._uploading:
+            with self._lock:
+                uri, due, self._dirty = self._uri, self._dirty, False
+                content = "".join(f"{line}\n" for line in self._lines).encode() if due else b""
+            if not due:
+                return
+            try:
+                storage.write_bytes(uri, content)
+            except BaseException:
+                self._dirty = True
+                raise
 
 
 def _append(path: str, lines: Sequence[str]) -> None:
@@ -185,10 +192,7 @@ def read_account(run_uri: str) -> Account:
         header = next(lines, None)
         if header is None:
             continue  # cut off before its first line was whole
-        try:
-            attempt, restored, workers = header["attempt"], header["restored"], header["workers"]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"The first line of {uri} does not tell of a start ({error}).") from error
+        attempt, restored, workers = header["attempt"], header["restored"], header["workers"]
         if not attempts or attempts[-1].number != attempt:
             if restored > size:
                 raise InputError(
@@ -228,11 +232,13 @@ def _names(run_uri: str) -> list[str]:
 def _read_lines(uri: str) -> Iterator[dict[str, Any]]:
     """The objects of a file's lines; the last one may be half written, if its writer was killed."""
     content = storage.read_bytes(uri)
-    for line in content[: content.rfind(b"\n") + 1].splitlines():
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines()):
         try:
             found = json.loads(line)
-            if "step" in found:
-                int(found["digest"], 16)
+            numbers = [found[key] for key in (("attempt", "restored", "workers") if number == 0 else ("step",))]
+            good = all(type(value) is int and value >= 0 for value in numbers)
+            if not good or (number > 0 and not _DIGEST.fullmatch(found["digest"])):
+                raise ValueError
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{uri} has a damaged line: {line[:80]!r}.") from error
         yield found

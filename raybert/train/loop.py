@@ -19,6 +19,7 @@ from raybert.data.reader import validation_batches
 from raybert.data.shards import open_shards
 from raybert.data.stream import worker_batches
 from raybert.data.tensors import to_torch
+from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.files import load, read_weights
 from raybert.model.losses import Pretraining
@@ -50,27 +51,51 @@ def train_loop(settings: dict[str, Any]) -> None:
     """Entry point of a worker; `settings` is made by `raybert.train.run`."""
     tasks = [parse_task(task, "the run's settings") for task in settings["tasks"]]
     config = from_mapping(settings["config"])
-    worker = Worker(config, tasks=tasks, probe_cpus=settings["probe_cpus"])
+    if storage.exists(storage.join(config.run_uri, FAILURE)):
+        return
+    try:
+        worker = Worker(config, tasks=tasks, probe_cpus=settings["probe_cpus"], manifest=settings["manifest"])
+    except DamagedCheckpoint:
+        raise  # which the driver passes over
+    except InputError as error:
+        _give_up(config.run_uri, "data", f"Training cannot begin: {error}", step=0)
+        raise
     try:
         worker.run()
     finally:
         worker.close()
 
 
+def _give_up(run_uri: str, kind: str, reason: str, *, step: int) -> None:
+    """Note why the run ends. The same would end it again, so no worker begins when this is there."""
+    storage.write_json(storage.join(run_uri, FAILURE), {"step": step, "reason": reason, "kind": kind})
+
+
 class Worker:
     """One rank of the run: its model replica, its part of every batch, and, on rank 0, what is written down."""
 
-    def __init__(self, config: Config, *, tasks: list[ProbeTask], probe_cpus: float) -> None:
+    def __init__(self, config: Config, *, tasks: list[ProbeTask], probe_cpus: float, manifest: str) -> None:
         context = ray.train.get_context()
         self.config = config
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.tasks = tasks
         self.device = get_device()
+        self.clock = clock.Clock()
+        self.pulse = Pulse(
+            config.run_uri,
+            rank=self.rank,
+            world_size=self.world_size,
+            device=self.device,
+            clock=self.clock,
+            factor=config.train.hang_factor,
+            least=config.train.hang_seconds,
+            patience=config.run.patience,
+        )
         if self.device.type == "cpu":
             # Ray's default for OpenMP follows whole CPUs only; more threads than cores fight each other.
             torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.dtype = self._agree_on_dtype()
-        self.shards = open_shards(config.data.shards)
+        self.shards = open_shards(config.data.shards, manifest)
         # Of guessing: ln(vocabulary) for a masked token and ln(2) for a pair, which is where training starts.
         self.loss_limit = DIVERGED * (math.log(config.model.bert().vocab_size) + math.log(2))
 
@@ -91,8 +116,6 @@ class Worker:
         self.flops_per_token = flops_per_token(bert.config, self.shards.seq_len)
         self.peak = peak_flops(self.device, self.dtype) * self.world_size
         self.validation = self._validation_part()
-        self.clock = clock.Clock()
-        self.pulse: Pulse | None = None
         self.streak = Streak(config.train.max_bad_steps)
         self.stop_vote = StopVote(config.run_uri, rank=self.rank, world_size=self.world_size)
         self.ledger: Ledger | None = None
@@ -130,7 +153,10 @@ class Worker:
                 bert.load_state_dict(load(self.config.model.start_from).state_dict())
             return math.inf
         with committed.as_directory() as directory:
-            bert.load_state_dict(read_weights(Path(directory)))
+            try:
+                bert.load_state_dict(read_weights(Path(directory)))
+            except InputError as error:
+                raise DamagedCheckpoint(str(error)) from error
             state = checkpoints.load_state(Path(directory))
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.elapsed = state["step"], state["elapsed_seconds"]
@@ -152,7 +178,7 @@ class Worker:
 
     def run(self) -> None:
         config, train = self.config, self.config.train
-        if self.step >= train.steps or storage.exists(storage.join(config.run_uri, FAILURE)):
+        if self.step >= train.steps:
             return
         first_micro_batch = self.rank * (train.global_batch // (train.micro_batch * self.world_size))
         if self.step == 0 and config.every.validation:
@@ -173,15 +199,6 @@ class Worker:
         interval = self._new_interval()
         self.clock.done(self.step)
         self.clock.start()
-        self.pulse = Pulse(
-            config.run_uri,
-            rank=self.rank,
-            world_size=self.world_size,
-            clock=self.clock,
-            factor=train.hang_factor,
-            least=train.hang_seconds,
-            patience=config.run.patience,
-        )
         for step, columns in self._timed(batches):
             micro_batches = [to_torch(part, self.device) for part in columns]
             lr = lr_at(
@@ -235,8 +252,7 @@ class Worker:
 
     def _finish(self) -> None:
         """Wait until all that this start of the group noted lies in storage; no other rank waits for this one now."""
-        if self.pulse is not None:
-            self.pulse.close()
+        self.pulse.close()
         if self.ledger is not None:
             self._patiently(self.ledger.flush, "writing the ledger")
         self.saver.close()
@@ -249,7 +265,8 @@ class Worker:
                     batch = next(batches, None)
                 except Exception as error:
                     if text := faults.input_fault(error):
-                        self._give_up("data", f"The data cannot be read at step {self.step + 1}: {text}")
+                        reason = f"The data cannot be read at step {self.step + 1}: {text}"
+                        _give_up(self.config.run_uri, "data", reason, step=self.step)
                     raise
             if batch is None:
                 return
@@ -293,7 +310,16 @@ class Worker:
             batches = (to_torch(part, self.device) for part in self._moving(self.validation))
             sums = all_reduce_sums(validate(self.model, batches, self.dtype, self.device), self.world_size)
             self.peak = max(self.peak, peak_flops(self.device, self.dtype, seconds=0.05) * self.world_size)
-            return {"step": self.step, "validation": means(sums)} if sums[4] > 0 else {}
+        if not sums[4] > 0:
+            return {}
+        found = means(sums)
+        if not all(map(math.isfinite, found.values())):
+            if self.rank == 0:
+                faults.note(
+                    self.config.run_uri, "validation", f"The validation loss is not finite at step {self.step}."
+                )
+            return {}
+        return {"step": self.step, "validation": found}
 
     def _moving(self, batches: list[Any]) -> Iterator[Any]:
         for batch in batches:
@@ -314,14 +340,16 @@ class Worker:
     def _note(self, totals: Totals) -> None:
         if self.ledger is not None:
             noted = partial(self.ledger.add, totals.first, totals.digests, totals.skipped)
-            self._patiently(noted, "writing the ledger")
+            with self.clock.waiting("report"):
+                self._patiently(noted, "writing the ledger")
 
     def _write(self, record: dict[str, Any], waits: dict[str, float]) -> None:
         if self.log is None or self.gauges is None or not record:
             return
         seconds = waits.get("seconds", 0.0)
         shares = {f"wait_{name}": waits[name] / seconds for name in clock.KINDS if seconds}
-        self._patiently(partial(self.log.write, {**record, **shares}), "writing the log")
+        with self.clock.waiting("report"):
+            self._patiently(partial(self.log.write, {**record, **shares}), "writing the log")
         flat = {"validation_loss": record["validation"]["loss"]} if "validation" in record else {}
         self.gauges.set({**record, **flat})
         counted = {f"wait_{name}_seconds_total": waits.get(name, 0.0) for name in clock.KINDS}
@@ -356,16 +384,10 @@ class Worker:
     def _stop(self, reason: str) -> None:
         self._finish()
         if self.rank == 0:
-            self._give_up("diverged", reason)
-
-    def _give_up(self, kind: str, reason: str) -> None:
-        """Note why the run ends. The same batches would end it again, so `run` does not begin when this is there."""
-        failure = {"step": self.step, "reason": reason, "kind": kind}
-        storage.write_json(storage.join(self.config.run_uri, FAILURE), failure)
+            _give_up(self.config.run_uri, "diverged", reason, step=self.step)
 
     def close(self) -> None:
-        if self.pulse is not None:
-            self.pulse.close()
+        self.pulse.close()
         self.stop_vote.close()
         if self.log is not None:
             self._patiently(self.log.close, "writing the log")

@@ -9,6 +9,7 @@ import uuid
 from typing import Any
 
 import ray
+import torch
 import torch.distributed as dist
 
 from raybert.train.clock import Clock
@@ -19,7 +20,16 @@ class Pulse:
     """Starts the watch on rank 0 and finds it on the others; every rank has to make one, in its training thread."""
 
     def __init__(
-        self, run_uri: str, *, rank: int, world_size: int, clock: Clock, factor: float, least: float, patience: float
+        self,
+        run_uri: str,
+        *,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        clock: Clock,
+        factor: float,
+        least: float,
+        patience: float,
     ) -> None:
         self._rank, self._clock, self._least = rank, clock, least
         self._watched = threading.get_ident()
@@ -28,7 +38,7 @@ class Pulse:
         if rank == 0:
             self._watch = actor.options(name=name[0]).remote(run_uri, factor, least, patience)
         if world_size > 1:
-            dist.broadcast_object_list(name)
+            dist.broadcast_object_list(name, device=device)
         if rank != 0:
             self._watch = ray.get_actor(name[0])
         self._node = ray.get_runtime_context().get_node_id()

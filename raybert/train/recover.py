@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from raybert import storage
-from raybert.errors import InputError, RunFailed
+from raybert.errors import DamagedCheckpoint, InputError, RunFailed
 from raybert.train import faults
 from raybert.train.checkpoint import BEFORE, REQUIRED, SUMS, verify_files
 from raybert.train.ingest import CHECKPOINTS, SNAPSHOT
@@ -29,6 +29,7 @@ def repair(run_uri: str) -> list[str]:
 
     Raises:
         RunFailed: there are checkpoints on the record, and none of them is there.
+        InputError: the storage does not let us in.
     """
     _sweep_up(run_uri)
     uri = storage.join(run_uri, SNAPSHOT)
@@ -38,6 +39,8 @@ def repair(run_uri: str) -> list[str]:
         record = json.loads(storage.read_bytes(uri))
         results, indices = record["checkpoint_results"], record["checkpoint_report_indices"]
         entries = list(zip([result["checkpoint_dir_name"] for result in results], results, indices, strict=True))
+    except InputError:
+        raise  # we are not let in, which says nothing of the record
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         record, entries, damaged = _new_record(run_uri)
         missing = isinstance(error, FileNotFoundError)
@@ -58,7 +61,7 @@ def repair(run_uri: str) -> list[str]:
         name = kept[-1][0]
         try:
             verify_files(storage.join(run_uri, name))
-        except InputError as error:
+        except DamagedCheckpoint as error:
             before = kept[-2][0] if len(kept) > 1 else "the beginning"
             text = f"The newest checkpoint is damaged: {error} It is passed over, and the run goes on from {before}."
             told.append(("damaged_checkpoint", text))
@@ -81,6 +84,8 @@ def halves(run_uri: str) -> list[str]:
     try:
         record = json.loads(storage.read_bytes(storage.join(run_uri, SNAPSHOT)))
         listed = {result["checkpoint_dir_name"].rpartition("/")[2] for result in record["checkpoint_results"]}
+    except InputError:
+        raise
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return []  # what is whole is not known before the record is made again
     found = []
@@ -122,7 +127,7 @@ def _new_record(run_uri: str) -> tuple[dict[str, Any], list[tuple[str, dict[str,
     for name in sorted(name for name in names if _STEP.fullmatch(name)):
         try:
             verify_files(storage.join(run_uri, CHECKPOINTS, name))
-        except InputError:
+        except DamagedCheckpoint:
             damaged.append(f"{CHECKPOINTS}/{name}")
             continue
         result = {"version": 0, "checkpoint_dir_name": f"{CHECKPOINTS}/{name}", "metrics": {"step": int(name[5:])}}

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from raybert import lease, storage
+from raybert.config import look_up
 from raybert.errors import Interrupted, RunFailed
 from raybert.patience import patiently
 from raybert.probe import client
@@ -53,10 +54,11 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
     # 3 seconds later, would not get its last checkpoint committed.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     config = run.config
-    _write_config(run)
     storage.remove(storage.join(run.uri, FAILURE))
     repair(run.uri)
-    if last_step(run.uri) >= config.train.steps:
+    done = last_step(run.uri)
+    _write_config(run, done)
+    if done >= config.train.steps:
         return {}
     if run.tasks and config.every.probe:
         client.serve(run.uri, config.run.storage)
@@ -97,6 +99,7 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
             "config": config.model_dump(mode="json"),
             "tasks": [task.model_dump(mode="json") for task in run.tasks],
             "probe_cpus": run.shares.probe,
+            "manifest": run.shards.manifest_hash,
         },
         scaling_config=ScalingConfig(
             num_workers=config.train.workers,
@@ -116,6 +119,7 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
         dataset_config=IngestConfig(
             run_uri=run.uri,
             shards_uri=config.data.shards,
+            manifest=run.shards.manifest_hash,
             seed=config.data.seed,
             global_batch=config.train.global_batch,
             steps=config.train.steps,
@@ -125,9 +129,18 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
     )
 
 
-def _write_config(run: Run) -> None:
+def _write_config(run: Run, done: int) -> None:
+    """The resolved settings, and what they are about. What is due when may be another thing than before: `cadences` is
+    the step behind which the present ones hold.
+    """
+    uri = storage.join(run.uri, "config.yaml")
+    before = yaml.safe_load(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    now = run.config.model_dump(mode="json")
+    same = all(look_up(before, key) == look_up(now, key) for key in ("every", "probe.tasks"))
+    cadences = before.get("about", {}).get("cadences", 0) if same else done
     packages = ("raybert", "torch", "ray", "pyarrow", "numpy", "tiktoken", "scikit-learn")
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     about = {"about": {"versions": versions, "manifest": run.shards.manifest_hash, "seq_len": run.shards.seq_len}}
+    about["about"]["cadences"] = cadences
     text = run.config.to_yaml() + yaml.safe_dump(about, sort_keys=False)
-    storage.write_bytes(storage.join(run.uri, "config.yaml"), text.encode())
+    storage.write_bytes(uri, text.encode())

@@ -5,6 +5,7 @@ Only the copy into memory is on the way of the step; files are written and uploa
 
 import math
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +29,8 @@ from raybert.train.clock import Clock
 from raybert.train.ingest import checkpoint_name
 
 T = TypeVar("T")
+
+UPLOADS = 2  # of full checkpoints: one under way, one that waits; a third makes the step wait
 
 
 class Saver:
@@ -57,6 +60,8 @@ class Saver:
         self.clock, self.flush, self.gauges = clock, flush, gauges
         self.saved, self.best = restored, best
         self.writer = checkpoints.BackgroundWriter() if rank == 0 else None
+        # Ray Train takes any number of uploads, each with a copy of the weights and the optimizer's state in memory.
+        self.uploads = threading.BoundedSemaphore(UPLOADS)
 
     def save(self, events: set[str], record: dict[str, Any], *, tokens: int) -> None:
         """Snapshot, hand over to the background, and tell Ray Train, as far as each is due after the record's step."""
@@ -73,6 +78,8 @@ class Saver:
                     "best_validation_loss": self.best,
                 }
                 full = "checkpoint" in events
+                if full:
+                    self.uploads.acquire()
                 snap = checkpoints.snapshot(self.model, self.optimizer if full else None, **counters)
                 if "probe" in events:
                     self.writer.submit(partial(self._submit_probe, snap, step))
@@ -106,6 +113,12 @@ class Saver:
         name = checkpoint_name(step)
 
         def upload(_: Checkpoint, directory: str) -> Checkpoint:
+            try:
+                return write(directory)
+            finally:
+                self.uploads.release()
+
+        def write(directory: str) -> Checkpoint:
             assert snap is not None
             uri, start = storage.join(self.config.run_uri, directory), time.monotonic()
             # A run that goes on from this checkpoint must find what was noted until here, and has no second chance to

@@ -3,16 +3,17 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, TrainingFailedError, UserCallback
 
 from raybert import storage
-from raybert.errors import InputError, RunFailed
+from raybert.errors import DamagedCheckpoint, InputError, RunFailed
 from raybert.patience import patiently
 from raybert.train import faults
-from raybert.train.ingest import DamagedCheckpoint, last_step
+from raybert.train.ingest import last_step
 from raybert.train.orphans import remove_orphans
 from raybert.train.recover import repair
 
@@ -47,6 +48,7 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
             raise KeyboardInterrupt from error
         except (TrainingFailedError, RayActorError) as error:
             now = _last_step(run_uri, patience)
+            had = max(reached, now)
             failures = 1 if now > reached else failures + 1
             progress, reached = now > reached, now
             text, final = _judge(error, progress)
@@ -55,13 +57,22 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
                     f"Training of {run_uri} stopped: {text}. Ray's logs of this session have the full trace; running "
                     "the same command again goes on from the newest checkpoint."
                 ) from error
-            patiently(lambda: repair(run_uri), f"looking into {run_uri}", seconds=patience)
+            patiently(partial(_mend, run_uri, had), f"looking into {run_uri}", seconds=patience)
             faults.note(
                 run_uri, "restart", f"{text}; going on from step {_last_step(run_uri, patience)}", failures=failures
             )
             time.sleep(min(2.0**failures, LONGEST_PAUSE))
             # Ray Train writes there when it starts, and fails where it cannot.
             patiently(lambda: _write_something(run_uri), f"writing to {run_uri}", seconds=patience)
+
+
+def _mend(run_uri: str, had: int) -> None:
+    """
+    Raises:
+        RunFailed: the run had a checkpoint of the step `had`, and now nothing tells of any.
+    """
+    if not repair(run_uri) and had and not last_step(run_uri):
+        raise RunFailed(f"{run_uri} had a checkpoint of step {had}, and nothing of it is there now; bring it back.")
 
 
 def _write_something(run_uri: str) -> None:
@@ -74,6 +85,8 @@ def _last_step(run_uri: str, patience: float) -> int:
     def look() -> int:
         try:
             return last_step(run_uri)
+        except InputError:
+            raise
         except ValueError:
             return 0  # half written when the controller was killed; `repair` makes it again
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raybert import storage
-from raybert.data import readers
+from raybert.data import readers, stream
 from raybert.data.block import to_table
 from raybert.data.reader import SampleReader
 from raybert.data.shards import (
@@ -114,6 +115,20 @@ def test_a_missing_shard_is_named(shards):
     storage.remove(first(shards))
     with pytest.raises(InputError, match=r"train-00000-of-00002.*missing"):
         verify_shards(shards)
+
+
+def test_a_shard_that_goes_missing_later_is_named(shards):
+    reader = SampleReader(open_shards(shards.uri), seed=0)
+    for shard in shards.shards():
+        Path(shards.uri, shard.name).unlink()
+    with pytest.raises(InputError, match=f"{shards.uri} lacks a shard that its manifest lists: .*train-0"):
+        stream._build(reader, np.arange(10), patience=0.0)
+
+
+def test_another_set_under_the_same_name_is_refused(shards):
+    assert open_shards(shards.uri, shards.manifest_hash) == shards
+    with pytest.raises(InputError, match="other shards than those that this run began with"):
+        open_shards(shards.uri, "0" * 64)
 
 
 def test_a_manifest_of_another_run_is_refused(shards, tmp_path):

@@ -1,11 +1,15 @@
 """A run whose gradients are no numbers: it stops with a sentence, not with a checkpoint that is ruined."""
 
+import os
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from raybert.cli import run_app
 from raybert.errors import RunFailed
-from raybert.train import checkpoint, ledger
+from raybert.train import checkpoint, faults, ledger
 from raybert.train.check import check
 from raybert.train.ingest import last_step
 from raybert.train.run import Diverged, train
@@ -27,7 +31,8 @@ def test_ten_bad_steps_in_a_row_end_the_run_with_a_sentence(tmp_path):
     sums = "".join(f"{checkpoint._sha256(folder / name)}  {name}\n" for name in checkpoint.REQUIRED)
     (folder / checkpoint.SUMS).write_text(sums)
 
-    every = {"validation": 0, "checkpoint": 7, "log": 4, "probe": 0}
+    # The validation in between is not finite either, which is noted and ends nothing.
+    every = {"validation": 3, "checkpoint": 7, "log": 4, "probe": 0}
     again = check(settings(tmp_path, shards, "run", train={"steps": 60, "max_bad_steps": 10}, every=every))
     with pytest.raises(Diverged) as caught:
         train(again)
@@ -37,6 +42,19 @@ def test_ten_bad_steps_in_a_row_end_the_run_with_a_sentence(tmp_path):
         assert part in str(caught.value)
     assert account.skipped == len(account.digests) - 10
     assert last_step(run.uri) == 14
+    assert {fault["step"] for fault in faults.read(run.uri) if fault["kind"] == "validation"} >= {12, 15, 18}
+    assert run_app(["verify", run.uri]) == 0, "other cadences than before are no fault"
+
+
+@pytest.mark.skipif(int(os.environ.get("RAYBERT_FAULTS", "3")) < 10, reason="`make test-faults` does this")
+def test_other_shards_in_the_place_of_the_first_end_the_run_at_once(tmp_path):
+    shards = make_shards(str(tmp_path / "shards"))
+    run = check(settings(tmp_path, shards, "run", every={"validation": 0, "probe": 0, "checkpoint": 0}))
+    shutil.rmtree(tmp_path / "shards")
+    make_shards(str(tmp_path / "shards"), rows=280)
+    with pytest.raises(RunFailed, match=r"Training cannot begin: .* holds other shards than those"):
+        train(run)
+    assert len(ledger.read_account(run.uri).attempts) == 0
 
 
 def test_data_that_cannot_be_read_end_the_run_at_once(tmp_path):

@@ -110,10 +110,19 @@ def test_verify_finds_nothing_wrong_and_a_changed_checkpoint(alone, capsys):
     assert "WRONG" not in capsys.readouterr().out
     weights = f"{alone}/checkpoints/best/model.safetensors"
     content = storage.read_bytes(weights)
-    storage.write_bytes(weights, content[:-100])
-    assert run_app(["verify", alone]) == 1
-    assert "WRONG" in capsys.readouterr().out
+    flipped = bytearray(content)
+    flipped[-10] ^= 1
+    for damaged in (content[:-100], bytes(flipped)):
+        storage.write_bytes(weights, damaged)
+        assert run_app(["verify", alone]) == 1
+        assert "WRONG" in capsys.readouterr().out
     storage.write_bytes(weights, content)
+    state = f"{alone}/checkpoints/step-{STEPS:08d}/training_state.pt"
+    content = storage.read_bytes(state)
+    storage.remove(state)
+    assert run_app(["verify", alone]) == 1
+    assert "lacks training_state.pt" in " ".join(capsys.readouterr().out.split())
+    storage.write_bytes(state, content)
 
 
 def test_embed_as_a_job_goes_on_where_it_was_cut_off(alone, tmp_path, monkeypatch, capsys):

@@ -97,9 +97,22 @@ def test_half_a_line_at_the_end_is_passed_over_and_a_damaged_one_is_named(tmp_pa
     path.write_bytes(b"".join(lines))
     with pytest.raises(InputError, match="damaged line"):
         ledger.read_account(str(tmp_path))
-    path.write_bytes(b"[]\n")
-    with pytest.raises(InputError, match="does not tell"):
-        ledger.read_account(str(tmp_path))
+    head = lines[0]
+    for damaged in (
+        b"[]\n",
+        b"{}\n",
+        b'{"attempt": 1, "restored": "0", "workers": 1}\n',
+        head + b"[]\n",
+        head + b"7\n",
+        head + b"{}\n",
+        head + b'{"step": "1", "digest": "0000000000000001"}\n',
+        head + b'{"step": 1, "digest": "-000000000000001"}\n',
+        head + b'{"step": 1, "digest": "10000000000000000"}\n',
+        head + b'{"step": 1, "digest": 5}\n',
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="damaged line"):
+            ledger.read_account(str(tmp_path))
 
 
 def test_files_stay_small_and_an_object_store_gets_whole_ones(tmp_path, monkeypatch):

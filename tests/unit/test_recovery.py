@@ -18,6 +18,7 @@ from raybert.train.hang import Rank, stalled_ranks
 from raybert.train.ingest import SNAPSHOT, last_step
 from raybert.train.optimizer import build
 from raybert.train.recover import halves, repair
+from tests.gcs import Fault
 
 
 @pytest.fixture
@@ -174,6 +175,19 @@ def test_a_run_whose_checkpoints_are_all_gone_does_not_begin_anew_by_itself(run)
     assert last_step(str(run)) == 30
 
 
+def test_a_storage_that_does_not_let_us_in_says_nothing_of_a_checkpoint(run, gcs):
+    bucket = gcs.create_bucket("not-let-in")
+    for path in (path for path in run.rglob("*") if path.is_file()):
+        storage.upload_file(path, f"{bucket}/run/{path.relative_to(run)}")
+    for name in (checkpoint.SUMS, "model.safetensors", SNAPSHOT):
+        gcs.inject(Fault("status", match=f"{name}.*alt=media", status=403))
+        with pytest.raises(InputError, match="no permission"):
+            repair(f"{bucket}/run")
+    gcs.inject()
+    assert repair(f"{bucket}/run") == []
+    assert last_step(f"{bucket}/run") == 30
+
+
 def test_checksums_are_those_of_sha256sum(run):
     lines = (run / "checkpoints" / "step-00000010" / checkpoint.SUMS).read_text().splitlines()
     assert [line.split("  ")[1] for line in lines] == ["config.json", "model.safetensors", "training_state.pt"]
@@ -240,7 +254,7 @@ def ranks(now, *known):
 
 def test_a_hang_is_blamed_on_the_one_that_others_wait_for():
     def blamed(*known):
-        return stalled_ranks(ranks(1000.0, *known), now=1000.0, limit=20, patience=100)
+        return stalled_ranks(ranks(1000.0, *known), now=1000.0, limit=20, silence=20, patience=100)
 
     waiting = (5, "step", "in train_step\n  dist.all_reduce(masked)", 30, 1)
     assert blamed((5, "step", "", 3, 1), (5, "step", "", 3, 1)) == []
@@ -250,6 +264,13 @@ def test_a_hang_is_blamed_on_the_one_that_others_wait_for():
     assert blamed(waiting, (5, "data", "in next", 30, 1)) == [], "storage may be away for a while"
     assert blamed(waiting, (5, "data", "in next", 130, 1)) == [1]
     assert blamed(waiting, (4, *waiting[1:])) == [1], "all in an exchange: the one that is behind"
+
+
+def test_a_rank_without_a_pulse_is_missed_before_the_first_step_is_done():
+    known = ranks(1000.0, (0, "start", "", 300, 1), (0, "start", "", 300, 30))
+    assert stalled_ranks(known, now=1000.0, limit=900, silence=20, patience=100) == [1]
+    del known[1]
+    assert stalled_ranks(known, now=1000.0, limit=900, silence=20, patience=100) == []
 
 
 def test_elastic_numbers_of_workers():
