@@ -315,9 +315,8 @@ class Worker:
         found = means(sums)
         if not all(map(math.isfinite, found.values())):
             if self.rank == 0:
-                faults.note(
-                    self.config.run_uri, "validation", f"The validation loss is not finite at step {self.step}."
-                )
+                text = f"The validation loss is not finite at step {self.step}."
+                faults.note(self.config.run_uri, "validation", text, step=self.step)
             return {}
         return {"step": self.step, "validation": found}
 
