@@ -33,7 +33,7 @@ def test_ten_bad_steps_in_a_row_end_the_run_with_a_sentence(tmp_path):
 
     # The validation in between is not finite either, which is noted and ends nothing.
     every = {"validation": 3, "checkpoint": 7, "log": 4, "probe": 0}
-    again = check(settings(tmp_path, shards, "run", train={"steps": 60, "max_bad_steps": 10}, every=every))
+    again = check(settings(tmp_path, shards, "run", train={"steps": 60, "max_bad_steps": 10, "workers": 2}, every=every))
     with pytest.raises(Diverged) as caught:
         train(again)
     account = ledger.read_account(run.uri)
