@@ -28,7 +28,7 @@ def main() -> None:
         )
         first, peer, one = take_turns(sides, rounds=arguments.rounds, settle=5.0, seconds=2.0, warm_up=0.0)
     more = {"one_worker_two_threads": one, "against_one_worker": first / one, "seq_len": SEQ_LEN}
-    more |= {"global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH, "rounds": arguments.rounds}
+    more |= {"global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH, "rounds": arguments.rounds, "clock": "wall time"}
     result("ddp", first, peer, peer, "real tokens/s", threads=1, **more)
 
 

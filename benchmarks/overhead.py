@@ -26,7 +26,13 @@ def main() -> None:
             partial(bare_side, folder, uri, "bare", processes=1, threads=1, global_batch=GLOBAL_BATCH),
         )
         first, second = take_turns(sides, rounds=arguments.rounds, settle=2.0, seconds=4.0, warm_up=10.0)
-    more = {"micro_batch": MICRO_BATCH, "seq_len": SEQ_LEN, "workers": 1, "rounds": arguments.rounds}
+    more = {
+        "micro_batch": MICRO_BATCH,
+        "seq_len": SEQ_LEN,
+        "workers": 1,
+        "rounds": arguments.rounds,
+        "clock": "wall time",
+    }
     result("overhead", first, second, second, "real tokens/s", threads=1, **more)
 
 

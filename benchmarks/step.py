@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import clock, elsewhere, medians, result, round_figures, seconds
+from benchmarks.common import clock, elsewhere, machine, medians, result, round_figures, seconds
 from raybert.bench import OPTIMIZER, default_device, random_batch, stepper
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
@@ -136,7 +136,8 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     if arguments.profile:
-        print(json.dumps({f"B={b} T={t}": round_figures(profile(b, t)) for b, t in SHAPES}))
+        shares = {f"B={b} T={t}": round_figures(profile(b, t)) for b, t in SHAPES}
+        print(json.dumps({"dtype": str(pick_dtype("auto", default_device())), "machine": machine(), **shares}))
         return
     rows, ways = [], {"eager": {"compiled": False}}
     if arguments.sizes:

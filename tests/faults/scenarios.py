@@ -19,6 +19,8 @@ from tests.faults.driver import STRETCH, Driver, kill, pick
 
 Scenario = Callable[[Driver, Cluster, random.Random], None]
 
+# How a process ends: killed, asked to go, crashed.
+ENDS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT)
 WORKER, CONTROLLER, COORDINATOR = "RayTrainWorker", "TrainController", "SplitCoordinator"
 
 
@@ -31,7 +33,7 @@ def moment(driver: Driver, rng: random.Random) -> int:
 
 def worker_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     moment(driver, rng)
-    kill(pick(rng, cluster.pids(WORKER)))
+    kill(pick(rng, cluster.pids(WORKER)), rng.choice(ENDS))
 
 
 def worker_killed_twice(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
@@ -51,7 +53,7 @@ def data_task_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> No
 
 def coordinator_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     moment(driver, rng)
-    kill(pick(rng, cluster.pids(COORDINATOR)))
+    kill(pick(rng, cluster.pids(COORDINATOR)), rng.choice(ENDS))
 
 
 def controller_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
@@ -60,7 +62,7 @@ def controller_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> N
     known = len(driver.faults("restart"))
     for cleaner in cluster.pids("PlacementGroupCleaner"):
         kill(cleaner)
-    kill(pick(rng, cluster.pids(CONTROLLER)))
+    kill(pick(rng, cluster.pids(CONTROLLER)), rng.choice(ENDS))
     driver.wait_for_fault("restart", known)
 
 
