@@ -16,7 +16,7 @@ COPY raybert raybert
 # loads the vocabulary, whose hash is checked.
 RUN python -m venv /opt/raybert \
     && if [ -n "$TORCH_INDEX" ]; then pip install --constraint constraints.txt --index-url "$TORCH_INDEX" --no-deps torch; fi \
-    && pip install --constraint constraints.txt ".[cluster,demo,hf,hub]" \
+    && pip install --constraint constraints.txt ".[cluster,hf,hub]" \
     && python -I -c "from raybert.tokenizer import Tokenizer; Tokenizer()"
 
 FROM ${PYTHON_IMAGE}

@@ -56,7 +56,7 @@ help:  ## show this
 # A stamp file says which extras are installed; it is older than pyproject.toml or the constraints when they change.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing raybert into $(VENV) (a few minutes the first time)"
-	$(PIP) -e '.[demo]'
+	$(PIP) -e .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
@@ -65,7 +65,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[bench,demo]'
+	$(PIP) -e '.[bench]'
 	@touch $@
 
 $(VENV)/bin/python:

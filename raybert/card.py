@@ -1,5 +1,6 @@
 """The model card of an export: what was trained, on what, how far, and how good it is beside simple baselines."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,19 +41,25 @@ def origin(checkpoint: str) -> Origin | None:
     return Origin(run, int(step), False) if step.isdecimal() else None
 
 
-def write_card(checkpoint: str, model: Bert, directory: Path) -> None:
-    """Write README.md, and the run's figure where there is a run, into an export directory."""
+def write_card(checkpoint: str, model: Bert, directory: Path, *, repository: str = "", revision: str = "main") -> None:
+    """Write README.md, and the run's figure where there is a run, into an export directory.
+
+    Args:
+        repository: where the directory is to be pushed, if it is, and its `revision` there.
+    """
     found = origin(checkpoint)
     if found is not None and found.run.records:
         (directory / FIGURE).write_bytes(learning_figure(found.run))
-    (directory / "README.md").write_text(render(model, found, directory.resolve().name), encoding="utf-8")
+    name = repository or directory.resolve().name
+    text = render(model, found, name, revision if repository else "main")
+    (directory / "README.md").write_text(text, encoding="utf-8")
 
 
-def render(model: Bert, found: Origin | None, name: str) -> str:
+def render(model: Bert, found: Origin | None, name: str, revision: str = "main") -> str:
     """The card in Markdown with the header that the Hugging Face Hub reads.
 
     Args:
-        name: of the export's directory, as the snippets show it.
+        name: what the snippets open: the export's directory, or a repository at its `revision`.
     """
     title = f"{found.run.name}, step {found.step:,}" if found else name
     probes = _probes(found) if found else []
@@ -66,7 +73,7 @@ def render(model: Bert, found: Origin | None, name: str) -> str:
         "## The model",
         _table(("", ""), _model_rows(model)),
         "## Use it",
-        _snippets(model, name),
+        _snippets(model, name, revision),
     ]
     if model.tokenizer is None:
         parts.append(
@@ -203,17 +210,18 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _snippets(model: Bert, name: str) -> str:
+def _snippets(model: Bert, name: str, revision: str) -> str:
+    opened = json.dumps(name) + (f", revision={json.dumps(revision)}" if revision != "main" else "")
     mask = "[MASK]" if model.tokenizer is None else str(model.tokenizer.mask_token)
     return f"""```python
 from transformers import AutoModel, AutoTokenizer, pipeline
 
-model, tokenizer = AutoModel.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
-pipeline("fill-mask", "{name}")("The government said on {mask} that it would cut taxes.")
+model, tokenizer = AutoModel.from_pretrained({opened}), AutoTokenizer.from_pretrained({opened})
+pipeline("fill-mask", {opened})("The government said on {mask} that it would cut taxes.")
 ```
 
 ```python
 from sentence_transformers import SentenceTransformer
 
-SentenceTransformer("{name}").encode(["a text", "another text"])  # mean pooling
+SentenceTransformer({opened}).encode(["a text", "another text"])  # mean pooling
 ```"""

@@ -362,16 +362,17 @@ def export(
     """
     from raybert import export as exports
 
-    exports.export_dir(checkpoint, directory)
+    revision = revision or exports.revision_of(checkpoint)
+    exports.export_dir(checkpoint, directory, repository=push, revision=revision)
     print(directory)
     if push:
-        print(exports.push(directory, push, revision or exports.revision_of(checkpoint)))
+        print(exports.push(directory, push, revision))
 
 
 @app.command(name="import", epilog="Example: raybert import my-bert-directory checkpoints/mine")
 def import_(
     directory: Annotated[str, typer.Argument(help="local directory of a transformers BERT")],
-    checkpoint: Annotated[str, typer.Argument(help="checkpoint directory to write, at any URI")],
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint to write, at any URI; DIRECTORY-raybert")] = "",
 ) -> None:
     """Turn a transformers BERT into a checkpoint.
 
@@ -379,6 +380,7 @@ def import_(
     """
     from raybert.export import import_dir
 
+    checkpoint = checkpoint or f"{directory.rstrip('/')}-raybert"
     missing = import_dir(directory, checkpoint)
     print(checkpoint)
     if missing:

@@ -57,7 +57,7 @@ class Embedder:
 
     def vectors(self, table: pa.Table) -> np.ndarray:
         """float32 (N, D) of the table's texts; a missing text counts as an empty one."""
-        texts = ["" if text is None else str(text) for text in table.column(self._settings.text_column).to_pylist()]
+        texts = [_as_text(value) for value in table.column(self._settings.text_column).to_pylist()]
         if not texts:
             return np.empty((0, self.size), np.float32)
         sequences = self._encoder.tokenize(texts, self._encoder.positions)
@@ -65,9 +65,25 @@ class Embedder:
         return found[self._settings.pooling]
 
     def table(self, table: pa.Table) -> pa.Table:
-        """The same rows with the column `embedding`."""
+        """The same rows with the column `embedding`, in the place of one of that name."""
         values = self.vectors(table)
+        if COLUMN in table.column_names:
+            table = table.drop_columns([COLUMN])
         return table.append_column(COLUMN, pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), self.size))
+
+
+def _as_text(value: Any) -> str:
+    """A missing text is an empty one; bytes, which some writers of Parquet leave, are UTF-8.
+
+    Raises:
+        InputError: they are not.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"A text is not UTF-8: {value[:40]!r}.") from error
+    return "" if value is None else str(value)
 
 
 def embed_file(settings: Settings, inputs: str, output: str) -> int:

@@ -6,6 +6,7 @@ DIR/modules.json, 1_Pooling/ ...        sentence-transformers: mean pooling over
 DIR/README.md, *.png                    the model card
 """
 
+import hashlib
 import importlib.metadata
 import json
 from pathlib import Path
@@ -17,17 +18,25 @@ from raybert.model import files
 from raybert.model.bert import Bert
 from raybert.tokenizer import VOCAB_SIZE
 
-MADE_BY = "raybert_version"  # in config.json; marks a directory that the next export may replace
+# In config.json: they mark a directory that the next export may replace. transformers writes unknown keys again when
+# somebody has trained on and saves, so the weights have to be those of the export.
+MADE_BY, ITS_WEIGHTS = "raybert_version", "raybert_weights"
+# Of an export, those that the next one may be without.
+PARTS = ("learning.png", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
 ]
 
 
-def export_dir(checkpoint: str, directory: str) -> None:
+def export_dir(checkpoint: str, directory: str, *, repository: str = "", revision: str = "main") -> None:
     """Write a checkpoint for `transformers` and `sentence-transformers`; what it computes stays the same.
 
     Of a checkpoint inside a run directory the model card tells the run: data, steps, losses, probes.
+
+    Args:
+        repository: on the Hugging Face Hub (USER/NAME), with its `revision`: what the model card's snippets open, where
+            the directory is to be pushed.
 
     Raises:
         InputError: there is no checkpoint, transformers is not installed, or something else lies at the directory.
@@ -40,12 +49,16 @@ def export_dir(checkpoint: str, directory: str) -> None:
     _refuse_to_destroy(target)
     model = files.load(checkpoint)
     theirs = to_transformers(model)
-    theirs.config.update({MADE_BY: importlib.metadata.version("raybert")})
+    for name in PARTS:
+        (target / name).unlink(missing_ok=True)
     with quiet_transformers():
         theirs.save_pretrained(directory)
+    config = json.loads((target / files.CONFIG).read_bytes())
+    config |= {MADE_BY: importlib.metadata.version("raybert"), ITS_WEIGHTS: _weights_digest(target)}
+    (target / files.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     _write_tokenizer(model, target)
     _write_sentence_transformer(model, target)
-    write_card(checkpoint, model, target)
+    write_card(checkpoint, model, target, repository=repository, revision=revision)
 
 
 def import_dir(directory: str, checkpoint: str) -> list[str]:
@@ -117,10 +130,22 @@ def _refuse_to_destroy(target: Path) -> None:
     config = target / files.CONFIG
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; give a directory for the export.")
-    if config.exists() and MADE_BY not in json.loads(config.read_bytes()):
-        raise InputError(f"{target} holds a model that is no export; give a new directory.")
+    if config.exists():
+        described = json.loads(config.read_bytes())
+        if MADE_BY not in described:
+            raise InputError(f"{target} holds a model that is no export; give a new directory.")
+        if described.get(ITS_WEIGHTS) != _weights_digest(target):
+            raise InputError(f"{target} holds an export that was changed since; give a new directory.")
     if not config.exists() and target.exists() and any(target.iterdir()):
         raise InputError(f"{target} holds other files; give a new directory for the export.")
+
+
+def _weights_digest(directory: Path) -> str:
+    path = directory / files.WEIGHTS
+    if not path.exists():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _foreign_tokenizer(directory: str, model: Bert) -> Any:
@@ -131,12 +156,14 @@ def _foreign_tokenizer(directory: str, model: Bert) -> Any:
     """
     from transformers import AutoTokenizer
 
-    from raybert.model.interop import fast_tokenizer
+    from raybert.model.interop import fast_tokenizer, has_tokenizer
 
+    if not has_tokenizer(directory):
+        return None  # a model alone; with raybert's vocabulary size it takes raybert's tokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError):
-        return None  # a model alone; with raybert's vocabulary size it takes raybert's tokenizer
+    except (OSError, ValueError) as error:
+        raise InputError(f"The tokenizer in {directory} cannot be read: {' '.join(str(error).split())}") from error
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"The tokenizer in {directory} has {len(tokenizer)} tokens and its model {model.config.vocab_size}."

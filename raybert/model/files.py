@@ -36,16 +36,32 @@ def write_weights(tensors: dict[str, Tensor], config: BertConfig, directory: Pat
 
 
 def save(model: Bert, uri: str) -> None:
-    """Write the model as a checkpoint of weights alone to a directory at any URI."""
+    """Write the model as a checkpoint of weights alone to a directory at any URI, in the place of such a one.
+
+    Raises:
+        InputError: anything else lies there.
+    """
     from raybert.train.checkpoint import Snapshot, write
 
     uri = storage.absolute(uri)
+    _refuse_to_destroy(uri)
     write(Snapshot(weights(model), model.config, None), uri)
     if model.tokenizer is not None:
         with tempfile.TemporaryDirectory(prefix="raybert-") as directory:
             model.tokenizer.save_pretrained(Path(directory, TOKENIZER))
             for name in TOKENIZER_FILES:
                 storage.write_bytes(storage.join(uri, name), Path(directory, name).read_bytes())
+
+
+def _refuse_to_destroy(uri: str) -> None:
+    names = {found.rpartition("/")[2] for found in storage.list_dir(uri)}
+    if not names:
+        return
+    # Weights alone, as `save` and a run's `best` are.
+    known = {CONFIG, WEIGHTS, TOKENIZER, "SHA256SUMS"}
+    described = storage.read_json(storage.join(uri, CONFIG)) if CONFIG in names else {}
+    if names - known or described.get("model_type") != MODEL_TYPE:
+        raise InputError(f"{uri} holds other files, which a checkpoint would replace; give a new directory.")
 
 
 def load(uri: str) -> Bert:

@@ -147,6 +147,11 @@ def to_our_names(state: dict[str, Tensor], model: Bert) -> dict[str, Tensor]:
     return out
 
 
+def has_tokenizer(directory: str) -> bool:
+    """Whether a transformers directory holds a BERT's tokenizer. `AutoTokenizer` makes an empty one where none lies."""
+    return any(Path(directory, name).exists() for name in ("tokenizer.json", "vocab.txt"))
+
+
 def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
     """Open a local transformers BERT directory, with or without its pre-training heads; safetensors only.
 

@@ -157,17 +157,21 @@ def open_encoder(uri: str) -> Encoder:
 def _open_transformers(uri: str) -> Encoder:
     try:
         from transformers import AutoTokenizer, BertModel
+
+        from raybert.model.interop import has_tokenizer
     except ImportError as error:
         raise InputError("Probing a transformers directory needs: pip install 'raybert[hf]'.") from error
     if storage.is_remote(uri):
         raise InputError(f"Copy the transformers directory {uri} to a local one first.")
     directory = str(Path(storage.absolute(uri)))
+    if not has_tokenizer(directory):
+        raise InputError(f"{uri} holds no tokenizer (tokenizer.json or vocab.txt); save the model's beside it.")
     try:
         # What the directory lacks is drawn at random: the same numbers each time, as every result must be.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(UNTRAINED_SEED)
             model, report = BertModel.from_pretrained(
-                directory, local_files_only=True, use_safetensors=True, output_loading_info=True
+                directory, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
             )
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:

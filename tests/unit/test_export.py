@@ -1,6 +1,7 @@
 """Directories for transformers and sentence-transformers: the same logits, ids and vectors; and the way back."""
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -36,6 +37,7 @@ TEXTS = [
     "Ünïcode, 日本語 and 🎈 emoji; 'quoted' words' ends   with  spaces  ",
     "line\none\r\n\ttwo",
 ]
+SLOW = "RAYBERT_SLOW" in os.environ
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 transformers = pytest.importorskip("transformers")
 
@@ -95,11 +97,18 @@ def test_fill_mask_fills_the_mask_as_the_model_would(model, exported):
 
 def test_ids_are_raybert_s_own_on_real_text(exported, shared_data):
     tokenizer, ours = transformers.AutoTokenizer.from_pretrained(exported), raybert.Tokenizer()
-    texts = pq.read_table(shared_data / "ag_news" / "ag_news_test.parquet")["text"].to_pylist()
-    for file in sorted((shared_data / "corpus").glob("*.parquet")):
-        texts += next(pq.ParquetFile(file).iter_batches(60, columns=["text"]))["text"].to_pylist()
-    theirs = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    assert theirs == ours.encode_batch(texts)
+    files = sorted(shared_data.glob("*/*.parquet"))
+    assert len(files) > 4
+    seen = 0
+    for file in files:
+        column = next(name for name in ("text", "sentence") if name in pq.read_schema(file).names)
+        # All of it takes two minutes.
+        batches = pq.ParquetFile(file).iter_batches(1000 if SLOW else 300, columns=[column])
+        for batch in batches if SLOW else itertools.islice(batches, 1):
+            texts = batch[column].to_pylist()
+            assert tokenizer(texts, add_special_tokens=False)["input_ids"] == ours.encode_batch(texts), file
+            seen += len(texts)
+    assert seen > 1500
 
 
 def test_a_pair_follows_the_template_of_pretraining(exported):
@@ -147,6 +156,47 @@ def test_an_export_comes_back_bit_equal_and_is_no_foreign_model(model, exported,
     assert back.config == model.config
     for name, value in model.state_dict().items():
         assert torch.equal(value[:50_261], back.state_dict()[name][:50_261]), name
+
+
+def test_a_model_without_a_tokenizer_takes_raybert_s_own(model, tmp_path, capsys):
+    """transformers makes up a tokenizer of five tokens for a directory that has none."""
+    bare = tmp_path / "bare"
+    raybert.to_transformers(model).save_pretrained(bare)
+    assert run_app(["import", f"{bare}/"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{bare}-raybert"
+    back = load(f"{bare}-raybert")
+    assert back.tokenizer is None
+    np.testing.assert_allclose(back.embed(TEXTS), model.embed(TEXTS), **TOLERANCE)
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        open_encoder(str(bare))
+
+
+def test_a_checkpoint_replaces_only_such_a_one(model, exported, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    before = sorted(path.name for path in Path(exported).iterdir())
+    for write in (lambda: save(model, str(tmp_path)), lambda: import_dir(exported, exported)):
+        with pytest.raises(InputError, match="holds other files"):
+            write()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in Path(exported).iterdir()) == before
+    for _ in range(2):
+        save(model, str(tmp_path / "new"))
+
+
+def test_an_export_that_somebody_has_trained_on_is_not_replaced(model, exported, run, tmp_path, capsys):
+    theirs = transformers.BertForPreTraining.from_pretrained(exported)
+    with torch.no_grad():
+        theirs.bert.pooler.dense.bias += 1
+    theirs.save_pretrained(tmp_path / "tuned")
+    assert run_app(["export", f"{run}/checkpoints/step-00001000", str(tmp_path / "tuned")]) == 2
+    assert "an export that was changed since" in capsys.readouterr().err
+
+
+def test_the_card_of_a_push_opens_what_is_pushed(run, tmp_path):
+    export_dir(f"{run}/checkpoints/step-00001000", str(tmp_path / "x"), repository="me/news", revision="step1000")
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert 'AutoModel.from_pretrained("me/news", revision="step1000")' in card
+    assert 'SentenceTransformer("me/news", revision="step1000")' in card
 
 
 def test_a_checkpoint_is_not_written_over(run, capsys):
@@ -247,9 +297,7 @@ def minilm():
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(
-    "RAYBERT_SLOW" not in os.environ, reason="`make test-faults` does this: it takes a minute and a half"
-)
+@pytest.mark.skipif(not SLOW, reason="`make test-faults` does this: it takes a minute and a half")
 def test_the_probe_gives_real_weights_the_accuracy_that_they_have(minilm, shared_data, tmp_path):
     """10,000 and 2,500 texts of AG News, with the weights' own tokenizer: 0.878 with scikit-learn on `transformers`."""
     encoder = open_encoder(minilm)
