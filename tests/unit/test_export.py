@@ -297,7 +297,7 @@ def minilm():
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not SLOW, reason="`make test-faults` does this: it takes a minute and a half")
+@pytest.mark.skipif(not SLOW, reason="`make soak` does this: it takes a minute and a half")
 def test_the_probe_gives_real_weights_the_accuracy_that_they_have(minilm, shared_data, tmp_path):
     """10,000 and 2,500 texts of AG News, with the weights' own tokenizer: 0.878 with scikit-learn on `transformers`."""
     encoder = open_encoder(minilm)
