@@ -189,16 +189,19 @@ def show_sweep(
 ) -> RenderableType:
     """The resolved settings; a row a trial, and the whole sweep's time when no trial is stopped early."""
     keys = list(rows[0][1])
-    figures = ("parameters", "tokens", "FLOPs", "memory a worker", "checkpoint", "time")
-    table = Table("trial", *keys, *figures, box=box.SIMPLE_HEAD)
+    # Short, so that a sweep over two settings fits into 80 columns.
+    last = [key.rpartition(".")[2] for key in keys]
+    heads = last if len(set(last)) == len(last) else keys
+    table = Table("trial", *heads, "param.", "tokens", "FLOPs", "memory", "saved", "time", box=box.SIMPLE_HEAD)
     for name, point, found in rows:
         values = (f"{point[key]:g}" if isinstance(point[key], float) else str(point[key]) for key in keys)
         sizes = (_size(found.peak_bytes), _size(found.checkpoint_bytes))
-        counts = (f"{found.parameters:,}", f"{found.tokens:,}", f"{found.flops:.3g}")
-        table.add_row(name, *map(escape, values), *counts, *sizes, format_seconds(found.seconds))
+        counts = (_count(found.parameters), _count(found.tokens), f"{found.flops:.1e}")
+        table.add_row(name.removeprefix("trial-"), *map(escape, values), *counts, *sizes, format_seconds(found.seconds))
     total = sum(found.seconds for _, _, found in rows) / concurrent
     table.caption = (
-        f"{len(rows)} trials, {concurrent} at a time: {format_seconds(math.ceil(total))} when none is stopped early"
+        f"{len(rows)} trials, {concurrent} at a time: {format_seconds(math.ceil(total))} when none is stopped early; "
+        "memory of a worker at most, and bytes of a checkpoint"
     )
     return Group(escape(yaml.safe_dump(settings, sort_keys=False)), table)
 
@@ -208,4 +211,11 @@ def _epochs(run: Run) -> float:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+
+
+def _count(count: int) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)

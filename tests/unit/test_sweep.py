@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from raybert.dry_run import Estimate, show_sweep
 from raybert.errors import InputError, RunFailed
 from raybert.sweep import space
 from raybert.sweep.page import write_summary
@@ -185,3 +186,26 @@ def test_a_sweep_of_hundreds_of_trials_has_a_page_that_can_be_read(tmp_path):
     for page in pages:
         width, height = np.frombuffer(page.read_bytes()[16:24], ">u4")
         assert max(width, height) < 2000
+
+
+def test_a_dry_run_s_table_fits_a_terminal():
+    estimate = Estimate(
+        parameters=16_250_000,
+        tokens=409_600,
+        flops=1.3e13,
+        accumulation=1,
+        peak_bytes=1_020_000_000,
+        state_bytes=195_000_000,
+        checkpoint_bytes=195_000_000,
+        seconds=80.0,
+        device="CPU, 2 threads",
+        dtype="float32",
+    )
+    rows = [(f"trial-{i:04d}", {"model.size": "mini", "optimizer.lr": 0.0003}, estimate) for i in range(3)]
+    console = Console(record=True, width=80)
+    console.print(show_sweep({"name": "x"}, rows, 2))
+    lines = console.export_text().splitlines()
+    assert sum("mini" in line for line in lines) == 3
+    (line,) = (line for line in lines if "0002" in line)
+    assert " ".join(line.split()) == "0002 mini 0.0003 16.2 M 410 k 1.3e+13 1.02 GB 195 MB 1:20"
+    assert "2:00 when none" in " ".join(lines)
