@@ -77,7 +77,7 @@ class HangWatch:
         with self._lock:
             known = self._ranks.setdefault(rank, Rank(node, pid, step))
             if (step, progress) != (known.step, known.progress):
-                if step > known.step:
+                if step > known.step and known.phase != "start":  # from which it jumps to the restored step
                     self._seconds.append((now - known.moved) / (step - known.step))
                 known.moved = now
             known.step, known.progress, known.phase, known.stack, known.heard = step, progress, phase, stack, now

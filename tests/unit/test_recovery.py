@@ -14,7 +14,7 @@ from raybert.model.config import BertConfig
 from raybert.patience import patiently
 from raybert.train import checkpoint, faults
 from raybert.train.elastic import fitting_workers
-from raybert.train.hang import Rank, stalled_ranks
+from raybert.train.hang import FIRST_STEP, HangWatch, Rank, stalled_ranks
 from raybert.train.ingest import SNAPSHOT, last_step
 from raybert.train.optimizer import build
 from raybert.train.recover import halves, repair
@@ -271,6 +271,15 @@ def test_a_rank_without_a_pulse_is_missed_before_the_first_step_is_done():
     assert stalled_ranks(known, now=1000.0, limit=900, silence=20, patience=100) == [1]
     del known[1]
     assert stalled_ranks(known, now=1000.0, limit=900, silence=20, patience=100) == []
+
+
+def test_the_way_to_the_restored_step_says_nothing_of_a_step_s_time():
+    watch = HangWatch("nowhere", factor=20, least=100, patience=0)
+    watch.beat(0, "node", 1, 0, 0, "start", "")
+    watch.beat(0, "node", 1, 1000, 1, "step", "")
+    assert watch.limit == FIRST_STEP
+    watch.beat(0, "node", 1, 1001, 2, "step", "")
+    assert watch.limit == 100
 
 
 def test_elastic_numbers_of_workers():
