@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,11 @@ def _refuse_to_destroy(uri: str) -> None:
         return
     # Weights alone, as `save` and a run's `best` are.
     known = {CONFIG, WEIGHTS, TOKENIZER, "SHA256SUMS"}
-    described = storage.read_json(storage.join(uri, CONFIG)) if CONFIG in names else {}
-    if names - known or described.get("model_type") != MODEL_TYPE:
+    described = {}
+    if CONFIG in names:
+        with suppress(ValueError):  # what is no JSON is no checkpoint of ours
+            described = storage.read_json(storage.join(uri, CONFIG))
+    if names - known or not isinstance(described, dict) or described.get("model_type") != MODEL_TYPE:
         raise InputError(f"{uri} holds other files, which a checkpoint would replace; give a new directory.")
 
 

@@ -181,6 +181,10 @@ def test_a_checkpoint_replaces_only_such_a_one(model, exported, tmp_path):
     assert sorted(path.name for path in Path(exported).iterdir()) == before
     for _ in range(2):
         save(model, str(tmp_path / "new"))
+    for garbage in ("{", "[]"):
+        (tmp_path / "new" / "config.json").write_text(garbage)
+        with pytest.raises(InputError, match="holds other files"):
+            save(model, str(tmp_path / "new"))
 
 
 def test_an_export_that_somebody_has_trained_on_is_not_replaced(model, exported, run, tmp_path, capsys):

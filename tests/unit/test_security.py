@@ -16,7 +16,7 @@ from raybert.errors import InputError
 from raybert.export import import_dir
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.files import load, save
+from raybert.model.files import load
 from raybert.probe import queue
 from raybert.probe.encoders import open_encoder
 from raybert.probe.tasks import load_task
@@ -85,7 +85,7 @@ def test_a_planted_checkpoint(plants, tmp_path):
         (place / "training_state.pt").write_bytes(plant)
         refused(lambda: load_state(place), place)
         for name in ("model.safetensors", "config.json"):
-            save(model, str(place))
+            write(snapshot(model), str(place))
             (place / name).write_bytes(plant)
             refused(lambda: load(str(place)), place)
             refused(lambda: open_encoder(str(place)), place)
