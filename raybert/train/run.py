@@ -140,7 +140,6 @@ def _write_config(run: Run, done: int) -> None:
     cadences = before.get("about", {}).get("cadences", 0) if same else done
     packages = ("raybert", "torch", "ray", "pyarrow", "numpy", "tiktoken", "scikit-learn")
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-    about = {"about": {"versions": versions, "manifest": run.shards.manifest_hash, "seq_len": run.shards.seq_len}}
-    about["about"]["cadences"] = cadences
-    text = run.config.to_yaml() + yaml.safe_dump(about, sort_keys=False)
+    about = {"versions": versions, "manifest": run.shards.manifest_hash, "seq_len": run.shards.seq_len}
+    text = run.config.to_yaml() + yaml.safe_dump({"about": about | {"cadences": cadences}}, sort_keys=False)
     storage.write_bytes(uri, text.encode())
