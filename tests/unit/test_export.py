@@ -102,7 +102,7 @@ def test_ids_are_raybert_s_own_on_real_text(exported, shared_data):
     seen = 0
     for file in files:
         column = next(name for name in ("text", "sentence") if name in pq.read_schema(file).names)
-        # All of it takes two minutes.
+        # All of it takes a minute and a half.
         batches = pq.ParquetFile(file).iter_batches(1000 if SLOW else 300, columns=[column])
         for batch in batches if SLOW else itertools.islice(batches, 1):
             texts = batch[column].to_pylist()
