@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raybert.data.masking import max_masked
 from raybert.data.shards import UnitRows, open_shards, shard_name, write_manifest, write_shard
-from raybert.data.stream import CHAPTERS, MOST_SAMPLES, execution_options, train_stream, worker_batches
+from raybert.data.stream import CHAPTERS, MOST_SAMPLES, blocks_of, execution_options, train_stream, worker_batches
 from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
@@ -113,7 +113,7 @@ def step_rate(size: str, samples: int, length: int, *, rounds: int = 5) -> dict[
 def consume(shard: ray.data.DataIterator, batch: int, steps: int) -> int:
     """Tokens of a worker's batches."""
     where = {"rank": 0, "world_size": 1, "global_batch": batch, "micro_batch": batch, "start_step": 0, "steps": steps}
-    return sum(int(part["length"].sum()) for _, parts in worker_batches(shard, **where) for part in parts)
+    return sum(int(part["length"].sum()) for _, parts in worker_batches(blocks_of(shard), **where) for part in parts)
 
 
 def stream_rate(shards_uri: str, *, batch: int, steps: int) -> float:

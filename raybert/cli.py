@@ -111,12 +111,11 @@ def pretrain(
 
     The same command again goes on from the newest checkpoint.
     """
-    from raybert import cluster, lease, live, trackers
+    from raybert import cluster, lease, trackers
     from raybert import config as configs
-    from raybert.probe import client
-    from raybert.report.follow import kept_current
+    from raybert.train import ahead
     from raybert.train.check import check, check_inputs
-    from raybert.train.run import train
+    from raybert.train.memory import worker_environment
 
     if not (config or resume):
         raise InputError("Give a YAML file of settings, or --resume RUN.")
@@ -124,13 +123,21 @@ def pretrain(
     words = [word for word in (config, *(overrides or [])) if word]
     settings = configs.load_run(resume, words) if resume else configs.load(config, overrides or [])
     inputs = check_inputs(settings)  # before a Ray is started, which takes seconds
-    local = cluster.connect()
+    with ahead.imported("torch", "matplotlib.figure", "pandas"):
+        local = cluster.connect()
+    from raybert import live
+    from raybert.probe import client
+    from raybert.report.follow import kept_current
+    from raybert.train.run import train
+
     run = check(settings, inputs=inputs)
     if dry_run:
         from raybert.dry_run import estimate, show
 
         Console(soft_wrap=True).print(show(run, estimate(run)))
         return
+    if local:
+        ahead.make_processes(settings.train.worker_range[0], worker_environment(run.shares.use_gpu))
     steps = settings.train.steps
     print(f"run {run.uri}: {steps} steps, {run.shards.rows('train'):,} training windows", flush=True)
     with (

@@ -70,9 +70,16 @@ def start(*, quiet: bool = True) -> None:
     # Workers, data tasks, the controller and probes are more processes than a small machine has CPUs, each with a
     # fraction of one: no reason for Ray to warn, in the middle of a progress bar, that there are many.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, cpus)))
+    # Ray ends idle processes beyond its CPUs within a second. Data tasks with a share of a CPU each are more than that,
+    # and every chapter would be built by a process that starts for it.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(cpus + 6))
+    # What Ray makes when a driver registers has not the environment of a run's processes (`train/ahead.py`).
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # The dashboard's list of training runs costs an actor that imports torch, at the moment when the workers start: on
     # two cores seconds until the first step. A Ray that ends with its run is looked at through `raybert watch`.
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    # Nobody preempts the one node of such a Ray.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # "local": without an address Ray would join a cluster that `ray start` left running on this machine.
     ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **_logging(quiet))
 

@@ -61,8 +61,7 @@ def estimate(run: Run) -> Estimate:
     """
     config, workers = run.config, run.config.train.worker_range[0]
     options: dict[str, Any] = {"num_cpus": run.shares.worker, "num_gpus": 1 if run.shares.use_gpu else 0}
-    if not run.shares.use_gpu:
-        options["runtime_env"] = {"env_vars": worker_environment()}  # as the run's workers have it
+    options["runtime_env"] = {"env_vars": worker_environment(run.shares.use_gpu)}  # as the run's workers have it
     # Beside each other, as they will train: on one machine they share its caches and its memory.
     tasks = [_measure.options(**options).remote(config.model_dump(mode="json"), rank) for rank in range(workers)]
     try:

@@ -29,28 +29,42 @@ def mask(
     Returns:
         masked ids (N, T) uint16; positions (N, P) int32 ascending, then -1; labels (N, P) uint16, then [PAD].
     """
-    samples, seq_len = ids.shape
+    seq_len = ids.shape[1]
     most = max_masked(seq_len)
-    place = np.arange(seq_len)
-    text = (place > 0) & (place != (cut - 1)[:, None]) & (place < (length - 1)[:, None])  # (N, T)
-    # numpy rounds halves to even, as Python's round does.
-    wanted = np.clip(np.rint(MASKED_FRACTION * text.sum(1)).astype(np.int64), 1, most)
-    score = np.where(text, bits(keys, _CHOOSE, seq_len) >> np.uint64(1), np.uint64(2**64 - 1))
-    lowest = np.argpartition(score, most - 1, axis=1)[:, :most]  # (N, P)
-    by_score = np.take_along_axis(lowest, np.argsort(np.take_along_axis(score, lowest, 1), 1), 1)
-    chosen = np.where(np.arange(most) < wanted[:, None], by_score, seq_len)
-    chosen.sort(axis=1)
-    valid = chosen < seq_len
-    safe = np.where(valid, chosen, 0)
-    original = np.take_along_axis(ids, safe, 1)
+    # [CLS] and two [SEP] are no text. numpy rounds halves to even, as Python's round does.
+    wanted = np.clip(np.rint(MASKED_FRACTION * (length - 3)).astype(np.int64), 1, most)
+    rows, places = np.divmod(_choose(cut, length, keys, wanted, seq_len), seq_len)
+    original = ids[rows, places]
     # Drawn by (sample, position), so that they do not depend on the order of the positions.
-    place_keys = fold(keys[:, None], safe).reshape(-1)
-    treat = uniform(bits(place_keys, _TREAT, 1)).reshape(samples, most)
-    random_ids = below(bits(place_keys, _REPLACE, 1), NUM_TEXT_TOKENS).reshape(samples, most)
-    treated = np.where(treat < 0.8, MASK_ID, np.where(treat < 0.9, random_ids, original)).astype(ids.dtype)
+    place_keys = fold(keys[rows], places)
+    treat = uniform(bits(place_keys, _TREAT, 1)[:, 0])
+    random_ids = below(bits(place_keys, _REPLACE, 1)[:, 0], NUM_TEXT_TOKENS)
     masked = ids.copy()
-    rows = np.broadcast_to(np.arange(samples)[:, None], chosen.shape)
-    masked[rows[valid], chosen[valid]] = treated[valid]
-    positions = np.where(valid, chosen, -1).astype(np.int32)
-    labels = np.where(valid, original, PAD_ID).astype(np.uint16)
+    masked[rows, places] = np.where(treat < 0.8, MASK_ID, np.where(treat < 0.9, random_ids, original))
+    filled = np.arange(most) < wanted[:, None]  # (N, P)
+    positions = np.full(filled.shape, -1, np.int32)
+    positions[filled] = places
+    labels = np.full(filled.shape, PAD_ID, np.uint16)
+    labels[filled] = original
     return masked, positions, labels
+
+
+def _choose(cut: np.ndarray, length: np.ndarray, keys: np.ndarray, wanted: np.ndarray, seq_len: int) -> np.ndarray:
+    """The `wanted` (N,) text tokens of each sample with the lowest scores, ascending, as places in the flat (N, T)."""
+    samples, most = np.arange(len(keys)), max_masked(seq_len)
+    score = bits(keys, _CHOOSE, seq_len)  # of which the last bit does not count
+    high = (score >> np.uint64(33)).astype(np.uint32)  # sorted eight times as fast
+    none = np.uint32(2**32 - 1)
+    high[:, 0] = none
+    high[samples, cut - 1] = none
+    high[np.arange(seq_len) >= (length - 1)[:, None]] = none
+    # In order, the lowest ones give each row the score up to which it takes.
+    lowest = np.partition(high, most - 1, axis=1)[:, :most]
+    lowest.sort(axis=1)
+    chosen = high <= lowest[samples, wanted - 1][:, None]  # (N, T)
+    # Where several have the last score that is taken, the lower bits decide.
+    for row in np.flatnonzero(chosen.sum(1) > wanted):
+        order = np.lexsort((score[row] >> np.uint64(1), high[row]))
+        chosen[row] = False
+        chosen[row, order[: wanted[row]]] = True
+    return np.flatnonzero(chosen)

@@ -82,15 +82,17 @@ def assemble(
         ids (N, T) uint16; cut (N,) = tokens before segment B, |A| + 2; length (N,) = tokens without padding.
     """
     place = np.arange(seq_len)  # (T,)
-    a_end = (segments.a_length + 1)[:, None]  # place of the first [SEP]
-    b_end = a_end + 1 + segments.b_length[:, None]  # place of the second
-    b_start = np.where(not_next, segments.other_start, segments.b_start)[:, None]
-    source = np.where(place < a_end, segments.a_start[:, None] + place - 1, b_start + place - a_end - 1)
-    ids = unit.tokens[np.clip(source, 0, len(unit.tokens) - 1)]  # (N, T) uint16
+    a_end = segments.a_length + 1  # place of the first [SEP]
+    b_end = a_end + 1 + segments.b_length  # place of the second
+    b_start = np.where(not_next, segments.other_start, segments.b_start)
+    shift = np.where(place < a_end[:, None], (segments.a_start - 1)[:, None], (b_start - a_end - 1)[:, None])
+    ids = np.take(unit.tokens, shift + place, mode="clip")  # (N, T) uint16
+    samples = np.arange(len(ids))
     ids[:, 0] = CLS_ID
-    ids[(place == a_end) | (place == b_end)] = SEP_ID
-    ids[place > b_end] = PAD_ID
-    return ids, a_end[:, 0] + 1, b_end[:, 0] + 1
+    ids[samples, a_end] = SEP_ID
+    ids[samples, b_end] = SEP_ID
+    ids[place > b_end[:, None]] = PAD_ID
+    return ids, a_end + 1, b_end + 1
 
 
 def _draw_cut(unit: UnitRows, rows: np.ndarray, lengths: np.ndarray, keys: np.ndarray) -> np.ndarray:

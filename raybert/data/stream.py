@@ -9,10 +9,14 @@ order in which tasks finish; the workers check the index of every sample they ge
     block of worker 0 / of worker 1                 0 1 4 5 / 2 3 6 7
 """
 
+import itertools
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from contextlib import closing
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +36,8 @@ from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
 from raybert.errors import InputError
 from raybert.patience import FINAL, patiently
+
+T = TypeVar("T")
 
 # Samples of a chapter: enough that a task costs more than its scheduling (with 8,192 the stream delivers half as much
 # again as with 2,048), few enough that a short run begins at once and is shared out among several tasks.
@@ -158,13 +164,46 @@ def _build(reader: SampleReader, samples: np.ndarray, patience: float) -> Column
         raise InputError(f"{reader.shards.uri} lacks a shard that its manifest lists: {error}.") from error
 
 
+def blocks_of(shard: Any) -> Generator[pa.Table]:
+    """A worker's blocks of the stream, from its DataIterator."""
+    yield from shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCHED_BLOCKS)
+
+
+def ahead(blocks: Callable[[], Iterator[T]]) -> Generator[T]:
+    """The same blocks. A thread asks for the first one at once: it takes seconds, in which a worker sets itself up."""
+    begun: Future[tuple[Iterator[T], list[T]]] = Future()
+
+    def begin() -> None:
+        try:
+            following = blocks()
+            begun.set_result((following, list(itertools.islice(following, 1))))
+        except BaseException as error:
+            begun.set_exception(error)
+
+    threading.Thread(target=begin, name="first block", daemon=True).start()
+
+    def all_blocks() -> Generator[T]:
+        following, first = begun.result()
+        yield from first
+        yield from following
+
+    return all_blocks()
+
+
 def worker_batches(
-    shard: Any, *, rank: int, world_size: int, global_batch: int, micro_batch: int, start_step: int, steps: int
+    blocks: Generator[pa.Table],
+    *,
+    rank: int,
+    world_size: int,
+    global_batch: int,
+    micro_batch: int,
+    start_step: int,
+    steps: int,
 ) -> Iterator[tuple[int, list[Columns]]]:
     """This worker's steps from its shard of the stream.
 
     Args:
-        shard: the worker's DataIterator.
+        blocks: the worker's part of the stream, from `start_step` on; closed at the end.
 
     Yields:
         (step, micro-batches in compact columns).
@@ -174,20 +213,21 @@ def worker_batches(
     """
     part = global_batch // world_size
     step = start_step
-    for table in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCHED_BLOCKS):
-        columns = from_table(table)
-        for offset in range(0, len(columns["index"]), part):
-            if step == steps:
-                return
-            samples = take(columns, slice(offset, offset + part))
-            first = step * global_batch + rank * part
-            if not np.array_equal(samples["index"], np.arange(first, first + part)):
-                raise RuntimeError(
-                    f"the stream gave rank {rank} of {world_size} at step {step} the samples "
-                    f"{samples['index'][:3]}..., and the plan says {first}..{first + part - 1}; "
-                    "training was stopped so that no sample is lost or seen twice"
-                )
-            yield step, [take(samples, slice(at, at + micro_batch)) for at in range(0, part, micro_batch)]
-            step += 1
+    with closing(blocks):
+        for table in blocks:
+            columns = from_table(table)
+            for offset in range(0, len(columns["index"]), part):
+                if step == steps:
+                    return
+                samples = take(columns, slice(offset, offset + part))
+                first = step * global_batch + rank * part
+                if not np.array_equal(samples["index"], np.arange(first, first + part)):
+                    raise RuntimeError(
+                        f"the stream gave rank {rank} of {world_size} at step {step} the samples "
+                        f"{samples['index'][:3]}..., and the plan says {first}..{first + part - 1}; "
+                        "training was stopped so that no sample is lost or seen twice"
+                    )
+                yield step, [take(samples, slice(at, at + micro_batch)) for at in range(0, part, micro_batch)]
+                step += 1
     if step < steps:
         raise RuntimeError(f"the stream ended at step {step} of {steps}")

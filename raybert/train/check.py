@@ -9,7 +9,6 @@ from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping, look_up
 from raybert.data.shards import ShardSet, open_shards, verify_shards
 from raybert.errors import InputError
-from raybert.model import files
 from raybert.probe.tasks import ProbeTask, load_task
 
 # "auto" verifies every hash of a shard set up to this size, about a minute of reading from a bucket.
@@ -127,6 +126,8 @@ def _check_start(config: Config) -> None:
     uri = config.model.start_from
     if not uri:
         return
+    from raybert.model import files  # here, since it imports torch, for which a start would wait
+
     with storage.local_copy(uri, [files.CONFIG]) as directory:
         found = asdict(files.read_config(directory, uri))
     wanted = asdict(config.model.bert())

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
@@ -93,7 +94,10 @@ class CheckpointedElasticPolicy(ElasticScalingPolicy):
 
 
 class ElasticTrainer(TorchTrainer):
-    """TorchTrainer, with the policy above where the number of workers is a range."""
+    """TorchTrainer, with the policy above where the number of workers is a range.
+
+    Without Ray Train's own cleaner of placement groups, a process more in each run: `train/orphans.py` does it.
+    """
 
     def __init__(self, run_uri: str, allowed: Sequence[int], data_cpus: float, **options: Any) -> None:
         super().__init__(**options)
@@ -103,3 +107,7 @@ class ElasticTrainer(TorchTrainer):
         if self.scaling_config.elasticity_enabled:
             controller["scaling_policy"] = CheckpointedElasticPolicy(self.scaling_config, *self._policy)
         return super()._initialize_and_run_controller(**controller)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]

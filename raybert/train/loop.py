@@ -17,7 +17,7 @@ from raybert import storage
 from raybert.config import Config, from_mapping
 from raybert.data.reader import validation_batches
 from raybert.data.shards import open_shards
-from raybert.data.stream import worker_batches
+from raybert.data.stream import ahead, blocks_of, worker_batches
 from raybert.data.tensors import to_torch
 from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.bert import Bert, flops_per_token
@@ -91,6 +91,7 @@ class Worker:
             least=config.train.hang_seconds,
             patience=config.run.patience,
         )
+        self.blocks = ahead(lambda: blocks_of(ray.train.get_dataset_shard("train")))
         if self.device.type == "cpu":
             # Ray's default for OpenMP follows whole CPUs only; more threads than cores fight each other.
             torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
@@ -184,7 +185,7 @@ class Worker:
         if self.step == 0 and config.every.validation:
             self._write(self._validate(), {})
         batches = worker_batches(
-            ray.train.get_dataset_shard("train"),
+            self.blocks,
             rank=self.rank,
             world_size=self.world_size,
             global_batch=train.global_batch,

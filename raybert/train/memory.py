@@ -17,8 +17,10 @@ WORKER_ENVIRONMENT = {
 }
 
 
-def worker_environment() -> dict[str, str]:
-    """`WORKER_ENVIRONMENT`, but for what is set otherwise where the run is started."""
+def worker_environment(on_gpu: bool) -> dict[str, str]:
+    """`WORKER_ENVIRONMENT`, but for what is set otherwise where the run is started; empty where tensors lie on GPUs."""
+    if on_gpu:
+        return {}
     return {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
 
 

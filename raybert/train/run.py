@@ -1,7 +1,6 @@
 """A pre-training run as its driver sees it: TorchTrainer, begun again where it can be, and how it ended."""
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Sequence
 from functools import partial
@@ -15,6 +14,7 @@ from raybert.errors import Interrupted, RunFailed
 from raybert.patience import patiently
 from raybert.probe import client
 from raybert.telemetry import FAILURE, read_failure
+from raybert.train.ahead import set_defaults
 from raybert.train.check import Run
 from raybert.train.memory import worker_environment
 
@@ -48,11 +48,7 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
     from raybert.train.stop import requested, until_signal
     from raybert.train.supervise import keep_going
 
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
-    # The controller takes a report at each of its polls. At its default of 2 seconds a job that is stopped, and killed
-    # 3 seconds later, would not get its last checkpoint committed.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    set_defaults()
     config = run.config
     storage.remove(storage.join(run.uri, FAILURE))
     repair(run.uri)
@@ -113,7 +109,7 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             callbacks=[FaultLog(run.uri), *callbacks],
-            worker_runtime_env={} if run.shares.use_gpu else {"env_vars": worker_environment()},
+            worker_runtime_env={"env_vars": worker_environment(run.shares.use_gpu)},
         ),
         datasets={"train": partial(placeholder, run.uri, config.run.patience)},
         dataset_config=IngestConfig(

@@ -18,6 +18,7 @@ from raybert.data.stream import (
     FIRST_AHEAD,
     MOST_AHEAD,
     PREFETCHED_BLOCKS,
+    blocks_of,
     chapter_steps,
     execution_options,
     train_stream,
@@ -36,7 +37,7 @@ def shards(tmp_path_factory):
 
 @ray.remote(num_cpus=0)
 def consume(shard, **where):
-    return [(step, [widen(part) for part in parts]) for step, parts in worker_batches(shard, **where)]
+    return [(step, [widen(part) for part in parts]) for step, parts in worker_batches(blocks_of(shard), **where)]
 
 
 def stream_steps(uri, workers, start_step, steps):
@@ -80,7 +81,7 @@ def test_tasks_stay_a_few_chapters_ahead_of_the_workers(shards, monkeypatch):
         return int(found[1]) if found else 0
 
     # Closed while Ray is there: the end of an iteration is told to an actor, and that would start another Ray.
-    with closing(worker_batches(shard, rank=0, micro_batch=G, **options)) as batches:
+    with closing(worker_batches(blocks_of(shard), rank=0, micro_batch=G, **options)) as batches:
         for taken in (1, 10):
             while next(batches)[0] < (taken - 1) * span:
                 pass
@@ -97,7 +98,7 @@ def test_a_wrong_sample_stops_the_loop(shards):
     # The consumer was restored to another step than the stream was built for.
     where = {"rank": 0, "world_size": 1, "global_batch": G, "micro_batch": 12, "start_step": 4, "steps": 10}
     with pytest.raises(RuntimeError, match="no sample is lost or seen twice"):
-        next(worker_batches(dataset.iterator(), **where))
+        next(worker_batches(blocks_of(dataset.iterator()), **where))
 
 
 def test_a_missing_shard_is_an_error_that_names_it(tmp_path):
@@ -107,7 +108,7 @@ def test_a_missing_shard_is_an_error_that_names_it(tmp_path):
     dataset = train_stream(broken.uri, seed=0, global_batch=G, world_size=1, start_step=0, steps=10, task_cpus=0.5)
     where = {"rank": 0, "world_size": 1, "global_batch": G, "micro_batch": 12, "start_step": 0, "steps": 10}
     with pytest.raises(Exception, match=r"train-0000\d-of-00002.parquet"):
-        next(worker_batches(dataset.iterator(), **where))
+        next(worker_batches(blocks_of(dataset.iterator()), **where))
 
 
 def test_bench_prints_rates_and_shares_of_this_machine(monkeypatch, capsys):
