@@ -65,33 +65,33 @@ def make_processes(workers: int, environment: Mapping[str, str]) -> None:
     # A process is used by what asks for the very same environment, spaces of its JSON included: that is how a driver
     # asks for a controller, and a controller for workers.
     around = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
-    beside = json.dumps({"env_vars": around}, sort_keys=True)
-    worker = json.dumps({"env_vars": {**around, **environment}}, sort_keys=True, separators=(",", ":"))
+    beside = _request(json.dumps({"env_vars": around}, sort_keys=True))
+    worker = _request(json.dumps({"env_vars": {**around, **environment}}, sort_keys=True, separators=(",", ":")))
+    node = next(node for node in ray.nodes() if node["Alive"])
+    raylet = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+    # The last one is the hang watch, which rank 0 starts.
+    requests = [*[beside] * BEFORE, *[worker] * workers, *[beside] * BEHIND, worker]
 
-    def make() -> None:
+    def make() -> None:  # and ask nothing of `ray`, which would start anew where it has been shut down
         try:
-            # The last one is the hang watch, which rank 0 starts.
-            for env in [*[beside] * BEFORE, *[worker] * workers, *[beside] * BEHIND, worker]:
-                time.sleep(PAUSE)
-                _prestart(env)
+            with init_grpc_channel(raylet) as channel:
+                for request in requests:
+                    time.sleep(PAUSE)
+                    NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=10.0)
         except Exception as error:  # then Ray makes them when they are asked for
             logger.info("No process was made ahead: %s", error)
 
     threading.Thread(target=make, name="processes", daemon=True).start()
 
 
-def _prestart(runtime_env: str) -> None:
-    """Ask the raylet of this node for one process."""
-    node = next(node for node in ray.nodes() if node["Alive"])
-    channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
+def _request(runtime_env: str) -> PrestartWorkersRequest:
+    """What asks a raylet for one process of this job."""
     info = get_runtime_env_info(RuntimeEnv())
     info.serialized_runtime_env = runtime_env
-    request = PrestartWorkersRequest(
+    return PrestartWorkersRequest(
         language=Language.PYTHON,
         job_id=ray.get_runtime_context().job_id.binary(),
         runtime_env_info=info,
         keep_alive_duration_secs=KEPT,
         num_workers=1,
     )
-    NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=10.0)
-    channel.close()

@@ -57,11 +57,8 @@ def coordinator_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> 
 
 
 def controller_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
-    """Together with the actor that Ray Train has for cleaning up after it: the run must not depend on that one."""
     moment(driver, rng)
     known = len(driver.faults("restart"))
-    for cleaner in cluster.pids("PlacementGroupCleaner"):
-        kill(cleaner)
     kill(pick(rng, cluster.pids(CONTROLLER)), rng.choice(ENDS))
     driver.wait_for_fault("restart", known)
 

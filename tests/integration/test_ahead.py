@@ -47,10 +47,10 @@ def test_a_controller_and_its_worker_get_processes_that_were_made_ahead(monkeypa
 
 
 def test_the_run_goes_on_where_none_can_be_made(monkeypatch, caplog):
-    def refuse(env):
+    def refuse(address):
         raise OSError("no raylet")
 
-    monkeypatch.setattr(ahead, "_prestart", refuse)
+    monkeypatch.setattr(ahead, "init_grpc_channel", refuse)
     monkeypatch.setattr(ahead, "PAUSE", 0.0)
     caplog.set_level("INFO")
     ahead.make_processes(1, {})

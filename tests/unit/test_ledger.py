@@ -1,6 +1,7 @@
 """The ledger: digests that anyone can compute, files that survive, and an account that notices every gap."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -125,6 +126,25 @@ def test_files_stay_small_and_an_object_store_gets_whole_ones(tmp_path, monkeypa
         names = [uri.rpartition("/")[2] for uri in storage.list_dir(storage.join(run, "ledger"))]
         assert names == [f"00001-{first:010d}.jsonl" for first in (1, 31, 61, 91)]
         assert ledger.read_account(run).digests.tolist() == VALUES
+
+
+def test_a_step_waits_for_no_upload(monkeypatch):
+    begun, may_end, whole = threading.Event(), threading.Event(), storage.write_bytes
+
+    def slow(uri, content):
+        begun.set()
+        assert may_end.wait(60)
+        whole(uri, content)
+
+    monkeypatch.setattr(ledger, "REMOTE_INTERVAL", 0.0)
+    monkeypatch.setattr(storage, "write_bytes", slow)
+    writer = ledger.Ledger("memory://ledger-slow", restored=0, workers=1)
+    for first in range(1, 101, 10):
+        writer.add(first, VALUES[first - 1 : first + 9], [False] * 10)
+        assert begun.wait(60)
+    may_end.set()
+    writer.flush()
+    assert ledger.read_account("memory://ledger-slow").digests.tolist() == VALUES
 
 
 def test_a_write_that_fails_half_way_leaves_nothing_and_can_be_done_again(tmp_path, monkeypatch):

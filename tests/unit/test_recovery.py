@@ -18,6 +18,7 @@ from raybert.train.hang import FIRST_STEP, HangWatch, Rank, stalled_ranks
 from raybert.train.ingest import SNAPSHOT, last_step
 from raybert.train.optimizer import build
 from raybert.train.recover import halves, repair
+from raybert.train.supervise import _mend
 from tests.gcs import Fault
 
 
@@ -173,6 +174,14 @@ def test_a_run_whose_checkpoints_are_all_gone_does_not_begin_anew_by_itself(run)
     (run / "away").rename(run / "checkpoints")
     assert repair(str(run)) == []
     assert last_step(str(run)) == 30
+
+
+def test_a_run_of_which_nothing_is_left_does_not_begin_anew_behind_a_failure(run, tmp_path_factory):
+    _mend(str(run), had=30)
+    empty = str(tmp_path_factory.mktemp("empty"))
+    _mend(empty, had=0)  # a run that has not come to its first checkpoint
+    with pytest.raises(RunFailed, match="had a checkpoint of step 30, and nothing of it is there now"):
+        _mend(empty, had=30)
 
 
 def test_a_storage_that_does_not_let_us_in_says_nothing_of_a_checkpoint(run, gcs):
