@@ -192,11 +192,15 @@ def upload_cut(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
 
 
 def out_of_memory(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
-    """A worker may take no more memory than it has."""
+    """A worker may take no more memory than it has between two steps: within one it has more."""
     moment(driver, rng)
     known = len(driver.faults("out_of_memory"))
     pid = pick(rng, cluster.pids(WORKER))
-    size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    pages = []
+    for _ in range(100):
+        pages.append(int(Path(f"/proc/{pid}/statm").read_text().split()[0]))
+        time.sleep(0.005)
+    size = min(pages) * os.sysconf("SC_PAGE_SIZE")
     resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
     driver.wait_for_fault("out_of_memory", known)
 

@@ -4,7 +4,7 @@ Several faults are done to each run, one after the other, each in a stretch of s
 
 RAYBERT_FAULTS=N     how many faults: a draw from the kinds, and more than there are kinds go round (in `make test` 2;
                      `make test-faults` 4; `make soak N=200`)
-RAYBERT_FAULT_SEED   the draw, the moments and the victims; a failure names the seed that repeats it
+RAYBERT_FAULT_SEED   the draw, the moments, the victims, the number of workers; a failure names the seed
 """
 
 import os
@@ -45,11 +45,12 @@ def shards(tmp_path_factory):
 def test_nothing_is_lost(number, names, cluster, shards, tmp_path, capsys):
     rng, steps = random.Random(SEED + number), STRETCH * (len(names) + 1)
     with small_disk(tmp_path / "disk") as folder:
-        train = {"steps": steps, "hang_seconds": 25, "hang_factor": 20}
+        workers = random.Random(f"workers {SEED + number}").choice((2, 3))
+        train = {"steps": steps, "workers": workers, "hang_seconds": 25, "hang_factor": 20}
         driver = Driver.of(cluster, folder, shards, "run", train=train)
         try:
             for i, name in enumerate(names):
-                print(f"seed {SEED + number}: {name} from step {STRETCH * i}")
+                print(f"seed {SEED + number}, {workers} workers: {name} from step {STRETCH * i}")
                 driver.stretch = STRETCH * i + STRETCH // 2
                 SCENARIOS[name](driver, cluster, rng)
             assert_undisturbed(driver, recomputed_digests(shards, steps), plain_losses(shards, steps))
