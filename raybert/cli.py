@@ -10,6 +10,7 @@ submit  -> raybert.submit
 """
 
 import logging
+import os
 import sys
 from typing import Annotated
 
@@ -123,6 +124,9 @@ def pretrain(
     words = [word for word in (config, *(overrides or [])) if word]
     settings = configs.load_run(resume, words) if resume else configs.load(config, overrides or [])
     inputs = check_inputs(settings)  # before a Ray is started, which takes seconds
+    if not dry_run:
+        # What Ray makes when a driver registers has not the environment of a run's processes, which are made below.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with ahead.imported("torch", "matplotlib.figure", "pandas"):
         local = cluster.connect()
     from raybert import live

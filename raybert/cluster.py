@@ -22,6 +22,12 @@ OFF_SPOT = {MARKET_TYPE: "!spot"}
 # What the autoscaler may grow the cluster to, as JSON: {"CPU": 96, "GPU": 8}. For where it cannot be read (Kubernetes).
 LIMITS = "RAYBERT_MAX_RESOURCES"
 
+# How Ray Train shall behave in a Ray that `start` starts. The dashboard's list of training runs costs an actor that
+# imports torch, at the moment when the workers start: on two cores seconds until the first step. Such a Ray is looked
+# at through `raybert watch`. And nobody preempts its one node.
+LOCAL = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+_set_here: list[str] = []
+
 # On a machine with fewer cores than processes, data tasks and probes each take this share of a CPU, or a little less
 # where one core has to hold a worker, two data tasks, a probe and the driver of a sweep's trial.
 SMALL_SHARE = 0.25
@@ -43,6 +49,8 @@ def connect(*, quiet: bool = True) -> bool:
         return False
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        while _set_here:  # for a Ray of this process, which has ended
+            os.environ.pop(_set_here.pop(), None)
         try:
             _knock(address)
             ray.init(address=address, **_logging(quiet))
@@ -64,7 +72,6 @@ def start(*, quiet: bool = True) -> None:
     """Start Ray on this machine, whatever RAY_ADDRESS says, unless one is there; it ends with this process."""
     if ray.is_initialized():
         return
-    # The dashboard stays on: Train's clean-up after a killed controller depends on it.
     # A worker, its data tasks and a probe need two CPUs to be placed, which a machine of one core has to share.
     cpus = max(2, os.cpu_count() or 1)
     # Workers, data tasks, the controller and probes are more processes than a small machine has CPUs, each with a
@@ -73,13 +80,9 @@ def start(*, quiet: bool = True) -> None:
     # Ray ends idle processes beyond its CPUs within a second. Data tasks with a share of a CPU each are more than that,
     # and every chapter would be built by a process that starts for it.
     os.environ.setdefault("RAY_num_workers_soft_limit", str(cpus + 6))
-    # What Ray makes when a driver registers has not the environment of a run's processes (`train/ahead.py`).
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    # The dashboard's list of training runs costs an actor that imports torch, at the moment when the workers start: on
-    # two cores seconds until the first step. A Ray that ends with its run is looked at through `raybert watch`.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    # Nobody preempts the one node of such a Ray.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    for name in LOCAL.keys() - os.environ.keys():
+        os.environ[name] = LOCAL[name]
+        _set_here.append(name)
     # "local": without an address Ray would join a cluster that `ray start` left running on this machine.
     ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **_logging(quiet))
 

@@ -54,7 +54,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(gcs: Emulator, secrets: list[str]) -> Iterator[None]:
-    """One local Ray, with its dashboard: without it Train cannot clean up after a controller that was killed."""
+    """One local Ray, with its dashboard, as a run has it."""
     import ray
 
     ray.init(num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)

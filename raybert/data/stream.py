@@ -184,7 +184,8 @@ def ahead(blocks: Callable[[], Iterator[T]]) -> Generator[T]:
 
     def all_blocks() -> Generator[T]:
         following, first = begun.result()
-        yield from first
+        while first:  # and keep no block in the object store
+            yield first.pop()
         yield from following
 
     return all_blocks()

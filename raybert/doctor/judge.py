@@ -169,7 +169,7 @@ def dashboard(url: str, status: int | None) -> Line:
     if not url:
         return Line(
             "dashboard",
-            "there is none, and without it Ray Train leaves placement groups behind after a killed run",
+            "there is none, and without it no job can be submitted or followed",
             "install 'ray[default]' on the head and start it with --include-dashboard=true",
         )
     if status is None:

@@ -9,6 +9,7 @@ from raybert.sweep.run import run_sweep, wait_for_probes
 from raybert.sweep.space import SweepConfig
 from raybert.sweep.summary import read_sweep, require_none_failed
 from raybert.sweep.table import summary_table
+from raybert.train.orphans import removed_meanwhile
 
 # Seconds that a sweep waits, on a cluster, for its last probes before it writes its summary without them.
 PROBE_PATIENCE = 600.0
@@ -25,7 +26,9 @@ def sweep_and_summarise(sweep: SweepConfig, *, resume: bool, local: bool) -> Non
     """
     ended: KeyboardInterrupt | RunFailed | None = None
     try:
-        wait_for_probes(run_sweep(sweep, resume=resume), timeout=None if local else PROBE_PATIENCE)
+        # A trial that is pruned leaves its workers' placement group behind, also the last one, whose CPUs probes need.
+        with removed_meanwhile():
+            wait_for_probes(run_sweep(sweep, resume=resume), timeout=None if local else PROBE_PATIENCE)
     except (KeyboardInterrupt, RunFailed) as error:
         ended = error
         if not storage.exists(storage.join(sweep.uri, "sweep.json")):

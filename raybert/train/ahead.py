@@ -11,10 +11,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 from ray._private.utils import get_runtime_env_info
 from ray.core.generated.common_pb2 import Language
 from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
@@ -35,13 +36,20 @@ DEFAULTS = {
 # them come the data set's actor, the stream's coordinator, Ray Data's statistics and a data task.
 BEFORE, BEHIND = 2, 4
 PAUSE = 1.0  # seconds between two, as long as one takes: what is needed now shall have the cores first
+MOST_WORKERS = 3  # by then the run asks for the others itself
 KEPT = 120  # seconds for which Ray keeps a process that nobody asks for
 
 
 @contextmanager
 def imported(*modules: str) -> Iterator[None]:
     """Inside the ``with`` a thread imports what is needed next."""
-    thread = threading.Thread(target=lambda: [importlib.import_module(module) for module in modules], daemon=True)
+
+    def work() -> None:
+        with suppress(Exception):  # who needs it imports it again, and says so
+            for module in modules:
+                importlib.import_module(module)
+
+    thread = threading.Thread(target=work, name="imports", daemon=True)
     thread.start()
     yield
     thread.join()
@@ -70,11 +78,11 @@ def make_processes(workers: int, environment: Mapping[str, str]) -> None:
     node = next(node for node in ray.nodes() if node["Alive"])
     raylet = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
     # The last one is the hang watch, which rank 0 starts.
-    requests = [*[beside] * BEFORE, *[worker] * workers, *[beside] * BEHIND, worker]
+    requests = [*[beside] * BEFORE, *[worker] * min(workers, MOST_WORKERS), *[beside] * BEHIND, worker]
 
     def make() -> None:  # and ask nothing of `ray`, which would start anew where it has been shut down
         try:
-            with init_grpc_channel(raylet) as channel:
+            with init_grpc_channel(raylet, options=GLOBAL_GRPC_OPTIONS) as channel:
                 for request in requests:
                     time.sleep(PAUSE)
                     NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=10.0)

@@ -1,8 +1,10 @@
 """The placement groups of Ray Train's controllers that died: Ray keeps them, and the CPUs and GPUs in them.
 
-Ray removes the placement group of a dead actor only when the actor's job has ended too. Ray Train sends an actor of its
-own after the groups of a controller that died, which learns of a group once all its workers have started, and of the
-death through the dashboard: too late for a controller that is killed before, and never while the dashboard is away.
+Ray removes the placement group of a dead actor only when the actor's job has ended too. Ray Train would send an actor
+of its own after the groups of a controller that died, which learns of a group once all its workers have started, and of
+the death through the dashboard: too late for a controller that is killed before, and never while the dashboard is away.
+So our runs have none (`train/elastic.py`), and this module does it: for a controller that is killed, and for that of a
+trial which is pruned.
 """
 
 import logging

@@ -53,6 +53,7 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
             progress, reached = now > reached, now
             text, final = _judge(error, progress)
             if final or failures > max_failures:
+                remove_orphans()
                 raise RunFailed(
                     f"Training of {run_uri} stopped: {text}. Ray's logs of this session have the full trace; running "
                     "the same command again goes on from the newest checkpoint."

@@ -47,7 +47,7 @@ def test_a_controller_and_its_worker_get_processes_that_were_made_ahead(monkeypa
 
 
 def test_the_run_goes_on_where_none_can_be_made(monkeypatch, caplog):
-    def refuse(address):
+    def refuse(address, options):
         raise OSError("no raylet")
 
     monkeypatch.setattr(ahead, "init_grpc_channel", refuse)

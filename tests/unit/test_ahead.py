@@ -1,6 +1,8 @@
 """The first block of a stream is asked for while its worker sets itself up."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -17,6 +19,17 @@ def test_the_first_block_is_asked_for_at_once_and_the_order_stays():
     stream = ahead(blocks)
     assert asked.wait(30)
     assert list(stream) == [0, 1, 2, 3, 4]
+
+
+def test_no_block_is_kept():
+    class Block:
+        pass
+
+    stream = ahead(lambda: (Block() for _ in range(3)))
+    first = weakref.ref(next(stream))
+    assert next(stream)
+    gc.collect()
+    assert first() is None
 
 
 def test_a_stream_may_be_empty():

@@ -1,3 +1,4 @@
+import os
 from unittest.mock import Mock
 
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray._private import services
 
+from raybert import cluster
 from raybert.cluster import LIMITS, find, limits_of, plan_shares, stated_limits
 from raybert.config import from_mapping
 from raybert.errors import InputError
@@ -116,3 +118,20 @@ def test_without_a_ray_none_is_started(monkeypatch):
     monkeypatch.setattr(services, "find_gcs_addresses", lambda: {"a:1"})
     find()
     assert [call.kwargs["address"] for call in ray.init.call_args_list] == ["a:1"]
+
+
+def test_what_a_local_ray_is_told_does_not_hold_for_a_cluster(monkeypatch):
+    """A run on a cluster must be told of a node that is about to go, whatever this process did before."""
+    watch, tracking = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_ENABLE_STATE_TRACKING"
+    environment = {tracking: "1"}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(cluster, "_knock", lambda address: None)
+    monkeypatch.setattr(cluster, "_refuse_spot_node", lambda: None)
+    assert cluster.connect()
+    assert (environment[watch], environment[tracking]) == ("0", "1")
+    environment["RAY_ADDRESS"] = "127.0.0.1:6379"
+    assert not cluster.connect()
+    assert watch not in environment
+    assert environment[tracking] == "1"
