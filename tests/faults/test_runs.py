@@ -3,7 +3,7 @@
 Several faults are done to each run, one after the other, each in a stretch of steps of its own.
 
 RAYBERT_FAULTS=N     how many faults: a draw from the kinds, and more than there are kinds go round (in `make test` 2;
-                     `make test-faults` 4; `make soak N=200`)
+                     `make test-faults` 3; `make soak N=200`)
 RAYBERT_FAULT_SEED   the draw, the moments, the victims, the number of workers; a failure names the seed
 """
 
