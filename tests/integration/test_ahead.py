@@ -35,6 +35,7 @@ def test_a_controller_and_its_worker_get_processes_that_were_made_ahead(monkeypa
     import ray.train.v2._internal.constants as constants
 
     monkeypatch.setattr(constants, "get_env_vars_to_propagate", lambda: dict(VARIABLE))
+    monkeypatch.setattr(ahead, "PAUSE", 2.0)  # a raylet refuses when as many as it has CPUs are starting
     before, made = idle(), set()
     ahead.make_processes(1, {"MORE": "2"})
     expected = ahead.BEFORE + ahead.BEHIND + 2
