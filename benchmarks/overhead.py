@@ -25,7 +25,7 @@ def main() -> None:
             partial(ray_side, folder, uri, "ray", workers=1, threads=1, global_batch=GLOBAL_BATCH),
             partial(bare_side, folder, uri, "bare", processes=1, threads=1, global_batch=GLOBAL_BATCH),
         )
-        first, second = take_turns(sides, rounds=arguments.rounds, settle=2.0, seconds=4.0, warm_up=10.0)
+        first, second = take_turns(sides, rounds=arguments.rounds, settle=2.0, seconds=3.0, warm_up=5.0)
     more = {
         "micro_batch": MICRO_BATCH,
         "seq_len": SEQ_LEN,

@@ -79,7 +79,7 @@ def step_tokens(size: str) -> int:
 def gemm_rate() -> float:
     """FLOP/s of this moment; asked for before and after a measurement, since others may use the machine as well."""
     device = default_device()
-    return peak_flops(device, pick_dtype("auto", device), seconds=1.0, clock=clock)
+    return peak_flops(device, pick_dtype("auto", device), seconds=0.5, clock=clock)
 
 
 def compare(
@@ -93,7 +93,7 @@ def compare(
     """
     peak = gemm_rate()
     with elsewhere(*(partial(peer_side, size, samples, length, **options) for options in ways.values())) as sides:
-        before = dict(zip(ways, medians(*sides, rounds=2), strict=True))
+        before = dict(zip(ways, medians(*sides, rounds=2 if len(ways) > 1 else 1), strict=True))
         best = max((name for name in ways if not name.endswith(ALSO)), key=lambda name: before[name])
         measured = {name: side for name, side in zip(ways, sides, strict=True) if name == best or name.endswith(ALSO)}
         first, *others = medians(stepper(size, samples, length, clock=clock), *measured.values(), rounds=rounds)

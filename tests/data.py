@@ -23,13 +23,16 @@ def random_rows(rows: int, seq_len: int, *, documents: int, seed: int = 0, vocab
     )
 
 
-def make_shards(uri: str, *, seq_len: int = 32, rows: int = 300, unit_rows: int = 64, shards: int = 2) -> ShardSet:
+def make_shards(
+    uri: str, *, seq_len: int = 32, rows: int = 300, unit_rows: int = 64, shards: int = 2, vocabulary: int = 50_257
+) -> ShardSet:
     """A small shard set with both splits; the last unit of a shard is a partial one."""
     splits = {}
     for split, count, size in (("train", shards, rows), ("validation", 1, 40)):
         splits[split] = [
-            write_shard(uri, shard_name(split, i, count), random_rows(size, seq_len, documents=50, seed=i), unit_rows)
+            write_shard(uri, shard_name(split, i, count), made, unit_rows)
             for i in range(count)
+            for made in [random_rows(size, seq_len, documents=50, seed=i, vocabulary=vocabulary)]
         ]
     write_manifest(uri, seq_len=seq_len, unit_rows=unit_rows, splits=splits, counts={}, settings={}, inputs={})
     return open_shards(uri)

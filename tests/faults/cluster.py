@@ -60,6 +60,11 @@ class Cluster:
     nodes: list[Node] = field(default_factory=list)
 
     @property
+    def temporary(self) -> Path:
+        """The temporary directory of all its processes."""
+        return self.folder / "t"
+
+    @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
@@ -115,8 +120,9 @@ def ray_nodes(*cpus: float, **environment: str) -> Iterator[Cluster]:
         # A token of its own: whether the user has one in the home directory makes no difference.
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
         environment |= {"RAY_raylet_start_wait_time_s": "120"}  # on a busy machine a node takes more than 30 s
-        (Path(folder) / "t").mkdir()  # what processes leave in the temporary directory lies in the folder, too
-        cluster = Cluster(Path(folder), {**os.environ, "TMPDIR": f"{folder}/t", **environment})
+        cluster = Cluster(Path(folder), {**os.environ, **environment})
+        cluster.temporary.mkdir()  # what processes leave there lies in the folder, too
+        cluster.environment["TMPDIR"] = str(cluster.temporary)
         cluster.environment.pop("RAY_ADDRESS", None)
         try:
             # One after the other: two that start at the same moment choose the same name for their sockets.

@@ -1,7 +1,9 @@
 """Runs of the real command line on a cluster, as subprocesses that can be watched and killed."""
 
+import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 import yaml
 
+from raybert import storage
 from raybert.config import from_mapping
 from raybert.data.block import take
 from raybert.data.reader import SampleReader, iter_batches
@@ -26,6 +29,7 @@ from raybert.train import faults, ledger, optimizer
 from raybert.train.schedule import lr_at
 from raybert.train.step import means, train_step
 from tests.faults.cluster import Cluster
+from tests.gcs import Emulator
 
 BATCH, MICRO, SEED, SEQ_LEN = 12, 2, 3, 32
 # So that a worker that may take no more memory than it has finds that out in its next step.
@@ -38,10 +42,10 @@ EVERY_TENSOR_FROM_THE_KERNEL = {
 STRETCH = 45  # steps that a fault has to itself, with three checkpoints
 
 
-def settings(storage: str, shards: str, name: str, **sections: Any) -> str:
+def settings(place: str, shards: str, name: str, **sections: Any) -> str:
     """The YAML of a small run, which can be spread over 1, 2, 3 or 6 workers."""
     tree: dict[str, Any] = {
-        "run": {"name": name, "storage": storage},
+        "run": {"name": name, "storage": place},
         "data": {"shards": shards, "seed": SEED},
         "model": {
             "hidden_size": 16,
@@ -69,14 +73,18 @@ class Driver:
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen | None = None
     stretch: int = 0  # the first step of the stretch of the fault that is next
+    gcs: Emulator | None = None  # of the bucket that the run is in
+    begun: float = field(default_factory=time.time)
 
     @classmethod
-    def of(cls, cluster: Cluster, folder: Path, shards: str, name: str, **sections: Any) -> "Driver":
+    def of(
+        cls, cluster: Cluster, folder: Path, shards: str, name: str, *, gcs: Emulator | None = None, **sections: Any
+    ) -> "Driver":
         """Write the run's YAML and start it."""
         path = folder / f"{name}.yaml"
-        storage = sections.get("run", {}).get("storage", str(folder))
-        path.write_text(settings(storage, shards, name, **sections))
-        driver = cls(cluster, f"{storage}/{name}", folder / f"{name}.log")
+        place = sections.get("run", {}).get("storage", str(folder))
+        path.write_text(settings(place, shards, name, **sections))
+        driver = cls(cluster, f"{place}/{name}", folder / f"{name}.log", gcs=gcs)
         driver.start(str(path))
         return driver
 
@@ -104,7 +112,15 @@ class Driver:
         return self.log.read_text(errors="replace")
 
     def step(self) -> int:
-        return max((record["step"] for record in read_metrics(self.uri)), default=0)
+        """The newest step in the log; of a run in a bucket, in rank 0's own copy, which is uploaded now and then."""
+        if not storage.is_remote(self.uri):
+            return max((record["step"] for record in read_metrics(self.uri)), default=0)
+        newest = 0
+        for path in self.cluster.temporary.glob("raybert-metrics-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime > self.begun:
+                    newest = max([newest, *map(int, re.findall(r'^{"step": (\d+)', path.read_text(), re.MULTILINE))])
+        return newest
 
     def wait_for_step(self, step: int, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
@@ -117,7 +133,7 @@ class Driver:
         end = time.monotonic() + seconds
         while not (result := found()):
             self.check_alive(end, what)
-            time.sleep(0.01)
+            time.sleep(0.1 if self.gcs else 0.01)
         return result
 
     def check_alive(self, end: float, what: str) -> None:

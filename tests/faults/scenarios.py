@@ -1,7 +1,6 @@
 """The faults: each is done to a run at a random moment, and says what the run must have told of it."""
 
 import contextlib
-import json
 import os
 import random
 import resource
@@ -13,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raybert import storage
+from raybert.train.checkpoint import REQUIRED, SUMS
+from raybert.train.ingest import SNAPSHOT
 from raybert.train.recover import DAMAGED
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import Cluster, Node
 from tests.faults.driver import STRETCH, Driver, kill, pick
+from tests.gcs import Fault
 
 Scenario = Callable[[Driver, Cluster, random.Random], None]
 
@@ -91,19 +93,24 @@ def driver_interrupted_twice(driver: Driver, cluster: Cluster, rng: random.Rando
 def second_driver(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """Somebody starts the run once more while it runs: refused, and nothing happens to the first."""
     moment(driver, rng)
-    events = set(Path(driver.uri, "tensorboard").iterdir())
+    events = set(driver.wait_for("TensorBoard's files", lambda: storage.list_files(f"{driver.uri}/tensorboard")))
     second = Driver(cluster, driver.uri, driver.log.with_name("second.log"))
     second.start("--resume", driver.uri)
     assert second.wait() == 2, second.said
     assert "Another driver" in second.said
-    assert events
-    assert events <= set(Path(driver.uri, "tensorboard").iterdir())
+    assert events <= set(storage.list_files(f"{driver.uri}/tensorboard"))
+
+
+def a_node(cluster: Cluster, rng: random.Random) -> Node:
+    """One that is not the head, with a worker where there is such a one."""
+    others = [node for node in cluster.nodes[1:] if not node.gone]
+    return rng.choice([node for node in others if node.pids(WORKER)] or others)
 
 
 def node_lost(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
-    """A node with a worker is switched off; another one comes later."""
+    """A node is switched off; another one comes later."""
     moment(driver, rng)
-    node = rng.choice([node for node in cluster.nodes[1:] if not node.gone and node.pids(WORKER)])
+    node = a_node(cluster, rng)
     node.lose()
     time.sleep(rng.uniform(0, 5))
     cluster.add(node.cpus)
@@ -112,52 +119,52 @@ def node_lost(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
 def node_terminated(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """The same, told by SIGTERM."""
     moment(driver, rng)
-    node = rng.choice([node for node in cluster.nodes[1:] if not node.gone and node.pids(WORKER)])
+    node = a_node(cluster, rng)
     node.process.send_signal(signal.SIGTERM)
     time.sleep(rng.uniform(0, 3))
     node.lose()
     cluster.add(node.cpus)
 
 
-def _newest(driver: Driver) -> Path:
-    driver.wait_for("a checkpoint", lambda: storage.exists(f"{driver.uri}/checkpoint_manager_snapshot.json"))
-    return _newest_now(driver)
+def _wait_for_a_checkpoint(driver: Driver) -> None:
+    driver.wait_for("a checkpoint", lambda: storage.exists(f"{driver.uri}/{SNAPSHOT}"))
 
 
-def _newest_now(driver: Driver) -> Path:
-    record = json.loads(storage.read_bytes(f"{driver.uri}/checkpoint_manager_snapshot.json"))
-    return Path(driver.uri) / record["latest_checkpoint_result"]["checkpoint_dir_name"]
+def _newest(driver: Driver) -> str:
+    record = storage.read_json(f"{driver.uri}/{SNAPSHOT}")
+    return f"{driver.uri}/{record['latest_checkpoint_result']['checkpoint_dir_name']}"
 
 
 def newest_damaged(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """A byte of the newest checkpoint flips, or its end is gone, and the run has to go on from it."""
     moment(driver, rng)
-    _newest(driver)
+    _wait_for_a_checkpoint(driver)
     known = len(driver.faults("damaged_checkpoint"))
     driver.kill()
-    newest = _newest_now(driver)
-    file = newest / rng.choice(["model.safetensors", "training_state.pt", "config.json"])
-    content = bytearray(file.read_bytes())
+    newest = _newest(driver)
+    directory, _, name = newest.rpartition("/")
+    file = f"{newest}/{rng.choice(REQUIRED)}"
+    content = bytearray(storage.read_bytes(file))
     if rng.random() < 0.5:
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     else:
         del content[rng.randrange(len(content)) :]
-    file.write_bytes(content)
+    storage.write_bytes(file, bytes(content))
     driver.start("--resume", driver.uri)
-    assert newest.name in driver.wait_for_fault("damaged_checkpoint", known)["text"]
-    assert (newest.parent / (DAMAGED + newest.name)).exists()
+    assert name in driver.wait_for_fault("damaged_checkpoint", known)["text"]
+    assert storage.exists(f"{directory}/{DAMAGED}{name}")
 
 
 def newest_damaged_while_running(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """The same under a controller that has the checkpoint on its list."""
     moment(driver, rng)
     known = len(driver.faults("damaged_checkpoint"))
-    _newest(driver)
+    _wait_for_a_checkpoint(driver)
     workers = cluster.pids(WORKER)
     for pid in workers:
         kill(pid, signal.SIGSTOP)
     time.sleep(1.5)  # what they had reported is committed now, and nothing new comes
-    (_newest_now(driver) / "training_state.pt").write_bytes(b"")
+    storage.write_bytes(f"{_newest(driver)}/training_state.pt", b"")
     for pid in workers:
         kill(pid)
     driver.wait_for_fault("damaged_checkpoint", known)
@@ -166,29 +173,40 @@ def newest_damaged_while_running(driver: Driver, cluster: Cluster, rng: random.R
 def record_damaged(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """Ray Train's record of the checkpoints is cut off in the middle of a write."""
     moment(driver, rng)
-    _newest(driver)
+    _wait_for_a_checkpoint(driver)
     driver.kill()
-    path = Path(driver.uri) / "checkpoint_manager_snapshot.json"
-    content = path.read_bytes()
-    path.write_bytes(content[: rng.randrange(len(content))])
+    content = storage.read_bytes(f"{driver.uri}/{SNAPSHOT}")
+    storage.write_bytes(f"{driver.uri}/{SNAPSHOT}", content[: rng.randrange(len(content))])
     driver.start("--resume", driver.uri)
 
 
 def upload_cut(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
-    """Rank 0 dies while a checkpoint is being written: what is visible under its name is whole, or nothing."""
-    checkpoints = Path(driver.uri) / "checkpoints"
+    """Rank 0 dies while a checkpoint is being written: what has its name is whole, or has no config.json (a bucket)."""
+    checkpoints = f"{driver.uri}/checkpoints"
     driver.wait_for_step(driver.stretch + 2)
+    if driver.gcs is not None:
+        driver.gcs.inject(Fault("slow", match="^(POST|PUT) /upload", every=1, seconds=rng.uniform(0.2, 1)))
 
-    def writing() -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            return any(path.name.startswith(".step-") for path in checkpoints.iterdir())
-        return False
+    def written() -> dict[str, set[str]]:
+        """The files of each checkpoint."""
+        found: dict[str, set[str]] = {}
+        for uri in storage.list_files(checkpoints):
+            directory, _, name = uri.rpartition("/")
+            found.setdefault(directory.rpartition("/")[2], set()).add(name)
+        return {directory: names for directory, names in found.items() if directory.startswith("step-")}
 
-    driver.wait_for("a checkpoint under way", writing)
+    def under_way() -> bool:
+        if driver.gcs is not None:
+            return any("config.json" not in names for names in written().values())
+        return any(Path(uri).name.startswith(".step-") for uri in storage.list_dir(checkpoints))
+
+    driver.wait_for("a checkpoint under way", under_way)
     for pid in cluster.pids(WORKER):
         kill(pid)
-    for path in checkpoints.glob("step-*"):
-        assert {"config.json", "model.safetensors", "training_state.pt"} <= {file.name for file in path.iterdir()}
+    for names in written().values():
+        assert names >= {*REQUIRED, SUMS} or (driver.gcs is not None and "config.json" not in names)
+    if driver.gcs is not None:
+        driver.gcs.inject()
 
 
 def out_of_memory(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
@@ -216,23 +234,34 @@ def rank_hung(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
 
 
 def storage_down(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
-    """Nothing can be written where the checkpoints go, for a while."""
+    """Nothing can be written where the checkpoints go, for a while; a bucket answers nothing else either."""
     moment(driver, rng)
+    seconds = float(os.environ.get("RAYBERT_OUTAGE_S", "15"))
+    if driver.gcs is not None:
+        driver.gcs.inject(Fault("status", every=1, status=rng.choice([429, 500, 503])))
+        time.sleep(seconds)
+        assert sum(driver.gcs.injected().values()) > 3, "nothing was asked of the bucket"
+        driver.gcs.inject()
+        return
     place = Path(driver.uri) / "checkpoints"
     away = place.with_name("away")
     driver.wait_for("checkpoints", place.exists)
     place.rename(away)
     place.write_bytes(b"")
-    time.sleep(float(os.environ.get("RAYBERT_OUTAGE_S", "15")))
+    time.sleep(seconds)
     place.unlink()
     away.rename(place)
 
 
 def disk_full(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
-    """The disk that checkpoints and the ledger are written to is full, until somebody makes room."""
+    """The disk that checkpoints and the ledger are written to is full, until somebody makes room.
+
+    Of a run in a bucket it is the workers' temporary directory.
+    """
     moment(driver, rng)
-    ballast = Path(driver.uri).parent / "ballast"
-    if not ballast.parent.is_mount():
+    disk = Path(driver.uri).parent if driver.gcs is None else cluster.temporary
+    ballast = disk / "ballast"
+    if not disk.is_mount():
         warnings.warn("disk_full was not done: no tmpfs can be mounted here, and the disk is not ours", stacklevel=1)
         return
     end, full = time.monotonic() + rng.uniform(5, 15), 0
@@ -241,7 +270,7 @@ def disk_full(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
             with contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(4096))
-            full += shutil.disk_usage(ballast.parent).free < 4096
+            full += shutil.disk_usage(disk).free < 4096
             time.sleep(0.1)
     ballast.unlink()
     assert full

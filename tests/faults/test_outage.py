@@ -9,7 +9,7 @@ from raybert import storage
 from raybert.cli import run_app
 from tests.data import make_shards
 from tests.faults.cluster import ray_nodes
-from tests.faults.driver import SEQ_LEN, Driver, assert_undisturbed, recomputed_digests
+from tests.faults.driver import SEQ_LEN, Driver, assert_undisturbed, plain_losses, recomputed_digests
 from tests.gcs import Fault
 
 STEPS = 120
@@ -34,5 +34,5 @@ def test_a_run_waits_until_the_bucket_is_back(gcs, tmp_path):
         time.sleep(float(os.environ.get("RAYBERT_OUTAGE_S", "60")))
         assert sum(gcs.injected().values()) > 3, "nothing was asked of the bucket"
         gcs.inject()
-        assert_undisturbed(driver, recomputed_digests(local.uri, STEPS))
+        assert_undisturbed(driver, recomputed_digests(local.uri, STEPS), plain_losses(local.uri, STEPS))
     assert run_app(["verify", driver.uri]) == 0

@@ -4,17 +4,20 @@ Several faults are done to each run, one after the other, each in a stretch of s
 
 RAYBERT_FAULTS=N     how many faults: a draw from the kinds, and more than there are kinds go round (in `make test` 2;
                      `make test-faults` 3; `make soak N=200`)
-RAYBERT_FAULT_SEED   the draw, the moments, the victims, the number of workers; a failure names the seed
+RAYBERT_FAULT_SEED   the draw, the moments, the victims, the number of workers, disk or bucket; a failure names the seed
 """
 
 import os
 import random
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from raybert import storage
 from raybert.cli import run_app
+from raybert.train.recover import halves
 from tests.data import make_shards
 from tests.faults.cluster import ray_nodes
 from tests.faults.driver import SEQ_LEN, STRETCH, Driver, assert_undisturbed, plain_losses, recomputed_digests
@@ -31,8 +34,8 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with ray_nodes(1, 1, 1) as found:
+def cluster(gcs):
+    with ray_nodes(2, 2, 2) as found, small_disk(found.temporary):
         yield found
 
 
@@ -41,29 +44,45 @@ def shards(tmp_path_factory):
     return make_shards(str(tmp_path_factory.mktemp("shards")), seq_len=SEQ_LEN, rows=700).uri
 
 
+@pytest.fixture(scope="module")
+def bucket(gcs, shards):
+    """A bucket with the same shards in it."""
+    uri = gcs.create_bucket("faults")
+    for path in Path(shards).iterdir():
+        storage.upload_file(path, f"{uri}/shards/{path.name}")
+    return uri
+
+
 @pytest.mark.parametrize(("number", "names"), list(enumerate(CASES)), ids=["-".join(names) for names in CASES])
-def test_nothing_is_lost(number, names, cluster, shards, tmp_path, capsys):
+def test_nothing_is_lost(number, names, cluster, shards, gcs, bucket, tmp_path, capsys):
     rng, steps = random.Random(SEED + number), STRETCH * (len(names) + 1)
+    place = random.Random(f"place {SEED + number}")
+    workers, in_bucket = place.choice((1, 2, 3, 6)), place.random() < 0.5
     with small_disk(tmp_path / "disk") as folder:
-        workers = random.Random(f"workers {SEED + number}").choice((2, 3))
         train = {"steps": steps, "workers": workers, "hang_seconds": 25, "hang_factor": 20}
-        driver = Driver.of(cluster, folder, shards, "run", train=train)
+        if in_bucket:
+            run = {"storage": f"{bucket}/{number}"}
+            driver = Driver.of(cluster, folder, f"{bucket}/shards", "run", gcs=gcs, run=run, train=train)
+        else:
+            driver = Driver.of(cluster, folder, shards, "run", train=train)
         try:
             for i, name in enumerate(names):
-                print(f"seed {SEED + number}, {workers} workers: {name} from step {STRETCH * i}")
+                print(f"seed {SEED + number}, {workers} workers, {driver.uri}: {name} from step {STRETCH * i}")
                 driver.stretch = STRETCH * i + STRETCH // 2
                 SCENARIOS[name](driver, cluster, rng)
             assert_undisturbed(driver, recomputed_digests(shards, steps), plain_losses(shards, steps))
         finally:
             if driver.process is not None and driver.process.poll() is None:
                 driver.kill()
+            gcs.inject()
+        assert not halves(driver.uri)
         assert run_app(["verify", driver.uri]) == 0, capsys.readouterr().out
 
 
 @contextmanager
 def small_disk(folder):
     """A file system for a few checkpoints, which can be filled; the folder itself for who may not mount one."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", "size=80m", "raybert-test", str(folder)]
     mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
     try:

@@ -25,7 +25,7 @@ from tests.tasks import make_task
 COMMAND = [sys.executable, "-m", "raybert.cli", "sweep"]
 
 
-def write_sweep(folder, *, steps, varied, base=None):
+def write_sweep(folder, *, steps, varied, base=None, asha=False):
     model = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
     tree = {
         "name": "s",
@@ -41,7 +41,7 @@ def write_sweep(folder, *, steps, varied, base=None):
             **(base or {}),
         },
         "space": {key: {"grid": values} for key, values in varied.items()},
-        "asha": {"enabled": False},
+        "asha": {"enabled": asha},
     }
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(tree))
@@ -127,9 +127,10 @@ def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to
 
 
 @pytest.mark.timeout(290)
-def test_a_sweep_on_one_core_waits_for_its_probes_and_tells_of_the_trial_that_failed(tmp_path, monkeypatch):
+def test_a_sweep_on_one_core_waits_for_its_probes_and_tells_of_trials_that_were_pruned_or_failed(tmp_path, monkeypatch):
+    """The pruned trial is the last one: the probes have a core only if its worker's is given back."""
     monkeypatch.chdir(tmp_path)
-    make_shards("shards")
+    make_shards("shards", vocabulary=20)  # there is something to learn, so that the lower learning rate is the worse
     damaged = make_shards("damaged")
     shard = tmp_path / "damaged" / damaged.shards()[0].name
     content = bytearray(shard.read_bytes())
@@ -137,9 +138,14 @@ def test_a_sweep_on_one_core_waits_for_its_probes_and_tells_of_the_trial_that_fa
     shard.write_bytes(content)
     path = write_sweep(
         tmp_path,
-        steps=30,
-        varied={"data.shards": ["shards", "damaged"]},
-        base={"data": {"verify": "sizes"}, "probe": {"tasks": [make_task(tmp_path)]}, "every": {"probe": 15}},
+        steps=240,
+        varied={"data.shards": ["damaged", "shards"], "optimizer.lr": [0.01, 1.0e-9]},
+        base={
+            "data": {"verify": "sizes"},
+            "probe": {"tasks": [make_task(tmp_path)]},
+            "every": {"log": 5, "validation": 80, "checkpoint": 80, "probe": 120},
+        },
+        asha=True,
     )
     with cluster(cpus=1) as small:
         done = small.run(*COMMAND, path, timeout=200)
@@ -149,12 +155,12 @@ def test_a_sweep_on_one_core_waits_for_its_probes_and_tells_of_the_trial_that_fa
         assert os.path.exists(f"{small.folder}/ray/ray_current_cluster")
         local = small.run(sys.executable, "-c", code, env=alone)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "1 of 2 trials failed: trial-0001: The data cannot be read" in done.stderr
+    assert "2 of 4 trials failed: trial-0000: The data cannot be read" in done.stderr
     assert local.stdout.split() == ["True", f"{max(2, os.cpu_count())}.0"], local.stderr
     summary = json.loads((tmp_path / "s" / "summary.json").read_text())
-    assert [trial["status"] for trial in summary] == ["finished", "failed"]
-    probe = summary[0]["probes"]["mine"]
-    assert probe["step"] == 30, "the summary was written before the last probe was there"
+    assert [trial["status"] for trial in summary] == ["failed", "failed", "finished", "pruned"]
+    probe = summary[2]["probes"]["mine"]
+    assert probe["step"] == 240, "the summary was written before the last probe was there"
     assert probe["untrained"]["mean"]["interval"]
     assert probe["tfidf"]["test_accuracy"] > probe["majority"]["test_accuracy"]
     for told in ("untrained", "TF-IDF", "majority"):
