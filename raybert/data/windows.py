@@ -3,7 +3,7 @@
 import bisect
 import hashlib
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -42,27 +42,26 @@ def encode_document(text: str, tokenizer: Tokenizer, seq_len: int) -> Document |
     Raises:
         UnicodeEncodeError: the text holds half a surrogate pair.
     """
-    parts = sentences.split(text)
-    if not parts:
+    whole, ends = sentences.find_ends(text)
+    if not ends:
         return None
-    whole = "".join(parts)
     content = whole.encode()
     digest = hashlib.blake2b(content, digest_size=8).digest()
     tokens = tokenizer.encode_array(whole)
-    one_byte_each = len(content) == len(whole)
-    sizes = [len(part) if one_byte_each else len(part.encode()) for part in parts]
-    ends = sentence_ends(tokenizer.byte_lengths[tokens], sizes)
+    if len(content) != len(whole):
+        ends = list(accumulate(len(whole[start:end].encode()) for start, end in pairwise([0, *ends])))
+    ends = sentence_ends(tokenizer.byte_lengths[tokens], ends)
     windows, short = cut_windows(ends, seq_len)
     return Document(int.from_bytes(digest, "little", signed=True), tokens.astype(np.uint16), windows, short)
 
 
-def sentence_ends(token_bytes: np.ndarray, sentence_bytes: list[int]) -> list[int]:
-    """The token counts at which sentences end, from the bytes of each token and of each sentence.
+def sentence_ends(token_bytes: np.ndarray, byte_ends: list[int]) -> list[int]:
+    """The token counts at which sentences end, from the bytes of each token and the bytes up to each sentence's end.
 
     A token that holds the end of one sentence and the start of the next (scripts without spaces) goes to the first; a
     sentence that is left with no token of its own joins it.
     """
-    ends = np.searchsorted(token_bytes.cumsum(), np.cumsum(sentence_bytes)) + 1
+    ends = token_bytes.cumsum().searchsorted(byte_ends) + 1
     return list(dict.fromkeys(ends.tolist()))
 
 

@@ -45,6 +45,7 @@ def test_no_sentence_is_empty_and_none_but_the_first_starts_without_reason(text:
         ("A title\n\nThe text", ["A title", " The text"]),
         ("Il est là. Élan vital. élan", ["Il est là.", " Élan vital. élan"]),
         ("これは文。次の文！「引用。」終", ["これは文。", "次の文！", "「引用。」", "終"]),
+        ("「はい。」\n\n「何！？」", ["「はい。」", " 「何！？」"]),
     ],
 )
 def test_where_sentences_end(text: str, expected: list[str]) -> None:
