@@ -91,11 +91,21 @@ def driver_interrupted_twice(driver: Driver, cluster: Cluster, rng: random.Rando
 
 
 def second_driver(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
-    """Somebody starts the run once more while it runs: refused, and nothing happens to the first."""
+    """Somebody starts the run once more while it runs: refused, and nothing happens to the first.
+
+    Its workers crawl meanwhile: it must be there for longer than the second driver needs to start.
+    """
     moment(driver, rng)
     events = set(driver.wait_for("TensorBoard's files", lambda: storage.list_files(f"{driver.uri}/tensorboard")))
     second = Driver(cluster, driver.uri, driver.log.with_name("second.log"))
     second.start("--resume", driver.uri)
+    assert second.process is not None
+    workers = cluster.pids(WORKER)
+    while second.process.poll() is None:
+        for sign, seconds in ((signal.SIGSTOP, 2.0), (signal.SIGCONT, 0.1)):
+            for pid in workers:
+                kill(pid, sign)
+            time.sleep(seconds)
     assert second.wait() == 2, second.said
     assert "Another driver" in second.said
     assert events <= set(storage.list_files(f"{driver.uri}/tensorboard"))
@@ -294,7 +304,7 @@ SCENARIOS: dict[str, Scenario] = {
         coordinator_killed,
         driver_interrupted,
         worker_killed_twice,
-        second_driver,  # early in its run, which is to be there for longer than the second driver needs to start
+        second_driver,
         storage_down,
         disk_full,
         driver_interrupted_twice,
