@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 FAULTS = "faults"
 OUT_OF_MEMORY = ("running low on memory", "can't allocate memory", "out of memory", "cannot allocate memory")
+NODE_LOST = "its node has died"
 PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "NCCL communicator was aborted")
 
 
@@ -66,8 +67,8 @@ def describe(error: BaseException) -> tuple[str, str]:
     if getattr(error, "preempted", False):
         return "preempted", "was lost with its node, which was preempted"
     if _is_actor_loss(error):
-        if "node" in text and ("terminated" in text or "died" in text) and "SIGKILL" not in text:
-            return "node_lost", f"was lost with its node. ({_first(lines, ('node',)) or last})"
+        if NODE_LOST in text:  # what Ray says of a process that died alone speaks of nodes as well
+            return "node_lost", f"was lost with its node. ({_first(lines, (NODE_LOST,))})"
         return "process_died", (
             "died without a word: killed from outside (by the kernel when memory runs out, or by somebody), or crashed"
         )

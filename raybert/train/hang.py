@@ -5,15 +5,19 @@ blame. Each rank has a thread that tells the watch its step, what it is at and, 
 The watch is an actor in a process of its own, so a rank that is stopped altogether is missed by it.
 """
 
+import logging
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybert.train import faults
 
+logger = logging.getLogger(__name__)
+
 BEAT = 1.0  # seconds between two messages of a rank
+NOTING = 30.0  # seconds that a hang's note may take
 FIRST_STEP = 900.0  # seconds that the first step may take: compilation, first reads
 # A rank whose innermost frames are in one of these waits for the others.
 EXCHANGES = ("all_reduce", "in agreed", "backward", "broadcast", "barrier", "in report", "_engine_run_backward")
@@ -107,27 +114,35 @@ class HangWatch:
                 self._end(rank, known, now)
 
     def _end(self, rank: int, known: Rank, now: float) -> None:
-        where = NodeAffinitySchedulingStrategy(known.node, soft=False)
-        task: Any = ray.remote(num_cpus=0, max_retries=0)(end_process).options(scheduling_strategy=where)
+        """Note the hang, and then end the process: when rank 0 dies, or the group with it, this actor is gone too."""
         try:
-            stack = ray.get(task.remote(known.pid), timeout=60)
+            stack = known.stack or _on_its_node(known, stack_of)
         except Exception as error:
             stack = f"(none: {type(error).__name__})"
-        stack = known.stack or stack
         seconds = now - known.moved
-        faults.note(
-            self._run_uri,
-            "hang",
+        text = (
             f"rank {rank} (process {known.pid} on node {known.node[:12]}) made no progress for {seconds:.0f} s, at "
             f"step {known.step + 1} in {known.phase or 'start'}; it was ended, and the group starts again from the "
-            f"newest checkpoint. It stood at: {last_frame(stack)}",
-            rank=rank,
-            node=known.node,
-            pid=known.pid,
-            step=known.step + 1,
-            phase=known.phase,
-            stack=stack,
+            f"newest checkpoint. It stood at: {last_frame(stack)}"
         )
+        details = {"rank": rank, "node": known.node, "pid": known.pid, "phase": known.phase, "stack": stack}
+        noting = threading.Thread(
+            target=partial(faults.note, self._run_uri, "hang", text, step=known.step + 1, **details), daemon=True
+        )
+        noting.start()
+        noting.join(NOTING)  # a storage that is away as well must not keep the process
+        try:
+            _on_its_node(known, end_process)
+        except Exception as error:
+            logger.warning("Rank %d, process %d, could not be ended: %s", rank, known.pid, error)
+
+
+def _on_its_node(rank: Rank, function: Callable[[int], str]) -> str:
+    """What a function says of the rank's process."""
+    where = NodeAffinitySchedulingStrategy(rank.node, soft=False)
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=where)
+    found: str = ray.get(task.remote(rank.pid), timeout=60)
+    return found
 
 
 def last_frame(stack: str) -> str:
@@ -135,11 +150,8 @@ def last_frame(stack: str) -> str:
     return " ".join(lines[-2:])[:300]
 
 
-def end_process(pid: int) -> str:
-    """Runs on the node of the process: its stack, as far as it can be had, and its end."""
-    title = Path(f"/proc/{pid}/cmdline").read_bytes()
-    if not title.startswith(b"ray::"):
-        raise RuntimeError(f"process {pid} is no Ray worker any more")
+def stack_of(pid: int) -> str:
+    """Runs on the node of the process: its stack, as far as it can be had, and its state."""
     py_spy = Path(sys.executable).with_name("py-spy")
     stack = ""
     if py_spy.exists():
@@ -147,5 +159,13 @@ def end_process(pid: int) -> str:
         with suppress(OSError, subprocess.SubprocessError):  # the stack is welcome, the end is needed
             stack = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
     state = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("State")]
-    os.kill(pid, 9)
     return f"{stack}\n{state[0] if state else ''}".strip()
+
+
+def end_process(pid: int) -> str:
+    """Runs on the node of the process; returns its title."""
+    title = Path(f"/proc/{pid}/cmdline").read_bytes()
+    if not title.startswith(b"ray::"):
+        raise RuntimeError(f"process {pid} is no Ray worker any more")
+    os.kill(pid, signal.SIGKILL)
+    return title.decode(errors="replace")

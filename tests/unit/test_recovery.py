@@ -242,6 +242,27 @@ def test_failures_are_named(error, kind):
     assert faults.describe(error)[0] == kind
 
 
+class WorkerHealthCheckFailedError(Exception):
+    """Ray Train's, with what Ray says of an actor that is gone."""
+
+
+def test_a_process_that_died_alone_is_not_taken_for_a_lost_node():
+    about = "Worker info: Worker(\n    node_id='b2960ff0',\n    pid=11097,\n)\nThe actor died unexpectedly.\n"
+    alone = (
+        "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+        "Worker unexpectedly exits with a connection error code 2. Consider enabling resource isolation to prevent "
+        "node deaths by resource contention."
+    )
+    with_node = (
+        "The actor died because its node has died. Node Id: b2960ff0\n\tthe actor's node was terminated unexpectedly: "
+        "health check failed due to missing too many heartbeats"
+    )
+    assert faults.describe(WorkerHealthCheckFailedError(about + alone))[0] == "process_died"
+    kind, text = faults.describe(WorkerHealthCheckFailedError(about + with_node))
+    assert kind == "node_lost"
+    assert "its node has died. Node Id: b2960ff0" in text
+
+
 def test_the_input_fault_is_found_through_wrappers():
     inner = InputError("Row group 3 of x is damaged.")
     outer = RuntimeError("the stream failed")
