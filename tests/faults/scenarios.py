@@ -96,13 +96,14 @@ def second_driver(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     Its workers crawl meanwhile: it must be there for longer than the second driver needs to start.
     """
     moment(driver, rng)
-    events = set(driver.wait_for("TensorBoard's files", lambda: storage.list_files(f"{driver.uri}/tensorboard")))
+    workers = cluster.pids(WORKER)
     second = Driver(cluster, driver.uri, driver.log.with_name("second.log"))
     second.start("--resume", driver.uri)
+    events = set(storage.list_files(f"{driver.uri}/tensorboard"))
+    assert events or driver.gcs is not None  # where they are copied now and then
     assert second.process is not None
-    workers = cluster.pids(WORKER)
     while second.process.poll() is None:
-        for sign, seconds in ((signal.SIGSTOP, 2.0), (signal.SIGCONT, 0.1)):
+        for sign, seconds in ((signal.SIGSTOP, 2.0), (signal.SIGCONT, 0.05)):
             for pid in workers:
                 kill(pid, sign)
             time.sleep(seconds)
