@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 Name = Literal["tensorboard", "mlflow", "wandb"]  # as `raybert.config` takes them
 CURSOR = "trackers.json"  # what MLflow and W&B were told already: they cannot be rewritten
 UPLOAD_INTERVAL = 30.0  # seconds between two copies of a growing file to a bucket
+FLUSH_INTERVAL = 5.0  # seconds between two times that TensorBoard's file is written out
 _LOSSES = ("loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "lr", "grad_norm", "epoch")
 
 
@@ -179,33 +180,59 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard; of a remote run they are written here and copied there as they grow."""
+    """Event files in RUN/tensorboard; of a remote run they are written here and copied there as they grow.
+
+    A file that cannot be written, since the disk is full, is given up; a new one is begun when there is room, and what
+    came in between is left out. (tensorboardX's `SummaryWriter` has a thread that ends with the first such error, and
+    whoever hands it one more event waits for ever.)
+    """
 
     def __init__(self, run_uri: str, settings: Mapping[str, Any]) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.summary import text
 
         self._uri = storage.join(run_uri, "tensorboard")
         self._remote = storage.is_remote(run_uri)
         self._copied = time.monotonic()
         storage.remove(self._uri)
         self._directory = tempfile.mkdtemp(prefix="raybert-tensorboard-") if self._remote else self._uri
-        self._writer = SummaryWriter(self._directory, flush_secs=5)
+        self._file: Any = None
+        self._files, self._flushed = 0, 0.0
         rows = [f"| {key} | {value} |" for key, value in settings.items()]
-        self._writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
+        self._write(0, [text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        if self._remote and time.monotonic() - self._copied > UPLOAD_INTERVAL:
-            self._copy()
+        from tensorboardX.summary import scalar
 
-    def _copy(self) -> None:
-        self._copied = time.monotonic()
-        self._writer.flush()
-        _upload(self._directory, self._uri)
+        self._write(step, [scalar(name, value) for name, value in values.items()])
+        if self._remote and time.monotonic() - self._copied > UPLOAD_INTERVAL:
+            self._copied = time.monotonic()
+            try:
+                _upload(self._directory, self._uri)
+            except Exception as error:
+                logger.warning("TensorBoard's files could not be copied to %s for now: %s", self._uri, error)
+
+    def _write(self, step: int, summaries: Sequence[Any]) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+
+        try:
+            if self._file is None:
+                Path(self._directory).mkdir(parents=True, exist_ok=True)
+                self._file = EventsWriter(f"{self._directory}/events", f".{self._files}")
+                self._files += 1
+            for summary in summaries:
+                self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            if time.monotonic() - self._flushed > FLUSH_INTERVAL:
+                self._flushed = time.monotonic()
+                self._file.flush()
+        except OSError as error:
+            if self._file is not None:
+                logger.warning("TensorBoard's file cannot be written; the next one begins when it can: %s", error)
+            self._file = None
 
     def close(self) -> None:
-        self._writer.close()
+        if self._file is not None:
+            self._file.close()
         if self._remote:
             _upload(self._directory, self._uri)
             shutil.rmtree(self._directory, ignore_errors=True)

@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import resource
 import struct
 from pathlib import Path
 
@@ -59,6 +60,28 @@ def test_tensorboard_holds_every_figure_once(run):
     tags = events.Tags()["scalars"]
     wanted = {"machine/tokens_per_second", "machine/wait_data", "train/lr"}
     assert wanted | {f"probe/bbc_news/{name}" for name in ("mean_untrained", "tfidf", "majority")} <= set(tags)
+
+
+def test_tensorboard_outlives_a_full_disk(tmp_path, caplog):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = trackers.TensorBoard(str(tmp_path), {"seed": 1})
+    board.log(1, {"train/loss": 3.0})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))  # as a disk that takes no more
+    try:
+        for step in range(2, 3000):
+            board.log(step, {"train/loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    board.log(3000, {"train/loss": 1.0})
+    board.close()
+    assert "cannot be written" in caplog.text
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = {e.step: e.value for e in events.Scalars("train/loss")}
+    assert found[1] == 3.0
+    assert found[3000] == 1.0
 
 
 def test_what_is_written_beside_a_remote_run_reaches_the_bucket(run, tmp_path):
