@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,16 @@ def medians(*sides: Callable[[], float], rounds: int) -> list[float]:
 
 
 @contextmanager
-def elsewhere(*makes: Callable[[], Callable[[], float]]) -> Iterator[list[Callable[[], float]]]:
+def elsewhere(*makes: Callable[[], Callable[[], float]], warm: bool = True) -> Iterator[list[Callable[[], float]]]:
     """Sides in processes of their own, so that no side's settings or memory touch another's.
 
     Args:
         makes: modules' functions, or `partial`s of them; called there once, each sets up, warms up and returns its
             side. They do so at the same time, and are waited for.
+        warm: fork them from a process that has imported what most sides need, and done nothing else; otherwise each
+            one imports what it needs itself.
     """
-    # Forked from a process that has imported what all sides need, and done nothing else.
-    context = multiprocessing.get_context("forkserver")
+    context: ForkServerContext | SpawnContext = multiprocessing.get_context("forkserver" if warm else "spawn")
     context.set_forkserver_preload(list(PRELOADED))
     with ExitStack() as stack:
         connections = []
@@ -94,7 +96,7 @@ def _receive(connection: Connection) -> float:
     return float(answer)
 
 
-def _end(connection: Connection, process: ForkServerProcess) -> None:
+def _end(connection: Connection, process: BaseProcess) -> None:
     with suppress(OSError):
         connection.send(False)
     process.join(10)

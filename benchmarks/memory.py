@@ -44,10 +44,10 @@ def main() -> None:
     for samples, length in SHAPES:
         found = {"B": samples, "T": length}
         for name, make in (("ours", ours_side), ("peer", theirs_side)):
-            with elsewhere(partial(make, samples, length)) as (side,):
+            with elsewhere(partial(make, samples, length), warm=False) as (side,):
                 found[name] = side()
         rows.append(found | {"ratio": found["ours"] / found["peer"]})
-    with elsewhere(state_side) as (side,):
+    with elsewhere(state_side, warm=False) as (side,):
         limit = side()
     result("memory", rows[0]["ours"], rows[0]["peer"], limit, "MB (less is better)", rows=rows)
 

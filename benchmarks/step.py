@@ -1,9 +1,9 @@
 """Tokens per second of one optimizer step; beside it transformers' BertForPreTraining with the same batch and type.
 
 The peer is the better of eager and torch.compile, each in a process of its own: both do two steps, and the faster one
-is measured. The limit is the rate at which this machine multiplies matrices, divided by the step's FLOPs: its share is
-the MFU. `--sizes` goes through the five named sizes, beside the eager peer at T=128 and alone at 256 and 512;
-`--profile` says where our step's time goes.
+is measured (with `--sizes` eager alone). The limit is the rate at which this machine multiplies matrices, divided by
+the step's FLOPs: its share is the MFU. `--sizes` goes through the five named sizes, beside the eager peer at T=128 and
+alone at 256 and 512; `--profile` says where our step's time goes.
 """
 
 import argparse
@@ -93,6 +93,7 @@ def compare(
     """
     peak = gemm_rate()
     with elsewhere(*(partial(peer_side, size, samples, length, **options) for options in ways.values())) as sides:
+        # To choose among them; one alone only warms up.
         before = dict(zip(ways, medians(*sides, rounds=2 if len(ways) > 1 else 1), strict=True))
         best = max((name for name in ways if not name.endswith(ALSO)), key=lambda name: before[name])
         measured = {name: side for name, side in zip(ways, sides, strict=True) if name == best or name.endswith(ALSO)}

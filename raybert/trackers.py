@@ -40,6 +40,9 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
+    def settle(self) -> None:
+        """Called now and then between figures, for what has to be sent on; most trackers do that by themselves."""
+
 
 def require(names: Sequence[Name], run_uri: str) -> None:
     """See early that every tracker can be opened.
@@ -69,6 +72,7 @@ def following(config: Config) -> Iterator[None]:
             run_uri,
             on_record=lambda record: _tell(open_ones, record["step"], figures(record), ""),
             on_probe=lambda record: _tell(open_ones, record["step"], probe_figures(record), record["task"]),
+            on_look=lambda: _settle(open_ones),
             history=True,
         ):
             yield
@@ -80,6 +84,11 @@ def following(config: Config) -> Iterator[None]:
 def _tell(trackers: Sequence["_Followed"], step: int, values: Mapping[str, float], probe: str) -> None:
     for one in trackers:
         one.tell(step, values, probe)
+
+
+def _settle(trackers: Sequence["_Followed"]) -> None:
+    for one in trackers:
+        one.settle()
 
 
 class _Followed:
@@ -95,6 +104,11 @@ class _Followed:
         with self._harmless():
             if self._tracker is not None and values and self._cursor.is_new(step, probe):
                 self._tracker.log(step, values)
+
+    def settle(self) -> None:
+        with self._harmless():
+            if self._tracker is not None:
+                self._tracker.settle()
 
     def close(self) -> None:
         with self._harmless():
@@ -179,7 +193,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 # -- trackers -----------------------------------------------------------------------------------------------------
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in RUN/tensorboard; of a remote run they are written here and copied there as they grow.
 
     A file that cannot be written, since the disk is full, is given up; a new one is begun when there is room, and what
@@ -196,7 +210,7 @@ class TensorBoard:
         storage.remove(self._uri)
         self._directory = tempfile.mkdtemp(prefix="raybert-tensorboard-") if self._remote else self._uri
         self._file: Any = None
-        self._files, self._flushed = 0, 0.0
+        self._files, self._flushed, self._is_full = 0, 0.0, False
         rows = [f"| {key} | {value} |" for key, value in settings.items()]
         self._write(0, [text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))])
 
@@ -204,6 +218,10 @@ class TensorBoard:
         from tensorboardX.summary import scalar
 
         self._write(step, [scalar(name, value) for name, value in values.items()])
+
+    def settle(self) -> None:
+        if self._file is not None and time.monotonic() - self._flushed > FLUSH_INTERVAL:
+            self._flush()
         if self._remote and time.monotonic() - self._copied > UPLOAD_INTERVAL:
             self._copied = time.monotonic()
             try:
@@ -212,33 +230,56 @@ class TensorBoard:
                 logger.warning("TensorBoard's files could not be copied to %s for now: %s", self._uri, error)
 
     def _write(self, step: int, summaries: Sequence[Any]) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event
 
-        try:
+        with self._unless_full():
             if self._file is None:
-                Path(self._directory).mkdir(parents=True, exist_ok=True)
-                self._file = EventsWriter(f"{self._directory}/events", f".{self._files}")
-                self._files += 1
+                if self._is_full and time.monotonic() - self._flushed < FLUSH_INTERVAL:
+                    return
+                self._begin()
             for summary in summaries:
                 self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
-            if time.monotonic() - self._flushed > FLUSH_INTERVAL:
-                self._flushed = time.monotonic()
-                self._file.flush()
+
+    def _begin(self) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._flushed = time.monotonic()
+        Path(self._directory).mkdir(parents=True, exist_ok=True)
+        file = EventsWriter(f"{self._directory}/events", f".{self._files}")
+        try:
+            file.flush()  # only that finds out whether there is room
+        except OSError:
+            for path in Path(self._directory).glob(f"events.*.{self._files}"):
+                path.unlink()
+            raise
+        self._file, self._files, self._is_full = file, self._files + 1, False
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        with self._unless_full():
+            self._file.flush()
+
+    @contextmanager
+    def _unless_full(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            if self._file is not None:
+            if not self._is_full:
                 logger.warning("TensorBoard's file cannot be written; the next one begins when it can: %s", error)
-            self._file = None
+            self._file, self._is_full = None, True
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        with self._unless_full():
+            if self._file is not None:
+                self._file.close()
         if self._remote:
-            _upload(self._directory, self._uri)
-            shutil.rmtree(self._directory, ignore_errors=True)
+            try:
+                _upload(self._directory, self._uri)
+            finally:
+                shutil.rmtree(self._directory, ignore_errors=True)
 
 
-class MLflow:
+class MLflow(Tracker):
     """An MLflow run in the experiment `raybert`; the same run directory goes on in the same MLflow run."""
 
     def __init__(self, run_uri: str, settings: Mapping[str, Any]) -> None:
@@ -270,7 +311,7 @@ class MLflow:
         self._client.set_terminated(self._run)
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(Tracker):
     """A W&B run in the project of WANDB_PROJECT, or `raybert`; its id is made of the run directory's name."""
 
     def __init__(self, run_uri: str, settings: Mapping[str, Any]) -> None:

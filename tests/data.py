@@ -1,5 +1,7 @@
 """Shard sets made for a test: random windows with known tokens, without a tokenizer or Ray."""
 
+from functools import partial
+
 import numpy as np
 
 from raybert.data.shards import ShardSet, UnitRows, open_shards, shard_name, write_manifest, write_shard
@@ -27,12 +29,11 @@ def make_shards(
     uri: str, *, seq_len: int = 32, rows: int = 300, unit_rows: int = 64, shards: int = 2, vocabulary: int = 50_257
 ) -> ShardSet:
     """A small shard set with both splits; the last unit of a shard is a partial one."""
+    made = partial(random_rows, seq_len=seq_len, documents=50, vocabulary=vocabulary)
     splits = {}
     for split, count, size in (("train", shards, rows), ("validation", 1, 40)):
         splits[split] = [
-            write_shard(uri, shard_name(split, i, count), made, unit_rows)
-            for i in range(count)
-            for made in [random_rows(size, seq_len, documents=50, seed=i, vocabulary=vocabulary)]
+            write_shard(uri, shard_name(split, i, count), made(size, seed=i), unit_rows) for i in range(count)
         ]
     write_manifest(uri, seq_len=seq_len, unit_rows=unit_rows, splits=splits, counts={}, settings={}, inputs={})
     return open_shards(uri)

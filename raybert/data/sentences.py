@@ -1,9 +1,9 @@
 """Plain text to sentences, by rules alone: fast, and good enough for any language that ends its sentences with a mark.
 
 A sentence ends at a blank line, or at ``. ! ? …`` (and ``। ؟``), closing quotes or brackets, and white space before
-something that is not a lower-case letter; and at ``。！？``, which need no space. A full stop after an initial
-("J."), a dotted abbreviation ("e.g.") or a known one ("Dr.") ends nothing. A single line break is white space:
-hard-wrapped text is as common as one paragraph a line.
+something that is not a lower-case letter; and at ``。！？``, one or several with closing quotes, which need no space.
+A full stop after an initial ("J."), a dotted abbreviation ("e.g.") or a known one ("Dr.") ends nothing. A single line
+break is white space: hard-wrapped text is as common as one paragraph a line.
 """
 
 import re
@@ -77,7 +77,7 @@ def _ends_sentence(text: str, mark: int, after: int) -> bool:
         return True
     earliest = max(0, mark - 24)
     word = text[text.rfind(" ", earliest, mark) + 1 or earliest : mark]
-    if len(word) > _LONGEST and word.isalpha():  # most words that are asked for end here
+    if len(word) > _LONGEST and word.isalpha():  # no abbreviation is as long; most words are, and need no more
         return True
     word = word.lstrip(_OPENERS)
     if word != "I" and _DOTTED.fullmatch(word):

@@ -42,15 +42,17 @@ def encode_document(text: str, tokenizer: Tokenizer, seq_len: int) -> Document |
     Raises:
         UnicodeEncodeError: the text holds half a surrogate pair.
     """
-    whole, ends = sentences.find_ends(text)
-    if not ends:
+    whole, character_ends = sentences.find_ends(text)
+    if not character_ends:
         return None
     content = whole.encode()
     digest = hashlib.blake2b(content, digest_size=8).digest()
     tokens = tokenizer.encode_array(whole)
+    byte_ends = character_ends
     if len(content) != len(whole):
-        ends = list(accumulate(len(whole[start:end].encode()) for start, end in pairwise([0, *ends])))
-    ends = sentence_ends(tokenizer.byte_lengths[tokens], ends)
+        parts = pairwise([0, *character_ends])
+        byte_ends = list(accumulate(len(whole[start:end].encode()) for start, end in parts))
+    ends = sentence_ends(tokenizer.byte_lengths[tokens], byte_ends)
     windows, short = cut_windows(ends, seq_len)
     return Document(int.from_bytes(digest, "little", signed=True), tokens.astype(np.uint16), windows, short)
 

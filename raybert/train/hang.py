@@ -5,7 +5,6 @@ blame. Each rank has a thread that tells the watch its step, what it is at and, 
 The watch is an actor in a process of its own, so a rank that is stopped altogether is missed by it.
 """
 
-import logging
 import os
 import signal
 import statistics
@@ -17,7 +16,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,6 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybert.train import faults
-
-logger = logging.getLogger(__name__)
 
 BEAT = 1.0  # seconds between two messages of a rank
 NOTING = 30.0  # seconds that a hang's note may take
@@ -110,35 +106,56 @@ class HangWatch:
                 found = [(rank, self._ranks.pop(rank)) for rank in blamed]
                 if found:
                     self._ranks.clear()  # the others end with them
-            for rank, known in found:
-                self._end(rank, known, now)
+            self._end(found, now)
 
-    def _end(self, rank: int, known: Rank, now: float) -> None:
-        """Note the hang, and then end the process: when rank 0 dies, or the group with it, this actor is gone too."""
-        try:
-            stack = known.stack or _on_its_node(known, stack_of)
-        except Exception as error:
-            stack = f"(none: {type(error).__name__})"
-        seconds = now - known.moved
-        text = (
-            f"rank {rank} (process {known.pid} on node {known.node[:12]}) made no progress for {seconds:.0f} s, at "
-            f"step {known.step + 1} in {known.phase or 'start'}; it was ended, and the group starts again from the "
-            f"newest checkpoint. It stood at: {last_frame(stack)}"
+    def _end(self, blamed: list[tuple[int, Rank]], now: float) -> None:
+        """Note the hang of each, and then end them: when rank 0 dies, or the group with it, this actor is gone too."""
+        stacks = [known.stack or _stack(known) for _, known in blamed]
+        with self._lock:
+            found = [(*one, stack) for one, stack in zip(blamed, stacks, strict=True) if not self._has_moved(*one)]
+        notes = [threading.Thread(target=self._note, args=(*one, now), daemon=True) for one in found]
+        for note in notes:
+            note.start()
+        end = time.monotonic() + NOTING  # a storage that is away as well must not keep the processes
+        for note in notes:
+            note.join(max(0.0, end - time.monotonic()))
+        for rank, known, _ in found:
+            try:
+                on_its_node(known, end_process)
+            except Exception as error:
+                text = f"rank {rank} (process {known.pid}) could not be ended ({type(error).__name__}: {error})"
+                faults.note(self._run_uri, "hang", text, rank=rank, node=known.node, pid=known.pid)
+
+    def _has_moved(self, rank: int, blamed: Rank) -> bool:
+        """Whether it got ahead since it was taken off the list."""
+        again = self._ranks.get(rank)
+        return again is not None and (again.step, again.progress) != (blamed.step, blamed.progress)
+
+    def _note(self, rank: int, known: Rank, stack: str, now: float) -> None:
+        faults.note(
+            self._run_uri,
+            "hang",
+            f"rank {rank} (process {known.pid} on node {known.node[:12]}) made no progress for {now - known.moved:.0f} "
+            f"s, at step {known.step + 1} in {known.phase or 'start'}; it is ended, and the group starts again from "
+            f"the newest checkpoint. It stood at: {last_frame(stack)}",
+            rank=rank,
+            node=known.node,
+            pid=known.pid,
+            step=known.step + 1,
+            phase=known.phase,
+            stack=stack,
         )
-        details = {"rank": rank, "node": known.node, "pid": known.pid, "phase": known.phase, "stack": stack}
-        noting = threading.Thread(
-            target=partial(faults.note, self._run_uri, "hang", text, step=known.step + 1, **details), daemon=True
-        )
-        noting.start()
-        noting.join(NOTING)  # a storage that is away as well must not keep the process
-        try:
-            _on_its_node(known, end_process)
-        except Exception as error:
-            logger.warning("Rank %d, process %d, could not be ended: %s", rank, known.pid, error)
 
 
-def _on_its_node(rank: Rank, function: Callable[[int], str]) -> str:
-    """What a function says of the rank's process."""
+def _stack(rank: Rank) -> str:
+    try:
+        return on_its_node(rank, stack_of)
+    except Exception as error:
+        return f"(none: {type(error).__name__})"
+
+
+def on_its_node(rank: Rank, function: Callable[[int], str]) -> str:
+    """Call a function with the rank's process id on the rank's node; what it returns, within a minute."""
     where = NodeAffinitySchedulingStrategy(rank.node, soft=False)
     task: Any = ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=where)
     found: str = ray.get(task.remote(rank.pid), timeout=60)
@@ -152,6 +169,7 @@ def last_frame(stack: str) -> str:
 
 def stack_of(pid: int) -> str:
     """Runs on the node of the process: its stack, as far as it can be had, and its state."""
+    _require_worker(pid)
     py_spy = Path(sys.executable).with_name("py-spy")
     stack = ""
     if py_spy.exists():
@@ -163,9 +181,14 @@ def stack_of(pid: int) -> str:
 
 
 def end_process(pid: int) -> str:
-    """Runs on the node of the process; returns its title."""
-    title = Path(f"/proc/{pid}/cmdline").read_bytes()
-    if not title.startswith(b"ray::"):
-        raise RuntimeError(f"process {pid} is no Ray worker any more")
+    """Runs on the node of the process; returns the title that it had."""
+    title = _require_worker(pid)
     os.kill(pid, signal.SIGKILL)
-    return title.decode(errors="replace")
+    return title
+
+
+def _require_worker(pid: int) -> str:
+    title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    if not title.startswith("ray::"):
+        raise RuntimeError(f"process {pid} is no Ray worker any more")
+    return title

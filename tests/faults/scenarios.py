@@ -41,9 +41,9 @@ def worker_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
 def worker_killed_twice(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     """The second time while the group starts again."""
     moment(driver, rng)
-    first = pick(rng, cluster.pids(WORKER))
-    kill(first)
-    kill(driver.wait_for("new workers", lambda: [pid for pid in cluster.pids(WORKER) if pid > first])[0])
+    known = cluster.pids(WORKER)
+    kill(pick(rng, known))
+    kill(driver.wait_for("new workers", lambda: sorted({*cluster.pids(WORKER)} - {*known}))[0])
 
 
 def data_task_killed(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
@@ -102,12 +102,14 @@ def second_driver(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     events = set(storage.list_files(f"{driver.uri}/tensorboard"))
     assert events or driver.gcs is not None  # where they are copied now and then
     assert second.process is not None
-    while second.process.poll() is None:
+    end = time.monotonic() + 120
+    while second.process.poll() is None and time.monotonic() < end:
         for sign, seconds in ((signal.SIGSTOP, 2.0), (signal.SIGCONT, 0.05)):
             for pid in workers:
-                kill(pid, sign)
+                with contextlib.suppress(ProcessLookupError):
+                    kill(pid, sign)
             time.sleep(seconds)
-    assert second.wait() == 2, second.said
+    assert second.wait(1) == 2, second.said
     assert "Another driver" in second.said
     assert events <= set(storage.list_files(f"{driver.uri}/tensorboard"))
 

@@ -9,6 +9,7 @@ RAYBERT_FAULT_SEED   the draw, the moments, the victims, the number of workers, 
 
 import os
 import random
+import shutil
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,9 @@ def test_nothing_is_lost(number, names, cluster, shards, gcs, bucket, tmp_path, 
             if driver.process is not None and driver.process.poll() is None:
                 driver.kill()
             gcs.inject()
+            for path in cluster.temporary.glob("raybert-*"):  # what processes that were killed have left, for ever
+                shutil.rmtree(path, ignore_errors=True)
+                path.unlink(missing_ok=True)
         assert not halves(driver.uri)
         assert run_app(["verify", driver.uri]) == 0, capsys.readouterr().out
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import threading
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.patience import patiently
-from raybert.train import checkpoint, faults
+from raybert.train import checkpoint, faults, hang
 from raybert.train.elastic import fitting_workers
 from raybert.train.hang import FIRST_STEP, HangWatch, Rank, stalled_ranks
 from raybert.train.ingest import SNAPSHOT, last_step
@@ -301,6 +302,28 @@ def test_a_rank_without_a_pulse_is_missed_before_the_first_step_is_done():
     assert stalled_ranks(known, now=1000.0, limit=900, silence=20, patience=100) == [1]
     del known[1]
     assert stalled_ranks(known, now=1000.0, limit=900, silence=20, patience=100) == []
+
+
+def test_all_who_hang_are_noted_before_any_is_ended(monkeypatch):
+    did = []
+    monkeypatch.setattr(hang.faults, "note", lambda uri, kind, text, **details: did.append(("note", details["rank"])))
+    monkeypatch.setattr(hang, "on_its_node", lambda rank, what: did.append((what.__name__, rank.pid)) or "")
+    watch = HangWatch("nowhere", factor=20, least=100, patience=0)
+    blamed = [(rank, Rank("node", 10 + rank, step=5, progress=9, stack="at work")) for rank in range(4)]
+    watch.beat(2, "node", 12, 6, 10, "step", "")  # got ahead after all
+    watch.beat(3, "node", 13, 5, 9, "step", "")  # has a pulse, and no more
+    watch._end(blamed, now=0.0)
+    assert sorted(did[:3]) == [("note", 0), ("note", 1), ("note", 3)]
+    assert did[3:] == [("end_process", 10), ("end_process", 11), ("end_process", 13)]
+
+
+def test_a_hang_is_ended_although_it_cannot_be_noted(monkeypatch):
+    did = []
+    monkeypatch.setattr(hang, "NOTING", 0.05)
+    monkeypatch.setattr(hang.faults, "note", lambda *_, **__: threading.Event().wait())
+    monkeypatch.setattr(hang, "on_its_node", lambda rank, what: did.append(what.__name__) or "")
+    HangWatch("nowhere", factor=20, least=100, patience=0)._end([(0, Rank("node", 10))], now=0.0)
+    assert did == ["stack_of", "end_process"]
 
 
 def test_the_way_to_the_restored_step_says_nothing_of_a_step_s_time():
