@@ -54,6 +54,8 @@ def stalled_ranks(ranks: dict[int, Rank], *, now: float, limit: float, silence: 
         silence: seconds without a word; also a rank that only waits has its pulse.
         patience: so many more while a rank waits for storage.
     """
+    if not ranks:  # none has told of itself yet
+        return []
     silent = [rank for rank, known in ranks.items() if now - known.heard > silence]
     if silent:
         return silent

@@ -288,6 +288,7 @@ def test_a_hang_is_blamed_on_the_one_that_others_wait_for():
         return stalled_ranks(ranks(1000.0, *known), now=1000.0, limit=20, silence=20, patience=100)
 
     waiting = (5, "step", "in train_step\n  dist.all_reduce(masked)", 30, 1)
+    assert blamed() == []
     assert blamed((5, "step", "", 3, 1), (5, "step", "", 3, 1)) == []
     assert blamed(waiting, (5, "step", "", 3, 1)) == [], "one that moves is worth waiting for"
     assert blamed(waiting, (5, "step", "", 30, 25)) == [1], "stopped altogether"
