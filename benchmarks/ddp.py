@@ -12,7 +12,7 @@ from benchmarks.common import result
 from benchmarks.runs import MICRO_BATCH, SEQ_LEN, bare_side, ray_side, shards
 from benchmarks.turns import take_turns
 
-GLOBAL_BATCH = 4
+GLOBAL_BATCH = 8
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
             partial(bare_side, folder, uri, "torchrun", processes=2, threads=1, global_batch=GLOBAL_BATCH),
             partial(ray_side, folder, uri, "one", workers=1, threads=2, global_batch=GLOBAL_BATCH),
         )
-        first, peer, one = take_turns(sides, rounds=arguments.rounds, settle=3.0, seconds=2.0, warm_up=0.0)
+        first, peer, one = take_turns(sides, rounds=arguments.rounds, settle=5.0, seconds=2.0, warm_up=0.0)
     more = {"one_worker_two_threads": one, "against_one_worker": first / one, "seq_len": SEQ_LEN}
     more |= {"global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH, "rounds": arguments.rounds, "clock": "wall time"}
     result("ddp", first, peer, peer, "real tokens/s", threads=1, **more)
