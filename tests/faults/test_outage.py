@@ -22,9 +22,7 @@ pytestmark = [
 
 def test_a_run_waits_until_the_bucket_is_back(gcs, tmp_path):
     bucket = gcs.create_bucket("outage")
-    local = make_shards(str(tmp_path / "shards"), seq_len=SEQ_LEN, rows=700)
-    for path in (tmp_path / "shards").iterdir():
-        storage.upload_file(path, f"{bucket}/shards/{path.name}")
+    local, _ = (make_shards(uri, seq_len=SEQ_LEN, rows=700) for uri in (f"{tmp_path}/shards", f"{bucket}/shards"))
     with ray_nodes(3) as cluster:
         run = {"storage": f"{bucket}/runs"}
         driver = Driver.of(cluster, tmp_path, f"{bucket}/shards", "run", run=run, train={"steps": STEPS})

@@ -12,11 +12,9 @@ import random
 import shutil
 import subprocess
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from raybert import storage
 from raybert.cli import run_app
 from raybert.train.recover import halves
 from tests.data import make_shards
@@ -46,11 +44,10 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bucket(gcs, shards):
+def bucket(gcs):
     """A bucket with the same shards in it."""
     uri = gcs.create_bucket("faults")
-    for path in Path(shards).iterdir():
-        storage.upload_file(path, f"{uri}/shards/{path.name}")
+    make_shards(f"{uri}/shards", seq_len=SEQ_LEN, rows=700)
     return uri
 
 
