@@ -12,7 +12,15 @@ from torch import Tensor
 
 from raybert.data.masking import max_masked
 from raybert.data.shards import UnitRows, open_shards, shard_name, write_manifest, write_shard
-from raybert.data.stream import CHAPTERS, MOST_SAMPLES, blocks_of, execution_options, train_stream, worker_batches
+from raybert.data.stream import (
+    CHAPTERS,
+    LEAST_SAMPLES,
+    MOST_SAMPLES,
+    blocks_of,
+    execution_options,
+    train_stream,
+    worker_batches,
+)
 from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
@@ -26,7 +34,7 @@ from raybert.train.precision import pick_dtype
 from raybert.train.step import train_step
 
 OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
-STREAM_BATCH, STREAM_STEPS, STREAM_LENGTH = 64, 2048, 512
+STREAM_BATCH, STREAM_STEPS, STREAM_LENGTH = 64, 4096, 512
 
 
 def check_shape(size: str, samples: int, seq_len: int) -> None:
@@ -121,13 +129,13 @@ def stream_rate(shards_uri: str, *, batch: int, steps: int) -> float:
 
     A stream is longer than another one by so many steps, and takes so much longer: what it needs to start cancels out,
     and nothing counts that lay ready before a clock was started. Both are long enough to have chapters of the same
-    size. One before them starts Ray's processes.
+    size. A short one before them starts Ray's processes.
 
     Raises:
         RunFailed: the machine was so busy meanwhile that the shorter stream took longer.
     """
     least = CHAPTERS * MOST_SAMPLES // batch
-    counts = (least, least, steps + least)
+    counts = (CHAPTERS * LEAST_SAMPLES // batch, least, steps + least)
     _, (few, brief), (many, long) = (_consumed(shards_uri, batch, count) for count in counts)
     if long <= brief:
         raise RunFailed("The machine is too busy with other work to measure the stream; try again.")

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from raybert.data import masking, pairs
 from raybert.data.shards import UnitRows
+from raybert.tokenizer import PAD_ID
 
 Columns = dict[str, np.ndarray]
 
@@ -22,18 +23,38 @@ LAYOUT: Mapping[str, tuple[str, bool]] = {
 }
 
 
-def build(unit: UnitRows, rows: np.ndarray, keys: np.ndarray, index: np.ndarray, seq_len: int) -> Columns:
-    """Pair and mask windows of one unit. `rows`, `keys` and `index` are (N,); a sample depends on its own key alone."""
+# Samples that are laid out and masked together, by length: as wide as the longest of them, and no wider. With 64 the
+# calls of numpy for each group cost more than their padding would.
+GROUP = 128
+
+
+def empty(count: int, seq_len: int) -> Columns:
+    """Columns of so many samples, all padding, for `build` to write into."""
+    most = masking.max_masked(seq_len)
+    wide = {"input_ids": (seq_len, PAD_ID), "masked_positions": (most, -1), "masked_labels": (most, PAD_ID)}
+    return {
+        name: np.full((count, wide[name][0]), wide[name][1], kind) if name in wide else np.empty(count, kind)
+        for name, (kind, _) in LAYOUT.items()
+    }
+
+
+def build(unit: UnitRows, rows: np.ndarray, keys: np.ndarray, index: np.ndarray, into: Columns) -> None:
+    """Pair and mask windows of one unit, into columns from `empty`.
+
+    `rows`, `keys` and `index` are (N,); a sample depends on its own key alone.
+    """
     segments = pairs.draw_segments(unit, rows, keys)
-    not_next = pairs.draw_labels(segments, keys)
-    ids, cut, length = pairs.assemble(unit, segments, not_next, seq_len)
-    masked, positions, labels = masking.mask(ids, cut, length, keys)
-    values = (masked, cut, length, positions, labels, not_next, index)
-    return {name: np.asarray(v).astype(LAYOUT[name][0]) for name, v in zip(LAYOUT, values, strict=True)}
-
-
-def concatenate(parts: list[Columns]) -> Columns:
-    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in LAYOUT}
+    into["next_sentence_label"][:] = not_next = pairs.draw_labels(segments, keys)
+    into["cut"][:], into["length"][:] = cut, length = pairs.layout(segments)
+    into["index"][:] = index
+    order = np.argsort(length)
+    for group in (order[first : first + GROUP] for first in range(0, len(order), GROUP)):
+        width = int(length[group[-1]])
+        ids = pairs.assemble(unit, segments.take(group), not_next[group], width)
+        masked, positions, labels = masking.mask(ids, cut[group], length[group], keys[group])
+        into["input_ids"][group, :width] = masked
+        into["masked_positions"][group, : positions.shape[1]] = positions
+        into["masked_labels"][group, : labels.shape[1]] = labels
 
 
 def take(columns: Columns, rows: np.ndarray | slice) -> Columns:

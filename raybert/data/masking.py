@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from raybert.data.rng import below, bits, fold, uniform
+from raybert.data.rng import below, bits, draw, extend, fold, uniform
 from raybert.tokenizer import MASK_ID, NUM_TEXT_TOKENS, PAD_ID
 
 MASKED_FRACTION = 0.15
@@ -23,7 +23,8 @@ def mask(
     tokens and padding are never chosen. A sample's result depends on its own key alone.
 
     Args:
-        ids: (N, T) uint16 as `raybert.data.pairs.assemble` lays them out, with cut and length (N,).
+        ids: (N, T) uint16 as `raybert.data.pairs.assemble` lays them out, with cut and length (N,). A sample's result
+            does not depend on T, but for the padding.
         keys: (N,) uint64.
 
     Returns:
@@ -33,14 +34,18 @@ def mask(
     most = max_masked(seq_len)
     # [CLS] and two [SEP] are no text. numpy rounds halves to even, as Python's round does.
     wanted = np.clip(np.rint(MASKED_FRACTION * (length - 3)).astype(np.int64), 1, most)
-    rows, places = np.divmod(_choose(cut, length, keys, wanted, seq_len), seq_len)
-    original = ids[rows, places]
+    chosen = _choose(cut, length, keys, wanted, seq_len)
+    rows = np.repeat(np.arange(len(ids)), wanted)
+    places = chosen - rows * seq_len
+    original = ids.ravel()[chosen]
     # Drawn by (sample, position), so that they do not depend on the order of the positions.
-    place_keys = fold(keys[rows], places)
-    treat = uniform(bits(place_keys, _TREAT, 1)[:, 0])
-    random_ids = below(bits(place_keys, _REPLACE, 1)[:, 0], NUM_TEXT_TOKENS)
+    place_keys = fold(extend(fold(keys)[rows], places))
+    treat = uniform(draw(place_keys, _TREAT, 1)[:, 0])
+    replaced = np.flatnonzero((treat >= 0.8) & (treat < 0.9))
+    treated = np.where(treat < 0.8, np.uint16(MASK_ID), original)
+    treated[replaced] = below(draw(place_keys[replaced], _REPLACE, 1)[:, 0], NUM_TEXT_TOKENS)
     masked = ids.copy()
-    masked[rows, places] = np.where(treat < 0.8, MASK_ID, np.where(treat < 0.9, random_ids, original))
+    masked.ravel()[chosen] = treated
     filled = np.arange(most) < wanted[:, None]  # (N, P)
     positions = np.full(filled.shape, -1, np.int32)
     positions[filled] = places

@@ -10,7 +10,7 @@ shorter of the two. So (|A|, |B|) is the same for both labels of a sample, and w
 nothing either, as B' is the longer one as often as the shorter.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -33,6 +33,9 @@ class Segments:
     other_start: np.ndarray  # of B', which replaces B in a NotNext sample
     b_length: np.ndarray  # of B and of B'
     paired: np.ndarray  # false where no partner exists, so that the sample must be IsNext
+
+    def take(self, samples: np.ndarray) -> "Segments":
+        return Segments(*(getattr(self, part.name)[samples] for part in fields(self)))
 
 
 def draw_segments(unit: UnitRows, rows: np.ndarray, keys: np.ndarray) -> Segments:
@@ -73,14 +76,14 @@ def draw_labels(segments: Segments, keys: np.ndarray) -> np.ndarray:
     return (bits(keys, _LABEL, 1)[:, 0] >> np.uint64(63)).astype(bool) & segments.paired
 
 
-def assemble(
-    unit: UnitRows, segments: Segments, not_next: np.ndarray, seq_len: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lay out [CLS] A [SEP] B [SEP] [PAD]...
+def layout(segments: Segments) -> tuple[np.ndarray, np.ndarray]:
+    """cut (N,): tokens before segment B, |A| + 2; length (N,): tokens without padding."""
+    cut = segments.a_length + 2
+    return cut, cut + segments.b_length + 1
 
-    Returns:
-        ids (N, T) uint16; cut (N,) = tokens before segment B, |A| + 2; length (N,) = tokens without padding.
-    """
+
+def assemble(unit: UnitRows, segments: Segments, not_next: np.ndarray, seq_len: int) -> np.ndarray:
+    """Lay out [CLS] A [SEP] B [SEP] [PAD]... as ids (N, T) uint16."""
     place = np.arange(seq_len)  # (T,)
     a_end = segments.a_length + 1  # place of the first [SEP]
     b_end = a_end + 1 + segments.b_length  # place of the second
@@ -92,7 +95,7 @@ def assemble(
     ids[samples, a_end] = SEP_ID
     ids[samples, b_end] = SEP_ID
     ids[place > b_end[:, None]] = PAD_ID
-    return ids, a_end + 1, b_end + 1
+    return ids
 
 
 def _draw_cut(unit: UnitRows, rows: np.ndarray, lengths: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
-from raybert.data.block import Columns, build, concatenate, widen
+from raybert.data.block import Columns, build, empty, take, widen
 from raybert.data.plan import Plan
 from raybert.data.rng import fold
 from raybert.data.shards import ShardSet, UnitRows, open_shards, read_unit
@@ -31,12 +32,12 @@ class SampleReader:
         epochs, units, rows = self.plan.locate(index)
         # Runs of samples in one unit of one epoch; the plan keeps a unit's samples together.
         change = np.flatnonzero((np.diff(units) != 0) | (np.diff(epochs) != 0)) + 1
-        parts = []
-        for run in np.split(np.arange(len(index)), change):
-            epoch, unit = int(epochs[run[0]]), int(units[run[0]])
+        columns = empty(len(index), self.shards.seq_len)
+        for first, end in pairwise([0, *change.tolist(), len(index)]):
+            run, epoch, unit = slice(first, end), int(epochs[first]), int(units[first])
             keys = fold(self.seed, epoch, unit, rows[run])
-            parts.append(build(self._read(unit), rows[run], keys, index[run], self.shards.seq_len))
-        return concatenate(parts)
+            build(self._read(unit), rows[run], keys, index[run], take(columns, run))
+        return columns
 
 
 def iter_batches(

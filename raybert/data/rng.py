@@ -10,10 +10,10 @@ import numpy as np
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser, a bijection of uint64."""
-    shifted = x >> np.uint64(30)  # and in place from here on: most of the time would go into new memory
-    x = x ^ shifted
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser, a bijection of uint64, in place: most of the time would go into new memory."""
+    shifted = x >> np.uint64(30)
+    x ^= shifted
     x *= np.uint64(0xBF58476D1CE4E5B9)
     np.right_shift(x, np.uint64(27), out=shifted)
     x ^= shifted
@@ -25,16 +25,25 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 def fold(*parts: int | np.ndarray) -> np.ndarray:
     """One uint64 key from whole numbers >= 0, broadcast against each other; at least one-dimensional."""
-    key = np.zeros(1, np.uint64)
+    return extend(np.zeros(1, np.uint64), *parts)
+
+
+def extend(key: np.ndarray, *parts: int | np.ndarray) -> np.ndarray:
+    """The key of more parts: `extend(fold(a), b)` is `fold(a, b)`."""
     for part in parts:
-        key = mix(key + _GOLDEN + np.atleast_1d(np.asarray(part)).astype(np.uint64))
+        key = _mix(key + (np.atleast_1d(np.asarray(part)).astype(np.uint64) + _GOLDEN))
     return key
 
 
 def bits(keys: np.ndarray, purpose: int, count: int) -> np.ndarray:
     """(B,) keys -> (B, count) independent uint64."""
+    return draw(fold(keys), purpose, count)
+
+
+def draw(folded: np.ndarray, purpose: int, count: int) -> np.ndarray:
+    """`bits` of keys that are folded already, for those of which several draws are made: `draw(fold(keys), ...)`."""
     counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return mix(fold(keys, purpose)[:, None] + counters)
+    return _mix(extend(folded, purpose)[:, None] + counters)
 
 
 def uniform(random_bits: np.ndarray) -> np.ndarray:
