@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-BENCHMARKS := step 'step --sizes' padding stream overhead ddp checkpoint probe interference start prepare memory
+BENCHMARKS := step 'step --sizes' padding stream overhead ddp checkpoint probe start prepare memory
 
 .PHONY: help demo test bench test-faults soak prometheus lint format docs wheel clean
 demo: $(VENV)/.demo  ## train a small BERT on real text, with probes beside it (four minutes)
@@ -29,7 +29,7 @@ soak: $(VENV)/.dev  ## N=200 faults of all kinds, all the data, then 10,000 step
 		$(BIN)/python -m pytest tests/unit/test_export.py tests/integration/test_prepare.py \
 		tests/faults/test_runs.py tests/faults/test_bounded.py $(PYTEST_ARGS)
 
-bench: $(VENV)/.bench  ## every benchmark beside its peer, a JSON line each
+bench: $(VENV)/.bench  ## the benchmarks beside their peers, a JSON line each; BENCHMARKS=interference for one
 	@mkdir -p build; for name in $(BENCHMARKS); do \
 	  out=$$($(BIN)/python -m benchmarks.$$name 2>build/bench.log) || { tail -n 20 build/bench.log; exit 1; }; \
 	  printf '%s\n' "$$out" | tail -n 1; \

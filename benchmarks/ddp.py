@@ -22,11 +22,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         uri = shards(folder)
         sides = (
-            partial(ray_side, folder, uri, "two", workers=2, threads=1, global_batch=GLOBAL_BATCH),
+            partial(ray_side, folder, uri, "two", workers=2, threads=1, global_batch=GLOBAL_BATCH, settle=5.0),
             partial(bare_side, folder, uri, "torchrun", processes=2, threads=1, global_batch=GLOBAL_BATCH),
-            partial(ray_side, folder, uri, "one", workers=1, threads=2, global_batch=GLOBAL_BATCH),
+            partial(ray_side, folder, uri, "one", workers=1, threads=2, global_batch=GLOBAL_BATCH, settle=5.0),
         )
-        first, peer, one = take_turns(sides, rounds=arguments.rounds, settle=5.0, seconds=2.0, warm_up=0.0)
+        first, peer, one = take_turns(sides, rounds=arguments.rounds, seconds=2.0)
     more = {"one_worker_two_threads": one, "against_one_worker": first / one, "seq_len": SEQ_LEN}
     more |= {"global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH, "rounds": arguments.rounds, "clock": "wall time"}
     result("ddp", first, peer, peer, "real tokens/s", threads=1, **more)

@@ -22,10 +22,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         uri = shards(folder)
         sides = (
-            partial(ray_side, folder, uri, "ray", workers=1, threads=1, global_batch=GLOBAL_BATCH),
+            partial(ray_side, folder, uri, "ray", workers=1, threads=1, global_batch=GLOBAL_BATCH, settle=2.0),
             partial(bare_side, folder, uri, "bare", processes=1, threads=1, global_batch=GLOBAL_BATCH),
         )
-        first, second = take_turns(sides, rounds=arguments.rounds, settle=2.0, seconds=3.0, warm_up=5.0)
+        first, second = take_turns(sides, rounds=arguments.rounds, seconds=3.0)
     more = {
         "micro_batch": MICRO_BATCH,
         "seq_len": SEQ_LEN,

@@ -23,7 +23,7 @@ def shards(folder: str) -> str:
     return random_shards(f"{folder}/shards", seq_len=SEQ_LEN)
 
 
-def ray_side(folder: str, uri: str, name: str, *, workers: int, threads: int, global_batch: int) -> Side:
+def ray_side(folder: str, uri: str, name: str, *, workers: int, threads: int, global_batch: int, settle: float) -> Side:
     """A whole run in Ray Train, which goes on for as long as it is let."""
     tree = {
         "run": {"name": name, "storage": folder},
@@ -41,7 +41,8 @@ def ray_side(folder: str, uri: str, name: str, *, workers: int, threads: int, gl
         "every": {"log": 1, "validation": 0, "probe": 0, "checkpoint": 0},
     }
     arguments = ["-m", "benchmarks.runs", json.dumps(tree)]
-    return Side(arguments, Path(folder, f"{name}.log"), Path(folder, name, "metrics.jsonl"), RAY_TMPDIR=folder)
+    log, rates = Path(folder, f"{name}.log"), Path(folder, name, "metrics.jsonl")
+    return Side(arguments, log, rates, settle=settle, RAY_TMPDIR=folder)
 
 
 def bare_side(folder: str, uri: str, name: str, *, processes: int, threads: int, global_batch: int) -> Side:
@@ -50,7 +51,8 @@ def bare_side(folder: str, uri: str, name: str, *, processes: int, threads: int,
     if processes > 1:
         started = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     arguments = [*started, "benchmarks.runs", "bare", uri, str(threads), str(global_batch)]
-    return Side(arguments, Path(folder, f"{name}.log"), OMP_NUM_THREADS=str(threads))
+    # No servers that catch up on their timers: a step later all is as it was.
+    return Side(arguments, Path(folder, f"{name}.log"), settle=0.5, OMP_NUM_THREADS=str(threads))
 
 
 def drive(tree: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from raybert.data.reader import SampleReader
 from raybert.data.shards import ShardSet, read_unit
 from raybert.data.stream import MOST_SAMPLES
 
-BATCH, STEPS, T = 64, 8192, 512
+BATCH, STEPS, T = 64, 6144, 512
 # The peer is slow: fewer batches give the same rate.
 PEER_STEPS = 20
 
@@ -59,7 +59,7 @@ def main() -> None:
         def bare() -> float:
             reader = SampleReader(shards, seed=0)
             start = time.perf_counter()
-            end = BATCH * STEPS // 8
+            end = BATCH * STEPS // 6
             chapters = (np.arange(first, first + MOST_SAMPLES) for first in range(0, end, MOST_SAMPLES))
             tokens = sum(int(reader.build(chapter)["length"].sum()) for chapter in chapters)
             return tokens / (time.perf_counter() - start)

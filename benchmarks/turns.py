@@ -29,10 +29,13 @@ class Side:
         arguments: of python.
         log: a file that takes what it prints.
         rates: the file in which the steps' rates are; the same one when None.
+        settle: seconds of a turn that do not count.
     """
 
-    def __init__(self, arguments: list[str], log: Path, rates: Path | None = None, **environment: str) -> None:
-        self._log, self._rates = log, rates or log
+    def __init__(
+        self, arguments: list[str], log: Path, rates: Path | None = None, *, settle: float, **environment: str
+    ) -> None:
+        self._log, self._rates, self._settle = log, rates or log, settle
         self._known: set[int] = set()  # every process of the tree that was ever signalled
         with log.open("wb") as file:
             self._process = subprocess.Popen(
@@ -46,19 +49,18 @@ class Side:
         """Tokens per second of every step so far."""
         return [float(rate) for rate in re.findall(RATE, self._rates.read_text())] if self._rates.exists() else []
 
-    def warm_up(self, steps: int, seconds: float) -> None:
-        """Wait for its first steps, and then for so long; and stop."""
+    def warm_up(self, steps: int) -> None:
+        """Wait for its first steps, and stop."""
         self._wait(steps)
-        time.sleep(seconds)
         self._signal(signal.SIGSTOP)
 
-    def turn(self, settle: float, seconds: float) -> list[float]:
+    def turn(self, seconds: float) -> list[float]:
         """Go on, and stop again; the rates of the whole steps, at least one, in so many seconds after the first ones.
 
         What Ray's servers have to do when they wake up, late for all their timers, is no part of a step.
         """
         self._signal(signal.SIGCONT)
-        time.sleep(settle)
+        time.sleep(self._settle)
         first = len(self.rates()) + 1  # the step that is under way began too early
         time.sleep(seconds)
         self._wait(first + 1)
@@ -94,27 +96,23 @@ class Side:
         self._process.wait()
 
 
-def take_turns(
-    sides: Sequence[Callable[[], Side]], *, rounds: int, settle: float, seconds: float, warm_up: float
-) -> list[float]:
+def take_turns(sides: Sequence[Callable[[], Side]], *, rounds: int, seconds: float) -> list[float]:
     """Median tokens per second of each side.
 
     Args:
         sides: start each program; the next one is started when the one before is warm and stopped.
         rounds: turns of each side.
-        settle: seconds of a turn that do not count.
         seconds: of a turn that count, at least; it has one whole step, whatever that takes.
-        warm_up: seconds after a side's second step that are not timed.
     """
     started: list[Side] = []
     found: list[list[float]] = [[] for _ in sides]
     try:
         for start in sides:
             started.append(start())
-            started[-1].warm_up(2, warm_up)
+            started[-1].warm_up(2)
         for _ in range(rounds):
             for side, rates in zip(started, found, strict=True):
-                rates.append(statistics.median(side.turn(settle, seconds)))
+                rates.append(statistics.median(side.turn(seconds)))
     finally:
         for side in started:
             side.close()

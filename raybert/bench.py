@@ -14,7 +14,6 @@ from raybert.data.masking import max_masked
 from raybert.data.shards import UnitRows, open_shards, shard_name, write_manifest, write_shard
 from raybert.data.stream import (
     CHAPTERS,
-    LEAST_SAMPLES,
     MOST_SAMPLES,
     blocks_of,
     execution_options,
@@ -129,13 +128,13 @@ def stream_rate(shards_uri: str, *, batch: int, steps: int) -> float:
 
     A stream is longer than another one by so many steps, and takes so much longer: what it needs to start cancels out,
     and nothing counts that lay ready before a clock was started. Both are long enough to have chapters of the same
-    size. A short one before them starts Ray's processes.
+    size. One before them starts Ray's processes and takes the memory that the others find.
 
     Raises:
         RunFailed: the machine was so busy meanwhile that the shorter stream took longer.
     """
     least = CHAPTERS * MOST_SAMPLES // batch
-    counts = (CHAPTERS * LEAST_SAMPLES // batch, least, steps + least)
+    counts = (least, least, steps + least)
     _, (few, brief), (many, long) = (_consumed(shards_uri, batch, count) for count in counts)
     if long <= brief:
         raise RunFailed("The machine is too busy with other work to measure the stream; try again.")

@@ -29,7 +29,7 @@ GROUP = 128
 
 
 def empty(count: int, seq_len: int) -> Columns:
-    """Columns of so many samples, all padding, for `build` to write into."""
+    """Columns of so many samples for `build` to fill, those of T and of P places full of padding."""
     most = masking.max_masked(seq_len)
     wide = {"input_ids": (seq_len, PAD_ID), "masked_positions": (most, -1), "masked_labels": (most, PAD_ID)}
     return {
@@ -39,7 +39,7 @@ def empty(count: int, seq_len: int) -> Columns:
 
 
 def build(unit: UnitRows, rows: np.ndarray, keys: np.ndarray, index: np.ndarray, into: Columns) -> None:
-    """Pair and mask windows of one unit, into columns from `empty`.
+    """Pair and mask windows of one unit, into N rows (a view) of fresh columns from `empty`.
 
     `rows`, `keys` and `index` are (N,); a sample depends on its own key alone.
     """

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 # Samples of a chapter: enough that a task costs more than its scheduling (with 8,192 the stream delivers half as much
 # again as with 2,048, and a tenth more with 16,384), few enough that a short run begins at once and is shared out among
-# several tasks, and that a worker's chapters are small beside its model (22 MB each at T = 512).
+# several tasks, and that a worker's chapters are small beside its model (25 MB for one worker at T = 512).
 LEAST_SAMPLES, MOST_SAMPLES = 2048, 16_384
 CHAPTERS = 16  # of a run that is too short for the largest ones
 # Ray Data plans its read tasks ahead, one by one; a longer run has more chapters in each.

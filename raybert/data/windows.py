@@ -3,7 +3,7 @@
 import bisect
 import hashlib
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -48,17 +48,16 @@ def encode_document(text: str, tokenizer: Tokenizer, seq_len: int) -> Document |
     content = whole.encode()
     digest = hashlib.blake2b(content, digest_size=8).digest()
     tokens = tokenizer.encode_array(whole)
-    byte_ends = np.array(character_ends)
+    byte_ends = character_ends
     if len(content) != len(whole):
-        # Every byte but 10xxxxxx begins a character.
-        begins = np.flatnonzero(np.frombuffer(content, np.uint8) & 0xC0 != 0x80)
-        byte_ends = np.append(begins, len(content))[byte_ends]
+        parts = pairwise([0, *character_ends])
+        byte_ends = list(accumulate(len(whole[start:end].encode()) for start, end in parts))
     ends = sentence_ends(tokenizer.byte_lengths[tokens], byte_ends)
     windows, short = cut_windows(ends, seq_len)
     return Document(int.from_bytes(digest, "little", signed=True), tokens.astype(np.uint16), windows, short)
 
 
-def sentence_ends(token_bytes: np.ndarray, byte_ends: np.ndarray) -> list[int]:
+def sentence_ends(token_bytes: np.ndarray, byte_ends: list[int]) -> list[int]:
     """The token counts at which sentences end, from the bytes of each token and the bytes up to each sentence's end.
 
     A token that holds the end of one sentence and the start of the next (scripts without spaces) goes to the first; a
