@@ -41,14 +41,10 @@ def state_side() -> Callable[[], float]:
 
 def main() -> None:
     rows = []
-    for samples, length in SHAPES:
-        found = {"B": samples, "T": length}
-        for name, make in (("ours", ours_side), ("peer", theirs_side)):
-            with elsewhere(partial(make, samples, length), warm=False) as (side,):
-                found[name] = side()
-        rows.append(found | {"ratio": found["ours"] / found["peer"]})
-    with elsewhere(state_side, warm=False) as (side,):
-        limit = side()
+    for shape in SHAPES:
+        with elsewhere(partial(ours_side, *shape), partial(theirs_side, *shape), state_side, warm=False) as sides:
+            ours, peer, limit = (side() for side in sides)
+        rows.append({"B": shape[0], "T": shape[1], "ours": ours, "peer": peer, "ratio": ours / peer})
     result("memory", rows[0]["ours"], rows[0]["peer"], limit, "MB (less is better)", rows=rows)
 
 

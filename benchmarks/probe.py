@@ -24,7 +24,7 @@ from raybert.train.peak import peak_flops
 from raybert.train.precision import pick_dtype
 
 MAX_TOKENS, BATCH = 256, 64
-SAMPLE, ONE_BY_ONE = 450, 20
+SAMPLE, ONE_BY_ONE = 400, 20
 
 
 def probe_texts() -> list[str]:

@@ -94,7 +94,7 @@ def compare(
     peak = gemm_rate()
     with elsewhere(*(partial(peer_side, size, samples, length, **options) for options in ways.values())) as sides:
         # To choose among them; one alone only warms up.
-        before = dict(zip(ways, medians(*sides, rounds=2 if len(ways) > 1 else 1), strict=True))
+        before = dict(zip(ways, medians(*sides, rounds=1), strict=True))
         best = max((name for name in ways if not name.endswith(ALSO)), key=lambda name: before[name])
         measured = {name: side for name, side in zip(ways, sides, strict=True) if name == best or name.endswith(ALSO)}
         first, *others = medians(stepper(size, samples, length, clock=clock), *measured.values(), rounds=rounds)
