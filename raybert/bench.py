@@ -12,14 +12,7 @@ from torch import Tensor
 
 from raybert.data.masking import max_masked
 from raybert.data.shards import UnitRows, open_shards, shard_name, write_manifest, write_shard
-from raybert.data.stream import (
-    CHAPTERS,
-    MOST_SAMPLES,
-    blocks_of,
-    execution_options,
-    train_stream,
-    worker_batches,
-)
+from raybert.data.stream import CHAPTERS, MOST_SAMPLES, blocks_of, execution_options, train_stream, worker_batches
 from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
