@@ -84,7 +84,7 @@ def main() -> None:
         # Not in turns: this Ray would run beside the cold starts.
         ray.init(num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
         try:
-            warm()  # its first run starts Ray's worker processes, and is not counted
+            # The first run starts Ray's worker processes; a median of three passes over it.
             (first,) = medians(warm, rounds=ROUNDS)
         finally:
             ray.shutdown()
