@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from raybert.probe import POOLINGS
+from raybert.encode import POOLINGS
 from raybert.report.read import WAITS, Baselines, Probe, RunData, Score
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), made for colour-blind readers too; the page has its dark twin.

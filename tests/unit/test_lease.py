@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from raybert import lease
 from raybert.errors import InputError, RunFailed
-from raybert.lease import LEASE, Onlooker
+from raybert.storage import lease
+from raybert.storage.lease import LEASE, Onlooker
 
 DRIVE = """
 import sys, time
