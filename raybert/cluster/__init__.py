@@ -1,6 +1,6 @@
 """The Ray cluster: reaching it, what it can grow to, and how its CPUs are shared."""
 
-from raybert.cluster.connect import (
+from raybert.cluster.connection import (
     LIMITS,
     MARKET_TYPE,
     OFF_SPOT,

@@ -14,7 +14,7 @@ from raybert.storage.lease import LEASE, Onlooker
 
 DRIVE = """
 import sys, time
-from raybert import lease
+from raybert.storage import lease
 lease.SETTLE = lease.RENEW = 0.05
 with lease.held(sys.argv[1]):
     print("drives", flush=True)
