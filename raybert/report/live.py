@@ -20,7 +20,7 @@ from raybert.errors import RunFailed
 from raybert.probe.service import queue
 from raybert.probe.service.client import run_of
 from raybert.probe.show import format_block
-from raybert.report.plots import bin_means
+from raybert.report.drawing import bin_means
 from raybert.report.read import WAITS, read_run
 from raybert.report.terminal import closing_table
 from raybert.storage.lease import Onlooker
