@@ -145,7 +145,10 @@ def pretrain(
     if local:
         ahead.make_processes(settings.train.worker_range[0], worker_environment(run.shares.use_gpu))
     steps = settings.train.steps
-    print(f"run {run.uri}: {steps} steps, {run.shards.rows('train'):,} training windows", flush=True)
+    windows = f"{run.shards.rows('train'):,} training and {run.shards.rows('validation'):,} validation windows"
+    print(f"run {run.uri}: {steps} steps, {windows}", flush=True)
+    if settings.every.validation and not run.shards.rows("validation"):
+        print("no validation: the shards were prepared with --validation-fraction 0", flush=True)
     with (
         lease.held(run.uri),
         kept_current(run.uri),
@@ -153,7 +156,7 @@ def pretrain(
         live.showing(run.config, Console()),
     ):
         train(run)
-        if local and run.tasks:
+        if local and settings.probe.tasks:
             # The probe service lives in this local Ray, which ends with this command.
             client.wait(run.uri, settings.run.storage)
     kept = f"checkpoints in {run.uri}/checkpoints" if settings.every.checkpoint else "no checkpoint: every.checkpoint=0"
@@ -174,8 +177,10 @@ def sweep(
     from raybert import cluster
     from raybert.sweep import space
     from raybert.sweep.end_to_end import sweep_and_summarise
+    from raybert.sweep.run import check_data
 
     settings = space.load(config, overrides or [])
+    check_data(space.trials(settings))  # before a Ray is started, which takes seconds
     local = cluster.connect()
     if dry_run:
         from raybert.sweep.run import estimate_sweep

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from raybert import storage
+from raybert.config import warmup_steps
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.report.figure import learning_figure
@@ -143,7 +144,9 @@ def _training_rows(found: Origin) -> Iterator[tuple[str, ...]]:
         "optimizer",
         f"AdamW, lr {run.setting('optimizer.lr', '?')}, weight decay {run.setting('optimizer.weight_decay', '?')}",
     )
-    yield "schedule", f"{run.setting('schedule.decay', '?')}, {run.setting('schedule.warmup_steps', '?')} warm-up steps"
+    given = run.setting("schedule.warmup_steps", None)
+    warmup = "?" if given is None else warmup_steps(given, run.steps_planned)
+    yield "schedule", f"{run.setting('schedule.decay', '?')}, {warmup} warm-up steps"
     yield "seeds", f"data {run.setting('data.seed', '?')}, training {run.setting('train.seed', '?')}"
     versions = about.get("versions") or {}
     yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"

@@ -174,6 +174,7 @@ def show(run: Run, found: Estimate) -> RenderableType:
         ("operations", f"{found.flops:.3g} FLOPs"),
         ("workers", f"{train.worker_range[0]} of {run.shares.worker:g} CPUs each, {found.device}, {found.dtype}"),
         ("step", f"{train.global_batch} samples: {found.accumulation} micro-batches of {train.micro_batch} a worker"),
+        ("schedule", f"{run.config.warmup_steps:,} warm-up steps, then {run.config.schedule.decay}"),
         ("memory a worker", f"{_size(found.peak_bytes)} at most, measured; {_size(found.state_bytes)} of it the model"),
         ("checkpoint", f"{_size(found.checkpoint_bytes)}, {run.config.checkpoint.keep_last} kept"),
         ("time", f"{format_seconds(found.seconds)} for {train.steps:,} steps, from {STEPS} measured ones"),

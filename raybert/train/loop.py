@@ -207,7 +207,7 @@ class Worker:
                 step,
                 peak_lr=config.optimizer.lr,
                 total_steps=train.steps,
-                warmup_steps=config.schedule.warmup_steps,
+                warmup_steps=config.warmup_steps,
                 decay=config.schedule.decay,
                 decay_fraction=config.schedule.decay_fraction,
                 min_lr_ratio=config.schedule.min_lr_ratio,

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from raybert import storage
-from raybert.config import look_up
+from raybert.config import look_up, read_yaml_mapping
 from raybert.errors import Interrupted, RunFailed
 from raybert.probe.service import client
 from raybert.storage import lease
@@ -131,7 +131,7 @@ def _write_config(run: Run, done: int) -> None:
     the step behind which the present ones hold.
     """
     uri = storage.join(run.uri, "config.yaml")
-    before = yaml.safe_load(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    before = read_yaml_mapping(uri) if storage.exists(uri) else {}
     now = run.config.model_dump(mode="json")
     same = all(look_up(before, key) == look_up(now, key) for key in ("every", "probe.tasks"))
     cadences = before.get("about", {}).get("cadences", 0) if same else done

@@ -15,7 +15,7 @@ LONGEST = 400  # lines of a module
 FLOORS = [
     ("errors", "console", "repeat"),
     ("storage",),
-    ("ray_internals", "telemetry", "tokenizer"),
+    ("config_text", "ray_internals", "telemetry", "tokenizer"),
     ("model",),
     ("config",),
     ("cluster",),

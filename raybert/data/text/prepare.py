@@ -124,7 +124,7 @@ def prepare(
 def describe(shards: ShardSet) -> list[str]:
     """What went into a shard set and what was left out, by reason, as lines for a person."""
     documents = shards.counts["documents"]
-    windows = " and ".join(f"{shards.rows(split):,} {split}" for split in SPLITS if shards.rows(split))
+    windows = " and ".join(f"{shards.rows(split):,} {split}" for split in SPLITS)
     tokens = sum(shards.tokens(split) for split in SPLITS)
     lines = [f"{shards.uri}: {windows} windows, {tokens:,} tokens, of {documents['read']:,} documents"]
     reasons = {
@@ -136,6 +136,12 @@ def describe(shards: ShardSet) -> list[str]:
     left_out = [f"{number:,} {reason}" for reason, number in reasons.items() if number]
     if left_out:
         lines.append(f"left out: {', '.join(left_out)}")
+    fraction = shards.settings.get("validation_fraction")
+    if fraction and not shards.rows("validation"):
+        lines.append(
+            f"no validation windows: too few documents for --validation-fraction {fraction:g}; add documents, raise "
+            "the fraction, or train with every.validation=0"
+        )
     return lines
 
 
