@@ -34,7 +34,9 @@ from raybert.train.memory import keep_freed_memory
 from raybert.train.step import train_step
 
 OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
+ROUNDS = 5  # steps whose median counts
 STREAM_BATCH, STREAM_STEPS, STREAM_LENGTH = 64, 4096, 512
+ROWS, UNIT_ROWS = 4096, 512  # of the shards that the stream is measured with
 
 
 def check_shape(size: str, samples: int, seq_len: int) -> None:
@@ -97,11 +99,11 @@ def stepper(
     return work
 
 
-def step_rate(size: str, samples: int, length: int, *, rounds: int = 5) -> dict[str, Any]:
+def step_rate(size: str, samples: int, length: int) -> dict[str, Any]:
     """Median tokens per second of a step, the machine's rate of matrix products, and the share of it (MFU)."""
     keep_freed_memory()
     work, device = stepper(size, samples, length), default_device()
-    rate = float(np.median([work() for _ in range(rounds)]))
+    rate = float(np.median([work() for _ in range(ROUNDS)]))
     dtype = pick_dtype("auto", device)
     peak = peak_flops(device, dtype, seconds=1.0)
     mfu = rate * flops_per_token(BertConfig(**SIZES[size]), length) / peak
@@ -152,20 +154,20 @@ def _consumed(shards_uri: str, batch: int, steps: int) -> tuple[int, float]:
     return tokens, time.perf_counter() - start
 
 
-def random_shards(uri: str, *, rows: int = 4096, seq_len: int = STREAM_LENGTH, unit_rows: int = 512) -> str:
+def random_shards(uri: str, *, seq_len: int = STREAM_LENGTH) -> str:
     """A shard set of full windows of random tokens in sentences of 20."""
     rng, length = np.random.default_rng(0), seq_len - 3
     ends = np.append(np.arange(20, length, 20), length).astype(np.uint16)
     windows = UnitRows(
-        tokens=rng.integers(0, NUM_TEXT_TOKENS, rows * length).astype(np.uint16),
-        token_offsets=np.arange(rows + 1) * length,
-        ends=np.tile(ends, rows),
-        end_offsets=np.arange(rows + 1) * len(ends),
-        doc=np.arange(rows) // 4,
+        tokens=rng.integers(0, NUM_TEXT_TOKENS, ROWS * length).astype(np.uint16),
+        token_offsets=np.arange(ROWS + 1) * length,
+        ends=np.tile(ends, ROWS),
+        end_offsets=np.arange(ROWS + 1) * len(ends),
+        doc=np.arange(ROWS) // 4,
     )
-    shard = write_shard(uri, shard_name("train", 0, 1), windows, unit_rows)
+    shard = write_shard(uri, shard_name("train", 0, 1), windows, UNIT_ROWS)
     write_manifest(
-        uri, seq_len=seq_len, unit_rows=unit_rows, splits={"train": [shard]}, counts={}, settings={}, inputs={}
+        uri, seq_len=seq_len, unit_rows=UNIT_ROWS, splits={"train": [shard]}, counts={}, settings={}, inputs={}
     )
     return open_shards(uri).uri
 

@@ -114,9 +114,9 @@ def pretrain(
     """
     from raybert import cluster
     from raybert import config as configs
-    from raybert.train import ahead
+    from raybert.preload import preloaded
+    from raybert.ray_internals.names import PRESTART
     from raybert.train.check import check, check_inputs
-    from raybert.train.memory import worker_environment
 
     if not (config or resume):
         raise InputError("Give a YAML file of settings, or --resume RUN.")
@@ -125,9 +125,9 @@ def pretrain(
     settings = configs.load_run(resume, words) if resume else configs.load(config, overrides or [])
     inputs = check_inputs(settings)  # before a Ray is started, which takes seconds
     if not dry_run:
-        # What Ray makes when a driver registers has not the environment of a run's processes, which are made below.
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    with ahead.imported("torch", "matplotlib.figure", "pandas"):
+        # Processes that Ray starts when a driver registers lack the environment of a run's, so no run uses them.
+        os.environ.setdefault(PRESTART, "0")
+    with preloaded("torch", "matplotlib.figure", "pandas"):
         local = cluster.connect()
     from raybert.pretrain import drive
     from raybert.report import live
@@ -138,8 +138,6 @@ def pretrain(
 
         Console(soft_wrap=True).print(show(run, estimate(run)))
         return
-    if local:
-        ahead.make_processes(settings.train.worker_range[0], worker_environment(run.shares.use_gpu))
     steps = settings.train.steps
     windows = f"{run.shards.rows('train'):,} training and {run.shards.rows('validation'):,} validation windows"
     print(f"run {run.uri}: {steps} steps, {windows}", flush=True)

@@ -15,6 +15,8 @@ import uuid
 from pathlib import Path
 from types import FrameType
 
+from raybert.ray_internals.names import TRAIN_WORKER
+
 logger = logging.getLogger(__name__)
 
 LABEL = "raybert-node"
@@ -65,20 +67,10 @@ def _joined(arguments: list[str]) -> list[str]:
 
 def _drain(name: str, arguments: list[str]) -> None:
     """Tell the cluster that this node goes."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+    from raybert.ray_internals.core import drain_node  # imports Ray, which this process needs only now
 
     address = next((word.partition("=")[2] for word in arguments if word.startswith("--address=")), "")
-    client = GcsClient(address=address)
-    for node, info in client.get_all_node_info().items():
-        if info.labels.get(LABEL) == name:
-            deadline = int((time.time() + GRACE) * 1000)
-            reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-            accepted, why = client.drain_node(node.hex(), reason, "the node was told to end (SIGTERM)", deadline)
-            if not accepted:
-                raise RuntimeError(why)
-            return
-    raise RuntimeError("the cluster does not know this node")
+    drain_node(address, (LABEL, name), seconds=GRACE, why="the node was told to end (SIGTERM)")
 
 
 def _has_workers(root: int) -> bool:
@@ -90,7 +82,7 @@ def _has_workers(root: int) -> bool:
         except OSError:
             continue
         parents[int(path.name)] = int(stat.rpartition(")")[2].split()[1])
-        if title.startswith(b"ray::RayTrainWorker"):
+        if title.startswith(TRAIN_WORKER.encode()):
             training.add(int(path.name))
     return any(_descends(pid, root, parents) for pid in training)
 

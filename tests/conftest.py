@@ -53,10 +53,10 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(gcs: Emulator, secrets: list[str]) -> Iterator[None]:
-    """One local Ray, with its dashboard, as a run has it."""
+def ray_cluster(gcs: Emulator, secrets: list[str]) -> Iterator[Path]:
+    """One local Ray, with its dashboard, as a run has it; the directory of its session."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
-    yield
+    context = ray.init(num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+    yield Path(context.address_info["session_dir"])
     ray.shutdown()

@@ -12,6 +12,8 @@ import yaml
 
 from raybert import storage
 from raybert.errors import InputError
+from raybert.ray_internals import names
+from raybert.ray_internals.core import local_addresses
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +27,18 @@ LIMITS = "RAYBERT_MAX_RESOURCES"
 # How Ray Train shall behave in a Ray that `start` starts. The dashboard's list of training runs costs an actor that
 # imports torch, at the moment when the workers start: on two cores seconds until the first step. Such a Ray is looked
 # at through `raybert watch`. And nobody preempts its one node.
-LOCAL = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+LOCAL = {names.STATE_TRACKING: "0", names.PREEMPTION_WATCHER: "0"}
 _set_here: list[str] = []
+# What Ray and its processes log stays in their own files.
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
-# A socket's path has at most 107 characters, of which Ray takes about 65 below the temporary directory
-# (ray/session_DATE_TIME_PID/sockets/plasma_store).
-LONGEST_TEMPORARY = 40
+# A socket's path has at most 107 characters, of which Ray takes 75 below the temporary directory
+# (ray/session_DATE_TIME_PID/sockets/dash_TaskEventsHead).
+LONGEST_TEMPORARY = 32
 SHORT_TEMPORARY = "/tmp"
 
 
-def connect(*, quiet: bool = True) -> bool:
+def connect() -> bool:
     """Connect to the cluster that RAY_ADDRESS names (in a submitted job, its own), or start Ray on this machine.
 
     Returns:
@@ -51,22 +55,18 @@ def connect(*, quiet: bool = True) -> bool:
             os.environ.pop(_set_here.pop(), None)
         try:
             _require_listener(address)
-            ray.init(address=address, **_logging(quiet))
+            ray.init(address=address, **QUIET)
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"No Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS to use this machine."
             ) from error
         _refuse_spot_node()
         return False
-    start(quiet=quiet)
+    start()
     return True
 
 
-def _logging(quiet: bool) -> dict[str, Any]:
-    return {"log_to_driver": not quiet, "logging_level": logging.ERROR if quiet else logging.INFO}
-
-
-def start(*, quiet: bool = True) -> None:
+def start() -> None:
     """Start Ray on this machine, whatever RAY_ADDRESS says, unless one is there; it ends with this process.
 
     Raises:
@@ -79,15 +79,15 @@ def start(*, quiet: bool = True) -> None:
     cpus = max(2, os.cpu_count() or 1)
     # Workers, data tasks, the controller and probes are more processes than a small machine has CPUs, each with a
     # fraction of one: no reason for Ray to warn, in the middle of a progress bar, that there are many.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, cpus)))
+    os.environ.setdefault(names.STARTUP_CONCURRENCY, str(max(4, cpus)))
     # Ray ends idle processes beyond its CPUs within a second. Data tasks with a share of a CPU each are more than that,
     # and every chapter would be built by a process that starts for it.
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(cpus + 6))
+    os.environ.setdefault(names.IDLE_PROCESSES, str(cpus + 6))
     for name in LOCAL.keys() - os.environ.keys():
         os.environ[name] = LOCAL[name]
         _set_here.append(name)
     # "local": without an address Ray would join a cluster that `ray start` left running on this machine.
-    ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **_logging(quiet))
+    ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **QUIET)
 
 
 def _shorten_temporary_directory() -> None:
@@ -117,15 +117,11 @@ def find() -> None:
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         connect()
         return
-    # By its processes: ray.init(address="auto") believes a file that outlives the cluster that it names, and then tries
-    # for two minutes to reach it.
-    from ray._private.services import find_gcs_addresses
-
-    addresses = sorted(find_gcs_addresses())
+    addresses = local_addresses()
     if len(addresses) != 1:
         found = f"More than one Ray runs on this machine ({', '.join(addresses)})" if addresses else "No Ray runs here"
         raise InputError(f"{found}: set RAY_ADDRESS to the cluster that is meant, as host:port.")
-    ray.init(address=addresses[0], log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address=addresses[0], **QUIET)
 
 
 def _require_listener(address: str) -> None:
@@ -176,7 +172,7 @@ def stated_limits() -> dict[str, float] | None:
 def _monitored_limits() -> dict[str, float]:
     """The limits in the file that this cluster's autoscaler was started with; empty where there is none.
 
-    Ray 2.60 publishes them nowhere. Its monitor runs on the head, as job drivers do; its command line names the file.
+    Ray publishes them nowhere. Its monitor runs on the head, as job drivers do; its command line names the file.
     """
     gcs = ray.get_runtime_context().gcs_address
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -185,8 +181,8 @@ def _monitored_limits() -> dict[str, float]:
         except OSError:  # it has ended
             continue
         flags = dict(argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument)
-        config = flags.get("--autoscaling-config")
-        if config and flags.get("--gcs-address") == gcs and storage.exists(config):
+        config = flags.get(names.MONITOR_CONFIG)
+        if config and flags.get(names.MONITOR_CLUSTER) == gcs and storage.exists(config):
             return limits_of(yaml.safe_load(storage.read_bytes(config)))
     return {}
 

@@ -11,6 +11,8 @@ from raybert.data.plan import Plan
 from raybert.data.rng import fold
 from raybert.data.shards import ShardSet, UnitRows, open_shards, read_unit
 
+CACHED_UNITS = 4  # of 512 windows each, as `prepare` makes them
+
 
 class SampleReader:
     """Builds any samples of a split by their indices, reading only the units they lie in.
@@ -18,11 +20,11 @@ class SampleReader:
     A unit is kept while its samples are built: consecutive samples share it.
     """
 
-    def __init__(self, shards: ShardSet, *, seed: int, split: str = "train", cached_units: int = 4) -> None:
+    def __init__(self, shards: ShardSet, *, seed: int, split: str = "train") -> None:
         self.shards, self.seed = shards, seed
         self._units = shards.units(split)
         self.plan = Plan([unit.rows for unit in self._units], seed)
-        self._read = lru_cache(maxsize=cached_units)(self._read_unit)
+        self._read = lru_cache(maxsize=CACHED_UNITS)(self._read_unit)
 
     def _read_unit(self, unit: int) -> UnitRows:
         return read_unit(self.shards.uri, self._units[unit])

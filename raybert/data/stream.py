@@ -23,19 +23,12 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import DataContext, ExecutionOptions
-from ray.data._internal.datasource.range_datasource import RangeDatasource
-from ray.data._internal.execution.backpressure_policy import (
-    ENABLED_BACKPRESSURE_POLICIES,
-    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
-    BackpressurePolicy,
-)
-from ray.data._internal.execution.interfaces import PhysicalOperator
-from ray.data._internal.execution.operators.map_operator import MapOperator
 
 from raybert.data.block import Columns, from_table, take, to_table
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
 from raybert.errors import InputError
+from raybert.ray_internals.data import Progress, limit_starts, range_of, repartitioned
 from raybert.storage.retry import FINAL, retry
 
 T = TypeVar("T")
@@ -51,7 +44,6 @@ PREFETCHED_BLOCKS = 2
 # Chapters that are being built or lie unread. First what a worker asks for before it has its first batch, and one more
 # for each that the workers took, up to what keeps the tasks of some cores busy while the workers take turns.
 FIRST_AHEAD, MOST_AHEAD, AHEAD_OF_WORKER = PREFETCHED_BLOCKS + 1, 16, 2
-AHEAD, CHAPTERS_OF_TASK = "raybert.read_ahead", "raybert.chapters_of_task"  # in the dataset's context
 PAUSE = 0.1  # seconds
 
 
@@ -68,7 +60,8 @@ class StreamSpec:
     retry_seconds: float = 0.0  # for which a read that fails is tried again
 
 
-class ReadAhead(BackpressurePolicy):
+@dataclass(frozen=True)
+class ReadAhead:
     """Begins to build a chapter only while few are ahead of the workers.
 
     Without it Ray Data reads until its share of the object store is full. A chapter is an hour's work for a model that
@@ -78,18 +71,15 @@ class ReadAhead(BackpressurePolicy):
     and the loop rests while no task is under way and no block waits to be handed on.
     """
 
-    def can_add_input(self, op: PhysicalOperator) -> bool:
-        if not isinstance(op, MapOperator):
+    most: int  # chapters
+    chapters_of_task: int
+
+    def __call__(self, progress: Progress) -> bool:
+        taken = progress.finished - progress.unread
+        allowed = min(FIRST_AHEAD + taken * self.chapters_of_task, self.most)
+        if (progress.running + progress.unread) * self.chapters_of_task < allowed:
             return True
-        unread = 0.0
-        if size := op.metrics.average_bytes_outputs_per_task:
-            unread = self._resource_manager.get_mem_op_outputs(op, include_ineligible_downstream=True) / size
-        taken = op.metrics.num_tasks_finished - unread
-        chapters, most = (self._data_context.get_config(name) for name in (CHAPTERS_OF_TASK, AHEAD))
-        if (op.num_active_tasks() + unread) * chapters < min(FIRST_AHEAD + taken * chapters, most):
-            return True
-        waiting = any(self._topology[to].has_pending_bundles() for to in op.output_dependencies)
-        if not op.num_active_tasks() and not waiting:
+        if not progress.running and not progress.waiting:
             time.sleep(PAUSE)
         return False
 
@@ -126,23 +116,14 @@ def train_stream(spec: StreamSpec, *, world_size: int, start_step: int) -> ray.d
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    # ray.data.range() with a say in its tasks' CPUs: operators that ask for the same are fused into one, and a whole
-    # CPU, the default, is never free on a machine whose workers hold nearly all.
-    chapters_ds = ray.data.read_datasource(
-        RangeDatasource(chapters, column_name="id"),
-        num_cpus=task_cpus,
-        override_num_blocks=min(chapters, MAX_READ_TASKS),
+    chapters_ds = range_of(chapters, cpus=task_cpus, blocks=min(chapters, MAX_READ_TASKS))
+    blocks = repartitioned(
+        chapters_ds.map_batches(build_chapters, batch_size=None, num_cpus=task_cpus),
+        rows=span * global_batch // world_size,
+        cpus=task_cpus,
     )
-    blocks = chapters_ds.map_batches(build_chapters, batch_size=None, num_cpus=task_cpus).repartition(
-        target_num_rows_per_block=span * global_batch // world_size
-    )
-    # `repartition` has no argument for it.
-    blocks._logical_plan.dag.ray_remote_args["num_cpus"] = task_cpus
-    # Ours is asked first: the executor stops at the first one that says no, and the others do not sleep.
-    policies = [ReadAhead, *ENABLED_BACKPRESSURE_POLICIES]
-    blocks.context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
-    blocks.context.set_config(AHEAD, max(MOST_AHEAD, AHEAD_OF_WORKER * world_size))
-    blocks.context.set_config(CHAPTERS_OF_TASK, max(1, chapters // MAX_READ_TASKS))
+    most = max(MOST_AHEAD, AHEAD_OF_WORKER * world_size)
+    limit_starts(blocks, ReadAhead(most, chapters_of_task=max(1, chapters // MAX_READ_TASKS)))
     # A chapter may be more than half an hour's work, after which Ray Data would take the stream for stuck. A rank that
     # waits for data without end is found by its pulse.
     blocks.context.execution_no_progress_timeout_s = -1

@@ -26,6 +26,7 @@ from raybert.doctor import judge
 from raybert.doctor.judge import PACKAGES, Line, NodeFacts
 from raybert.errors import InputError, RunFailed, last_line
 from raybert.probe.service.client import service_name
+from raybert.ray_internals.core import dashboard_address
 
 # Seconds for a node to start a process and answer.
 PATIENCE = 120.0
@@ -33,7 +34,7 @@ PATIENCE = 120.0
 
 def examine(config: Config | None) -> Iterator[Line]:
     """Look at the cluster that this process is connected to, one line at a time."""
-    url = ray._private.worker._global_node.webui_url or ""
+    url = dashboard_address()
     url = url if not url or "://" in url else f"http://{url}"
     yield judge.dashboard(url, _status_without_token(url) if url else None)
     cpus, gpus = largest_resources()

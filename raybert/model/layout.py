@@ -31,7 +31,6 @@ class Layout:
     """All blocks of a forward pass, and where (sample, position) is among the N tokens."""
 
     blocks: tuple[Block, ...]
-    padded_length: int  # T of the inputs
     tokens: Tensor | None = None  # (N,) places of the tokens in the (B, T) inputs; None: all
     row_of: Tensor | None = None  # (B x T,) row of a place among the N tokens; None: the place itself
 
@@ -54,7 +53,7 @@ class Layout:
 
 def padded(samples: int, length: int, mask: Tensor | None, noise: Noise | None) -> Layout:
     """Every position of (B, T) inputs is a token, padding too."""
-    return Layout((Block(samples, length, 0, samples * length, mask, None, noise),), length)
+    return Layout((Block(samples, length, 0, samples * length, mask, None, noise),))
 
 
 def unpadded(mask: Tensor, parts: Sequence[tuple[int, Noise | None]]) -> Layout:
@@ -62,7 +61,6 @@ def unpadded(mask: Tensor, parts: Sequence[tuple[int, Noise | None]]) -> Layout:
 
     Every part is laid out as it would be alone, so what is computed for it does not depend on the others.
     """
-    length = mask.shape[1]
     blocks, first, start = [], 0, 0
     for samples, noise in parts:
         own = mask[first : first + samples]
@@ -74,6 +72,6 @@ def unpadded(mask: Tensor, parts: Sequence[tuple[int, Noise | None]]) -> Layout:
         blocks.append(Block(samples, longest, start, stop, None if full else own, places, noise))
         first, start = first + samples, stop
     if start == mask.numel():
-        return Layout(tuple(blocks), length)
+        return Layout(tuple(blocks))
     flat = mask.reshape(-1)
-    return Layout(tuple(blocks), length, flat.nonzero()[:, 0], flat.cumsum(0) - 1)
+    return Layout(tuple(blocks), flat.nonzero()[:, 0], flat.cumsum(0) - 1)

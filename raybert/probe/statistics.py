@@ -6,10 +6,11 @@ from math import sqrt
 import numpy as np
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+ROUNDS = 10_000  # of the bootstrap
 
 
-def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927, https://doi.org/10.2307/2276774); within 0..1.
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share (Wilson 1927, https://doi.org/10.2307/2276774); within 0..1.
 
     Raises:
         ValueError: there are no trials, or not 0 <= successes <= trials.
@@ -17,6 +18,7 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"no share: {successes} of {trials}")
     share = successes / trials
+    z = Z95
     scale = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / scale
     half = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / scale
@@ -38,9 +40,7 @@ class Comparison:
     n: int
 
 
-def paired_bootstrap(
-    correct_a: np.ndarray, correct_b: np.ndarray, *, seed: int = 0, rounds: int = 10_000
-) -> Comparison:
+def paired_bootstrap(correct_a: np.ndarray, correct_b: np.ndarray) -> Comparison:
     """Compare two classifiers by resampling the texts (percentile bootstrap, Efron and Tibshirani 1993).
 
     A text counts -1 (A alone right), 0 or +1 (B alone right). Drawing N texts with replacement is drawing the numbers
@@ -57,7 +57,8 @@ def paired_bootstrap(
         raise ValueError(f"need two equally long arrays, not {a.shape} and {b.shape}")
     n = len(a)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    draws = np.random.default_rng(seed).multinomial(n, [only_a / n, only_b / n, (n - only_a - only_b) / n], size=rounds)
+    shares = [only_a / n, only_b / n, (n - only_a - only_b) / n]
+    draws = np.random.default_rng(0).multinomial(n, shares, size=ROUNDS)
     differences = (draws[:, 1] - draws[:, 0]) / n
     low, high = np.quantile(differences, [0.025, 0.975])
     # The share of resamples on the other side of zero, twice; one is added so that it is never exactly 0.
@@ -65,7 +66,7 @@ def paired_bootstrap(
     return Comparison(
         difference=(only_b - only_a) / n,
         interval=(float(low), float(high)),
-        p_value=float(min(1.0, 2 * (tail + 1) / (rounds + 1))),
+        p_value=float(min(1.0, 2 * (tail + 1) / (ROUNDS + 1))),
         only_a=only_a,
         only_b=only_b,
         n=n,

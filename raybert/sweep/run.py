@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
-from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
@@ -16,6 +15,8 @@ from raybert.cluster import OFF_SPOT, largest_resources
 from raybert.data.shards import open_shards
 from raybert.errors import InputError, Interrupted, last_line
 from raybert.probe.service import client
+from raybert.ray_internals.names import STATE_TRACKING
+from raybert.ray_internals.train import withhold_from_trials
 from raybert.report import trackers
 from raybert.storage import lease
 from raybert.storage.retry import retry
@@ -170,11 +171,11 @@ def _trials_uri(sweep: SweepConfig) -> str:
 
 
 def _tuner(sweep: SweepConfig, planned: list[Trial], concurrent: int, *, resume: bool) -> tune.Tuner:
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    os.environ.setdefault(STATE_TRACKING, "1")
     state = storage.arrow_uri(storage.join(sweep.uri, "tune"))
     placed = tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}], bundle_label_selector=[OFF_SPOT])
     # Ray writes a trial's environment into its logs. Credentials come by the default chain of each node, not by Tune.
-    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    withhold_from_trials("AWS_")
     trainable = tune.with_resources(_trainable(planned), placed)
     # A sweep that was broken off before Tune wrote anything down begins anew; its trials' runs go on by themselves.
     if resume and tune.Tuner.can_restore(state):

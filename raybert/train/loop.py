@@ -20,6 +20,7 @@ from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.bert import flops_per_token
 from raybert.model.peak import peak_flops
 from raybert.probe.tasks import ProbeTask, parse_task
+from raybert.ray_internals.train import preemption_noticed
 from raybert.telemetry import FAILURE
 from raybert.train import clock
 from raybert.train.interval import Interval, Streak, Totals
@@ -140,7 +141,7 @@ class Worker:
         self.clock.start()
         for step, columns in self._timed(self._batches()):
             lr = self._train(step, columns, interval)
-            stopping, leaving = self.stop_vote.agreed(preemption.noticed())
+            stopping, leaving = self.stop_vote.agreed(preemption_noticed())
             events = self._events(final=stopping or leaving)
             if not self._ends_interval(events):
                 continue

@@ -1,6 +1,7 @@
 """A pre-training run as its driver sees it: TorchTrainer, begun again where it can be, and how it ended."""
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Sequence
 from functools import partial
@@ -12,12 +13,20 @@ from raybert import storage
 from raybert.config import look_up, read_yaml_mapping
 from raybert.errors import Interrupted, RunFailed
 from raybert.probe.service import client
+from raybert.ray_internals import names
 from raybert.storage import lease
 from raybert.storage.retry import retry
 from raybert.telemetry import FAILURE, read_failure
-from raybert.train.ahead import set_defaults
 from raybert.train.check import Run
 from raybert.train.memory import worker_environment
+
+# What Ray Train takes from the driver's environment. A controller takes a report at each of its polls. At the default
+# of 2 seconds a job that is stopped, and killed 3 seconds later, would not get its last checkpoint committed.
+CONTROLLER_DEFAULTS = {
+    names.STATE_TRACKING: "1",
+    names.PREEMPTION_POLL_SECONDS: "1",
+    names.HEALTH_CHECK_SECONDS: "0.5",
+}
 
 
 class Diverged(RunFailed):
@@ -49,7 +58,8 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
     from raybert.train.recovery.stop import requested, until_signal
     from raybert.train.recovery.supervise import fit_with_restarts
 
-    set_defaults()
+    for name, value in CONTROLLER_DEFAULTS.items():
+        os.environ.setdefault(name, value)
     config = run.config
     storage.remove(storage.join(run.uri, FAILURE))
     repair(run.uri)

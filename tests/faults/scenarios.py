@@ -13,7 +13,7 @@ from pathlib import Path
 
 from raybert import storage
 from raybert.model.directory import REQUIRED, SUMS
-from raybert.train.recovery.committed import SNAPSHOT
+from raybert.ray_internals.names import SNAPSHOT
 from raybert.train.recovery.repair import DAMAGED
 from tests.faults.cluster import Cluster, Node
 from tests.faults.driver import STRETCH, Driver, kill, pick

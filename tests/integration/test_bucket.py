@@ -3,12 +3,10 @@
 import contextlib
 import io
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 import yaml
 
@@ -104,12 +102,12 @@ def test_a_run_in_a_bucket_has_what_a_local_one_has(clean):
     assert storage.read_bytes(f"{clean}/report.html").startswith(b"<!")
 
 
-def test_no_credential_is_written_anywhere(said, secrets):
+def test_no_credential_is_written_anywhere(said, secrets, ray_cluster):
     """Not in the bucket, not in what commands print, not in the logs of any of Ray's processes."""
     places = {uri: storage.read_bytes(uri) for uri in storage.list_files("gs://clean")}
     assert "gs://clean/runs/r/config.yaml" in places
     places["what was printed"] = said.encode()
-    logs = Path(ray._private.worker._global_node.get_session_dir_path(), "logs")
+    logs = ray_cluster / "logs"
     places |= {str(path): path.read_bytes() for path in logs.rglob("*") if path.is_file()}
     assert len(places) > 30
     for place, content in places.items():

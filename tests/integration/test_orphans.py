@@ -6,10 +6,9 @@ import time
 
 import pytest
 import ray
-from ray._private.state import state
-from ray._raylet import PlacementGroupID
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
+from raybert.ray_internals.core import actor_record, placement_groups
 from raybert.train.recovery.placement_groups import remove_orphans
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -24,6 +23,9 @@ ray.get(maker.make.remote())
 
 
 class Maker:
+    def actor_id(self) -> str:
+        return ray.get_runtime_context().get_actor_id()
+
     def make(self) -> str:
         self.group = placement_group([{"CPU": 0.1}])
         ray.get(self.group.ready())
@@ -36,8 +38,9 @@ class TrainController(Maker):
 
 def end(actor: ray.actor.ActorHandle) -> None:
     """Kill it, and wait until Ray knows."""
+    name = ray.get(actor.actor_id.remote())
     ray.kill(actor)
-    while state.actor_table(actor._actor_id.hex())["State"] != "DEAD":
+    while actor_record(name)[0] != "DEAD":
         time.sleep(0.05)
 
 
@@ -59,8 +62,8 @@ def test_the_groups_of_dead_controllers_are_removed_and_no_others():
     assert {found[alive], found[another], found[mine.id.hex()]} == {"CREATED"}
     assert remove_orphans() == 0
     end(makers[1])
-    for group in (mine, PlacementGroup(PlacementGroupID.from_hex(another))):
-        remove_placement_group(group)
+    remove_placement_group(mine)
+    next(group for group in placement_groups() if group.id == another).remove()
     assert remove_orphans() == 1
 
 

@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from ray.data._internal.execution.resource_manager import ResourceManager
 
 from raybert import storage
 from raybert.cli import run_app
 from raybert.data.shards import open_shards, read_unit, verify_shards
-from raybert.data.text.prepare import LIMITS_SECONDS, prepare
+from raybert.data.text.prepare import prepare
 from raybert.errors import InputError
 from raybert.tokenizer import Tokenizer
 
@@ -125,7 +124,3 @@ def test_no_input_is_a_sentence(tmp_path, what):
         (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(InputError):
         prepare([str(tmp_path / f"{what}.jsonl")], str(tmp_path / "out"), seq_len=48)
-
-
-def test_ray_data_still_has_the_interval_that_is_shortened():
-    assert ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S > LIMITS_SECONDS

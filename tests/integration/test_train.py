@@ -6,11 +6,13 @@ import re
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rich.console import Console
 
 from raybert import storage
@@ -23,6 +25,7 @@ from raybert.report import write_report
 from raybert.report.terminal import closing_table
 from raybert.telemetry import read_metrics
 from raybert.train.check import check
+from raybert.train.checkpoint import load_state
 from raybert.train.ledger import read_account
 from raybert.train.run import train
 from tests.data import make_shards
@@ -153,11 +156,26 @@ def load_best(run):
 def test_a_run_goes_on_from_an_exported_and_imported_model(alone, folder, shards, tmp_path, capsys):
     assert run_app(["export", f"{alone}/checkpoints/best", str(tmp_path / "theirs")]) == 0
     assert run_app(["import", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
-    tree = settings(folder, shards, "further", train={"steps": 10}, schedule={"warmup_steps": 0})
     run = check(
-        from_mapping(tree.model_dump() | {"model": tree.model.model_dump() | {"start_from": str(tmp_path / "ours")}})
+        settings(
+            folder,
+            shards,
+            "further",
+            model={"start_from": str(tmp_path / "ours")},
+            # Nothing is clipped, so that the optimizer sees gradients as they arrived.
+            train={"steps": 10, "workers": 2, "gradient_exchange": "bfloat16", "grad_clip": 1e9},
+            schedule={"warmup_steps": 0, "decay": "wsd", "decay_fraction": 0.4},
+            every={"checkpoint": 1},
+            checkpoint={"keep_last": 10},
+        )
     )
     train(run)
+    rates = [record["lr"] for record in read_metrics(run.uri) if "loss" in record]
+    assert rates == pytest.approx([run.config.optimizer.lr * part for part in (*[1] * 7, 0.75, 0.5, 0.25)])
+    optimizer = load_state(Path(f"{run.uri}/checkpoints/step-00000001"))["optimizer"]
+    for moments in optimizer["state"].values():
+        gradient = moments["exp_avg"] / (1 - run.config.optimizer.beta1)
+        assert torch.allclose(gradient, gradient.bfloat16().float(), rtol=1e-5, atol=0), "sent in another type"
     first = next(record for record in read_metrics(run.uri) if "validation" in record)
     before = min(record["validation"]["loss"] for record in read_metrics(alone) if "validation" in record)
     assert first["step"] == 0
@@ -186,7 +204,8 @@ def test_two_runs_with_one_seed_have_the_same_losses(alone, folder, shards):
 
 
 def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, shards):
-    run = check(settings(folder, shards, "pair", train={"workers": 2}))
+    pair = {"workers": 2, "max_failures": 1}
+    run = check(settings(folder, shards, "pair", train=pair))
     killed = []
 
     def kill_one():
@@ -209,7 +228,7 @@ def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, sh
     assert account.repeated >= len(steps) - STEPS > 0
     assert [attempt.workers for attempt in account.attempts] == [2, 2]
     # A finished run is finished: the same command again does nothing.
-    assert train(check(settings(folder, shards, "pair", train={"workers": 2}))) == {}
+    assert train(check(settings(folder, shards, "pair", train=pair))) == {}
 
 
 @pytest.mark.parametrize(

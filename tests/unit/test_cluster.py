@@ -5,7 +5,6 @@ import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
-from ray._private import services
 
 from raybert import cluster
 from raybert.cluster import LIMITS, connection, find, limits_of, plan_shares, stated_limits
@@ -110,12 +109,12 @@ def test_a_probe_that_could_only_wait_for_the_workers_gpus_is_refused():
 def test_without_a_ray_none_is_started(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", Mock())
-    for addresses, sentence in ((set(), "No Ray runs here"), ({"a:1", "b:2"}, r"More than one .* \(a:1, b:2\)")):
-        monkeypatch.setattr(services, "find_gcs_addresses", lambda found=addresses: found)
+    for addresses, sentence in (([], "No Ray runs here"), (["a:1", "b:2"], r"More than one .* \(a:1, b:2\)")):
+        monkeypatch.setattr(cluster, "local_addresses", lambda found=addresses: found)
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
         with pytest.raises(InputError, match=sentence):
             find()
-    monkeypatch.setattr(services, "find_gcs_addresses", lambda: {"a:1"})
+    monkeypatch.setattr(cluster, "local_addresses", lambda: ["a:1"])
     find()
     assert [call.kwargs["address"] for call in ray.init.call_args_list] == ["a:1"]
 

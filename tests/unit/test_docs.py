@@ -4,7 +4,9 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer.main
@@ -12,6 +14,7 @@ import typer.main
 import raybert
 from raybert.cli import app, run_app
 from raybert.config import Config, all_keys
+from raybert.report import trackers
 from raybert.sweep.space import SweepConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +79,21 @@ def test_the_settings_that_the_pages_name_exist():
     }
     assert len(found) > 15
     assert found <= known
+
+
+def test_the_extras_that_are_asked_for_exist():
+    """In pages, the tutorial and sources; an error names a tracker's extra after the tracker."""
+    sources = [path for folder in ("raybert", "benchmarks", "jobs") for path in (ROOT / folder).rglob("*.py")]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    known = settings["project"]["optional-dependencies"].keys() | {"{name}"}
+    assert set(get_args(trackers.Name)) - {"tensorboard"} <= known
+    named = set()
+    for path in (*PAGES, *(ROOT / "docs").glob("*.ipynb"), *sources, ROOT / "Makefile", ROOT / "pyproject.toml"):
+        for written in re.findall(r"\braybert\[([^\]]+)\]", path.read_text(encoding="utf-8")):
+            extras = {extra.strip() for extra in written.split(",")}
+            assert extras <= known, f"{path.relative_to(ROOT)} asks for raybert[{written}], which pyproject.toml lacks"
+            named |= extras
+    assert named >= {"hf", "hub", "mlflow", "wandb"}
 
 
 def test_links_between_files_lead_somewhere():

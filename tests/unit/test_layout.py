@@ -13,7 +13,7 @@ LONGEST = 400  # lines of a module
 # From the bottom up. A module is on the floor of the longest name here that begins its own; it may import from its own
 # room and from the floors below. CONTRIBUTING.md shows the same list.
 FLOORS = [
-    ("errors", "console", "repeat"),
+    ("errors", "console", "preload", "repeat"),
     ("storage",),
     ("config_text", "ray_internals", "telemetry", "tokenizer"),
     ("model",),

@@ -1,4 +1,4 @@
-"""What is decided when something went wrong, without a cluster: which checkpoint, who hangs, how many workers."""
+"""What is decided when something went wrong, without a cluster: which checkpoint, and who hangs."""
 
 import errno
 import json
@@ -7,19 +7,20 @@ import threading
 
 import pytest
 import torch
+from ray.exceptions import RayActorError
 
 from raybert import storage
 from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.directory import REQUIRED, SUMS, TRAINING_STATE
+from raybert.ray_internals.names import SNAPSHOT
 from raybert.storage.retry import retry
 from raybert.train import checkpoint
 from raybert.train.optimizer import build
-from raybert.train.recovery import faults
+from raybert.train.recovery import faults, supervise
 from raybert.train.recovery import watchdog as hang
-from raybert.train.recovery.committed import SNAPSHOT, last_step
-from raybert.train.recovery.elastic import fitting_workers
+from raybert.train.recovery.committed import last_step
 from raybert.train.recovery.repair import incomplete_checkpoints, repair
 from raybert.train.recovery.supervise import _repair_or_fail
 from raybert.train.recovery.watchdog import FIRST_STEP, HangWatch, Rank, stalled_ranks
@@ -51,6 +52,17 @@ def run(tmp_path):
     }
     (tmp_path / SNAPSHOT).write_text(json.dumps(record))
     return tmp_path
+
+
+def commit_another(run):
+    """A fourth checkpoint, as Ray Train notes it."""
+    record = json.loads((run / SNAPSHOT).read_bytes())
+    shutil.copytree(run / "checkpoints/step-00000030", run / "checkpoints/step-00000040")
+    newest = {"version": 0, "checkpoint_dir_name": "checkpoints/step-00000040", "metrics": {"step": 40}}
+    record["checkpoint_results"].append(newest)
+    record["checkpoint_report_indices"].append(3)
+    record["latest_checkpoint_result"] = newest
+    (run / SNAPSHOT).write_text(json.dumps(record))
 
 
 def test_nothing_is_changed_when_all_is_well(run):
@@ -267,6 +279,25 @@ def test_a_process_that_died_alone_is_not_taken_for_a_lost_node():
     assert "its node has died. Node Id: b2960ff0" in text
 
 
+@pytest.mark.parametrize(("max_failures", "starts"), [(0, 1), (1, 3), (3, 5)])
+def test_only_failures_without_a_new_checkpoint_between_them_end_a_run(run, monkeypatch, max_failures, starts):
+    monkeypatch.setattr(supervise, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(supervise, "remove_orphans", lambda: 0)  # there is no Ray
+    calls = []
+
+    def fit():
+        calls.append(last_step(str(run)))
+        if len(calls) == 2:
+            commit_another(run)
+        raise RayActorError
+
+    with pytest.raises(RunFailed, match=r"stopped: the controller of the run was lost\."):
+        supervise.keep_going(fit, str(run), max_failures=max_failures, patience=0)
+    assert len(calls) == starts
+    noted = [fault["failures"] for fault in faults.read(str(run)) if fault["kind"] == "restart"]
+    assert noted == ([1, *range(1, max_failures + 1)] if max_failures else [])
+
+
 def test_the_input_fault_is_found_through_wrappers():
     inner = InputError("Row group 3 of x is damaged.")
     outer = RuntimeError("the stream failed")
@@ -337,23 +368,6 @@ def test_the_way_to_the_restored_step_says_nothing_of_a_step_s_time():
     assert watch.limit == FIRST_STEP
     watch.beat(0, "node", 1, 1001, 2, "step", "")
     assert watch.limit == 100
-
-
-def test_elastic_numbers_of_workers():
-    one = {"CPU": 1.0}
-
-    def fit(*cpus, worker=one, data=1.0, allowed=(1, 2, 3, 4, 6)):
-        nodes = [{"CPU": float(c)} for c in cpus]
-        return fitting_workers(nodes, worker, allowed=allowed, data_cpus=data, total_cpus=sum(cpus))
-
-    assert fit(1, 1, 1) == 2, "one CPU is left for data"
-    assert fit(4, 4) == 6
-    assert fit(3, 3) == 4, "five do not divide the batch"
-    assert fit(1) == 0
-    assert fit(0.3, 0.3, worker={"CPU": 0.1}, data=0.0) == 6
-    assert fit(2, 2, worker={"CPU": 1.5}, data=0.5) == 2
-    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
-    assert fitting_workers(nodes, {"CPU": 1.0, "GPU": 1.0}, allowed=[1, 2, 4], data_cpus=1, total_cpus=16) == 2
 
 
 def test_what_a_killed_writer_left_is_swept_up(tmp_path):

@@ -32,6 +32,20 @@ def test_the_rate_rises_to_the_peak_then_never_rises_again(steps, warmup, decay,
     assert all(rate >= ratio - 1e-9 for rate in after)
 
 
+@given(steps=st.integers(2, 500), fraction=st.floats(0.01, 1))
+def test_wsd_stays_at_the_peak_until_its_last_part(steps, fraction):
+    def rate(step, decay="wsd", **options):
+        return lr_at(step, peak_lr=1.0, total_steps=steps, warmup_steps=0, decay=decay, **options)
+
+    rates = [rate(step, decay_fraction=fraction) for step in range(steps)]
+    begin = round(steps * (1 - fraction))
+    assert rates[: begin + 1] == [1.0] * min(steps, begin + 1)
+    assert all(b < a for a, b in itertools.pairwise(rates[begin:]))
+    assert [rate(step, decay_fraction=1.0) for step in range(steps)] == [
+        rate(step, "linear") for step in range(steps)
+    ], "a decay as long as the run is a linear one"
+
+
 def test_matrices_decay_and_biases_and_norms_do_not():
     model = Bert(BertConfig(vocab_size=70, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
     built = optimizer.build(model, lr=1.0, weight_decay=0.1, beta1=0.9, beta2=0.99, eps=1e-6)

@@ -17,13 +17,6 @@ import numpy as np
 import ray
 import ray.data
 from ray.data import DataContext
-from ray.data._internal.execution.backpressure_policy import (
-    ENABLED_BACKPRESSURE_POLICIES,
-    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
-    BackpressurePolicy,
-)
-from ray.data._internal.execution.resource_manager import ResourceManager
-from ray.data._internal.execution.streaming_executor_state import Topology
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -34,11 +27,10 @@ from raybert.data.text import corpus, phases
 from raybert.data.text import documents as readers
 from raybert.data.text.windows import MIN_TOKENS
 from raybert.errors import InputError
+from raybert.ray_internals.names import PROGRESS_LOGGER
 
 logger = logging.getLogger(__name__)
 
-LIMITS_SECONDS = 0.1
-_PROGRESS_LOGGER = "ray.data._internal.progress"  # warns that the bars are off, which is on purpose
 _OURS = re.compile(rf"({'|'.join(SPLITS)})-\d+-of-\d+\.parquet(\.\w+\.tmp)?|{re.escape(MANIFEST)}|_tmp-\w+")
 
 
@@ -239,26 +231,13 @@ def _stream(function: Callable[[Any], Iterator[Any]], tasks: Sequence[Any]) -> I
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [_EarlyLimits, *ENABLED_BACKPRESSURE_POLICIES])
-    with DataContext.current(context), _quiet("ray.data", logging.WARNING), _quiet(_PROGRESS_LOGGER, logging.ERROR):
+    with DataContext.current(context), _quiet("ray.data", logging.WARNING), _quiet(PROGRESS_LOGGER, logging.ERROR):
         rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
         for row in rows.flat_map(run).iter_rows():
             result = pickle.loads(row["result"])
             if isinstance(result, InputError):
                 raise result
             yield result
-
-
-class _EarlyLimits(BackpressurePolicy):
-    """Lets the second task begin at once.
-
-    Ray Data asks once a second which resources it may use, and for the first time before there is an answer: until it
-    asks again it takes the cluster for empty and runs one task alone, in each of the two phases.
-    """
-
-    def __init__(self, data_context: DataContext, topology: Topology, resource_manager: ResourceManager) -> None:
-        super().__init__(data_context, topology, resource_manager)
-        resource_manager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_SECONDS
 
 
 @contextmanager

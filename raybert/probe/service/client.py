@@ -75,7 +75,6 @@ def wait(
     root: str,
     *,
     timeout: float | None = None,
-    interval: float = 1.0,
     progress: Callable[[int], None] | None = None,
     take_over: bool = True,
 ) -> None:
@@ -102,7 +101,7 @@ def wait(
             progress(len(waiting))
         if end is not None and time.monotonic() > end:
             raise RunFailed(f"{len(waiting)} checkpoints of {run_uri} still wait for their probe.")
-        time.sleep(interval)
+        time.sleep(1.0)
 
 
 def services() -> list[str]:

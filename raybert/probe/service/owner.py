@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from raybert import storage
+from raybert.ray_internals.names import HEAD_RESOURCE
 
 # Seconds. A service says every minute that it still serves a run with something in its queue.
 LEASE = 180.0
@@ -26,7 +27,7 @@ class Owner:
 
 def cluster_id() -> str:
     """Identity of the cluster that this process is connected to: its head's, with which it begins and ends."""
-    return str(next(node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]))
+    return str(next(node["NodeID"] for node in ray.nodes() if HEAD_RESOURCE in node["Resources"]))
 
 
 def claim(run_uri: str, owner: Owner) -> None:

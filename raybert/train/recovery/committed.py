@@ -1,9 +1,9 @@
 """Which checkpoints of a run count: those that Ray Train has committed."""
 
 from raybert import storage
+from raybert.ray_internals.names import SNAPSHOT
 
 CHECKPOINTS = "checkpoints"
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's record of what was committed
 
 
 def checkpoint_name(step: int) -> str:

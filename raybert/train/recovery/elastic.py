@@ -7,16 +7,13 @@ running group when a checkpoint has just been committed, and leaves a CPU share 
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ScalingDecision
-from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
+from raybert.ray_internals.train import ResizingTrainer
 from raybert.train.recovery import faults
 from raybert.train.recovery.committed import last_step
 
@@ -24,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 
 def fitting_workers(
-    nodes: Sequence[dict[str, float]],
-    worker: dict[str, float],
+    nodes: Sequence[Mapping[str, float]],
+    worker: Mapping[str, float],
     *,
     allowed: Sequence[int],
     data_cpus: float,
@@ -46,44 +43,39 @@ def fitting_workers(
     return max((count for count in allowed if count <= fits), default=0)
 
 
-class CheckpointedElasticPolicy(ElasticScalingPolicy):
-    """Lives in Ray Train's controller."""
+class CheckpointedResizing:
+    """The decisions of a run that changes its size at checkpoints; lives in Ray Train's controller."""
 
-    def __init__(self, scaling: ScalingConfig, run_uri: str, allowed: Sequence[int], data_cpus: float) -> None:
-        super().__init__(scaling)
+    def __init__(self, run_uri: str, allowed: Sequence[int], data_cpus: float, resize_seconds: float) -> None:
         self._run_uri, self._allowed, self._data_cpus = run_uri, allowed, data_cpus
+        self._resize_seconds = resize_seconds
         self._pending: tuple[int, float] | None = None  # the newest checkpoint when a change was found due, and when
 
-    def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
+    def fitting(self, nodes: Mapping[str, Mapping[str, float]], worker: Mapping[str, float]) -> int:
         alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         return fitting_workers(
-            [resources for node, resources in reserved_resources.items() if node in alive],
-            {name: amount for name, amount in self.scaling_config._resources_per_worker_not_none.items() if amount},
+            [resources for node, resources in nodes.items() if node in alive],
+            worker,
             allowed=self._allowed,
             data_cpus=self._data_cpus,
             total_cpus=sum(resources.get("CPU", 0.0) for resources in alive.values()),
         )
 
-    def make_decision_for_running_worker_group(
-        self, worker_group_state: Any, worker_group_status: Any
-    ) -> ScalingDecision:
-        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if not isinstance(decision, NoopDecision):
+    def accepts(self, workers: int, wanted: int) -> bool:
+        if wanted != workers:
             now = time.monotonic()
             if self._pending is None:
                 self._pending = (self._newest(), now)
             newest, since = self._pending
             # Asked again at every poll until the next checkpoint is there. It may never come to a group that is too
             # large for what is left of the cluster, since its data tasks find no room.
-            self._latest_monitor_time = float("-inf")
-            shrinks = decision.num_workers < worker_group_state.num_workers
-            patient = not shrinks or now - since < self.scaling_config.elastic_resize_monitor_interval_s
+            patient = wanted > workers or now - since < self._resize_seconds
             if patient and self._newest() == newest:
-                return NoopDecision()
-            text = f"the run goes on with {decision.num_workers} workers instead of {worker_group_state.num_workers}"
-            faults.note(self._run_uri, "resize", text, workers=decision.num_workers)
+                return False
+            text = f"the run goes on with {wanted} workers instead of {workers}"
+            faults.note(self._run_uri, "resize", text, workers=wanted)
         self._pending = None
-        return decision
+        return True
 
     def _newest(self) -> int:
         try:
@@ -93,22 +85,16 @@ class CheckpointedElasticPolicy(ElasticScalingPolicy):
             return self._pending[0] if self._pending else 0
 
 
-class ElasticTrainer(TorchTrainer):
-    """TorchTrainer, with the policy above where the number of workers is a range.
+class ElasticTrainer(ResizingTrainer):
+    """TorchTrainer, with the decisions above where the number of workers is a range.
 
     Without Ray Train's own cleaner of placement groups, a process more in each run: `placement_groups.py`
     does it.
     """
 
-    def __init__(self, run_uri: str, allowed: Sequence[int], data_cpus: float, **options: Any) -> None:
-        super().__init__(**options)
-        self._policy = (run_uri, allowed, data_cpus)
-
-    def _initialize_and_run_controller(self, **controller: Any) -> Any:
-        if self.scaling_config.elasticity_enabled:
-            controller["scaling_policy"] = CheckpointedElasticPolicy(self.scaling_config, *self._policy)
-        return super()._initialize_and_run_controller(**controller)
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+    def __init__(
+        self, run_uri: str, allowed: Sequence[int], data_cpus: float, *, scaling_config: ScalingConfig, **options: Any
+    ) -> None:
+        seconds = scaling_config.elastic_resize_monitor_interval_s
+        resizing = CheckpointedResizing(run_uri, allowed, data_cpus, seconds)
+        super().__init__(resizing, scaling_config=scaling_config, **options)

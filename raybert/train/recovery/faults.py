@@ -15,12 +15,12 @@ from typing import Any
 
 from raybert import storage
 from raybert.errors import InputError, last_line
+from raybert.ray_internals import names
 
 logger = logging.getLogger(__name__)
 
 FAULTS = "faults"
-OUT_OF_MEMORY = ("running low on memory", "can't allocate memory", "out of memory", "cannot allocate memory")
-NODE_LOST = "its node has died"
+OUT_OF_MEMORY = (names.OUT_OF_MEMORY, "can't allocate memory", "out of memory", "cannot allocate memory")
 PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "NCCL communicator was aborted")
 
 
@@ -67,16 +67,16 @@ def describe(error: BaseException) -> tuple[str, str]:
     if getattr(error, "preempted", False):
         return "preempted", "was lost with its node, which was preempted"
     if _is_actor_loss(error):
-        if NODE_LOST in text:  # what Ray says of a process that died alone speaks of nodes as well
-            return "node_lost", f"was lost with its node. ({_first(lines, (NODE_LOST,))})"
+        if names.NODE_LOST in text:  # what Ray says of a process that died alone speaks of nodes as well
+            return "node_lost", f"was lost with its node. ({_first(lines, (names.NODE_LOST,))})"
         return "process_died", (
             "died without a word: killed from outside (by the kernel when memory runs out, or by somebody), or crashed"
         )
-    if "WorkerHealthCheckTimeoutError" in f"{type(error).__name__} {type(cause).__name__}":
+    if names.WORKER_SILENT in f"{type(error).__name__} {type(cause).__name__}":
         return "hang", "did not answer Ray Train any more"
     if sentence := input_fault(error):
         return "bad_input", f"was given what it cannot use: {sentence}"
-    if "ExecutionTimeoutError" in f"{type(error).__name__} {type(cause).__name__} {text}":
+    if names.DATA_STALLED in f"{type(error).__name__} {type(cause).__name__} {text}":
         return "data_stalled", "got no data: no data task made progress, perhaps since no CPU was left for one"
     if any(mark in text for mark in PEER_LOST):
         return "peer_lost", "lost its connection to another worker"
@@ -105,7 +105,7 @@ def _first_line(error: InputError) -> str:
 def _is_actor_loss(error: BaseException) -> bool:
     from ray.exceptions import RayActorError
 
-    return isinstance(error, RayActorError) or type(error).__name__ == "WorkerHealthCheckFailedError"
+    return isinstance(error, RayActorError) or type(error).__name__ == names.WORKER_LOST
 
 
 def _first(lines: list[str], marks: tuple[str, ...]) -> str:

@@ -11,16 +11,13 @@ import logging
 from contextlib import AbstractContextManager
 
 import ray
-from ray._private.state import state
-from ray._raylet import ActorID, PlacementGroupID
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from raybert.ray_internals.core import actor_record, ended_jobs, placement_groups
+from raybert.ray_internals.names import TRAIN_CONTROLLER
 from raybert.repeat import repeated
 
 logger = logging.getLogger(__name__)
 
-CONTROLLER = "TrainController"
 INTERVAL = 20.0  # seconds
 
 
@@ -43,20 +40,16 @@ def remove_orphans() -> int:
 
 
 def _remove_orphans() -> int:
-    jobs = {job["JobID"] for job in state.job_table() if job["IsDead"]} | {ray.get_runtime_context().get_job_id()}
+    jobs = ended_jobs() | {ray.get_runtime_context().get_job_id()}
     removed = 0
-    for content in state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(content)
-        if group.is_detached or group.state == PlacementGroupTableData.REMOVED:
-            continue
-        if group.creator_job_id.hex() in jobs and _is_dead_controller(ActorID(group.creator_actor_id)):
-            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
-            logger.warning("Removed the placement group %s of a controller that died", group.placement_group_id.hex())
+    for group in placement_groups():
+        if not (group.detached or group.removed) and group.job in jobs and _is_dead_controller(group.actor):
+            group.remove()
+            logger.warning("Removed the placement group %s of a controller that died", group.id)
             removed += 1
     return removed
 
 
-def _is_dead_controller(actor: ActorID) -> bool:
+def _is_dead_controller(actor: str) -> bool:
     """Others may have given their group's handle away before they died, so it is for the controllers alone."""
-    known = {} if actor.is_nil() else state.actor_table(actor.hex())
-    return (known.get("State"), known.get("ActorClassName")) == ("DEAD", CONTROLLER)
+    return bool(actor) and actor_record(actor) == ("DEAD", TRAIN_CONTROLLER)

@@ -6,8 +6,6 @@ group, and the workers agree on the step after which they leave (`raybert.train.
 
 import time
 
-from ray.train.v2._internal.execution.context import get_train_context
-
 from raybert import storage
 from raybert.train.recovery.committed import last_step
 
@@ -17,11 +15,6 @@ POLL = 0.2
 
 class Preempted(RuntimeError):  # noqa: N818 - reads as what happened
     """The group ends itself, having saved all it did."""
-
-
-def noticed() -> bool:
-    """Whether this rank was told that a node of the group is about to go. A look at a variable."""
-    return get_train_context().preemption_context.preemption_info is not None
 
 
 def leave(run_uri: str, step: int) -> None:

@@ -1,6 +1,6 @@
 """Which checkpoint a run goes on from, and what becomes of one that is damaged.
 
-Ray Train's own record, ``checkpoint_manager_snapshot.json``, says which checkpoints were committed, and its newest is
+Ray Train's own record (`SNAPSHOT`) says which checkpoints were committed, and its newest is
 what the workers restore. Before a run goes on, the newest one is read and compared with its checksums. One that is
 damaged is taken off the record and moved aside, so that the one before it is the newest.
 """
@@ -15,8 +15,9 @@ import ray
 from raybert import storage
 from raybert.errors import DamagedCheckpoint, InputError, RunFailed
 from raybert.model.directory import BEFORE, REQUIRED, SUMS, verify_files
+from raybert.ray_internals.names import SNAPSHOT
 from raybert.train.recovery import faults
-from raybert.train.recovery.committed import CHECKPOINTS, SNAPSHOT
+from raybert.train.recovery.committed import CHECKPOINTS
 
 _STEP = re.compile(r"step-\d{8}")
 DAMAGED = "damaged-"

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
+
+from raybert.ray_internals.core import has_flag, put_flag, remove_flag
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -29,16 +30,16 @@ def _key(run_uri: str) -> bytes:
 
 def request(uri: str) -> None:
     """Ask a run's workers to save and end; asked of a directory, it holds for all the runs in it."""
-    _internal_kv_put(_key(uri), b"1", namespace=NAMESPACE)
+    put_flag(_key(uri), NAMESPACE)
 
 
 def withdraw(uri: str) -> None:
-    _internal_kv_del(_key(uri), namespace=NAMESPACE)
+    remove_flag(_key(uri), NAMESPACE)
 
 
 def requested(run_uri: str) -> bool:
     directory = run_uri.rpartition("/")[0]
-    return any(_internal_kv_exists(_key(uri), namespace=NAMESPACE) for uri in (run_uri, directory))
+    return any(has_flag(_key(uri), NAMESPACE) for uri in (run_uri, directory))
 
 
 def until_signal(run_uri: str, fit: Callable[[], T]) -> T:

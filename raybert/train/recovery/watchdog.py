@@ -22,6 +22,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raybert.ray_internals.names import PROCESS
 from raybert.train.recovery import faults
 
 BEAT = 1.0  # seconds between two messages of a rank
@@ -191,6 +192,6 @@ def end_process(pid: int) -> str:
 
 def _require_worker(pid: int) -> str:
     title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    if not title.startswith("ray::"):
+    if not title.startswith(PROCESS):
         raise RuntimeError(f"process {pid} is no Ray worker any more")
     return title
