@@ -110,11 +110,11 @@ def test_without_a_ray_none_is_started(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", Mock())
     for addresses, sentence in (([], "No Ray runs here"), (["a:1", "b:2"], r"More than one .* \(a:1, b:2\)")):
-        monkeypatch.setattr(cluster, "local_addresses", lambda found=addresses: found)
+        monkeypatch.setattr(connection, "local_addresses", lambda found=addresses: found)
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
         with pytest.raises(InputError, match=sentence):
             find()
-    monkeypatch.setattr(cluster, "local_addresses", lambda: ["a:1"])
+    monkeypatch.setattr(connection, "local_addresses", lambda: ["a:1"])
     find()
     assert [call.kwargs["address"] for call in ray.init.call_args_list] == ["a:1"]
 

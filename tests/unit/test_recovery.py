@@ -292,7 +292,7 @@ def test_only_failures_without_a_new_checkpoint_between_them_end_a_run(run, monk
         raise RayActorError
 
     with pytest.raises(RunFailed, match=r"stopped: the controller of the run was lost\."):
-        supervise.keep_going(fit, str(run), max_failures=max_failures, patience=0)
+        supervise.fit_with_restarts(fit, str(run), max_failures=max_failures, patience=0)
     assert len(calls) == starts
     noted = [fault["failures"] for fault in faults.read(str(run)) if fault["kind"] == "restart"]
     assert noted == ([1, *range(1, max_failures + 1)] if max_failures else [])
