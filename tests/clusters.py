@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests import waiting
 
 RAY = str(Path(sys.executable).with_name("ray"))
 LOOPBACK = "127.0.0.1"
@@ -67,11 +68,12 @@ class Cluster:
             f"--temp-dir={self.folder}/node-{len(self._processes)}",
             command=(sys.executable, "-m", "raybert.node"),
         )
-        end = time.monotonic() + 60
-        while self.log().count(JOINED) == before:
+
+        def joined() -> bool:
             assert node.poll() is None, self.log()
-            assert time.monotonic() < end, f"the node has not joined after a minute\n{self.log()}"
-            time.sleep(0.2)
+            return self.log().count(JOINED) > before
+
+        waiting.wait_for("a node to join", joined, signs=[self._log.name], told=self.log)
 
     def _start(self, *arguments: str, command: Sequence[str] = (RAY, "start", "--block")) -> "subprocess.Popen[bytes]":
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
@@ -88,21 +90,23 @@ class Cluster:
         request = urllib.request.Request(
             f"{self.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
         )
-        end = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                return urllib.request.urlopen(request, timeout=5).close()
+
+        def answers() -> bool:
             assert self._processes[0].poll() is None, self.log()
-            assert time.monotonic() < end, f"the Jobs API does not answer after a minute\n{self.log()}"
-            time.sleep(0.3)
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(request, timeout=60).close()
+                return True
+            return False
+
+        waiting.wait_for("the Jobs API to answer", answers, signs=[self._log.name], told=self.log)
 
     def log(self) -> str:
         return Path(self.folder, "ray-start.log").read_text(errors="replace")
 
-    def run(self, *arguments: str, timeout: float = 120, **options: Any) -> "subprocess.CompletedProcess[str]":
-        """Run a command against the cluster."""
+    def run(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """Run a command against the cluster; `options` are those of `waiting.run`."""
         environment = self.environment | options.pop("env", {})
-        return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=timeout, **options)
+        return waiting.run(arguments, env=environment, **options)
 
     def processes(self) -> list[psutil.Process]:
         """All processes of all its nodes."""
@@ -115,7 +119,7 @@ class Cluster:
 
     def close(self) -> None:
         for process in reversed(self._processes):
-            end_process(process)
+            waiting.end_process(process)
         self._log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -157,20 +161,6 @@ def forwarded(port: int, target: int) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
-
-
-def end_process(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process and all below it. (`ray stop` would end every Ray on the machine.)"""
-    try:
-        parent = psutil.Process(process.pid)
-        tree = [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        tree = []
-    for each in tree:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    process.wait()
-    psutil.wait_procs(tree, timeout=10)
 
 
 def free_ports(count: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,17 +11,55 @@ import hypothesis
 import pytest
 
 from tests.gcs import Emulator
+from tests.waiting import stacks
 
 # A busy machine is no fault of the code.
 hypothesis.settings.register_profile("raybert", deadline=None)
 hypothesis.settings.load_profile("raybert")
 
-# A stalled stream or a dead rank must fail in seconds, not in Ray's half hour; workers inherit these.
-os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "60")
+# Models of a few thousand weights gain nothing by threads, which wait for each other by taking a core each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's own limits; workers inherit them. They end a hang before a test gives up, and never what is only slow.
+os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "400")
+os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "400")
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "200")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "400")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
-os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "120")
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+# A node starts no more processes at a time than it has CPUs: where it has one, a run's twelve one after the other.
+os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "12")
+# Ray's processes are nice (15): beside other work on all cores they would get a thirtieth of one.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`make test` has two processes for the tests (pytest-xdist), since those that use Ray wait most of their time.
+
+    A group is not divided among them: the tests of the shared Ray are one, of the others each file. The longest begin.
+    """
+    if not getattr(config.option, "loadgroup", False):
+        return
+    groups = {}
+    for item in items:
+        shares = "ray_cluster" in getattr(item, "fixturenames", ())
+        groups[item] = "ray" if shares else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: (groups[item] != "ray", "unit" in item.path.parts))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Before pytest gives a test up, which ends the session, the stacks of all processes are printed."""
+    marker = item.get_closest_marker("timeout")
+    limit = marker.args[0] if marker else float(item.config.getini("timeout"))
+    timer = threading.Timer(limit - 120, lambda: print(stacks(), file=sys.__stderr__, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        return (yield)
+    finally:
+        timer.cancel()
 
 
 @pytest.fixture(scope="session")

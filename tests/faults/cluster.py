@@ -8,12 +8,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.processes import descendants, titled
+from tests.waiting import wait_for
 
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -36,12 +36,12 @@ class Node:
     def pids(self, *marks: str) -> list[int]:
         return titled(self.process.pid, *marks)
 
-    def wait_until_up(self, seconds: float = 90) -> None:
-        end = time.monotonic() + seconds
-        while "Ray runtime started" not in self.log.read_text():
+    def wait_until_up(self) -> None:
+        def up() -> bool:
             assert self.process.poll() is None, f"the node ended: {self.log.read_text()[-2000:]}"
-            assert time.monotonic() < end, f"the node did not come up: {self.log.read_text()[-2000:]}"
-            time.sleep(0.1)
+            return "Ray runtime started" in self.log.read_text()
+
+        wait_for("a node to come up", up, signs=[self.log], told=lambda: self.log.read_text()[-2000:])
 
     def lose(self) -> None:
         """As a machine that is switched off."""
@@ -100,10 +100,11 @@ class Cluster:
         environment = self.environment | {"RAY_ADDRESS": self.address}
         said = []
         for command in (["status", "-v"], ["list", "placement-groups", "--detail"], ["list", "actors"]):
-            done = subprocess.run(
-                [RAY, *command], env=environment, capture_output=True, text=True, timeout=60, check=False
-            )
-            said.append(f"$ ray {' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-500:]}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = subprocess.run(
+                    [RAY, *command], env=environment, capture_output=True, text=True, timeout=60, check=False
+                )
+                said.append(f"$ ray {' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-500:]}")
         return "\n".join(said)
 
     def stop(self) -> None:
@@ -119,7 +120,6 @@ def ray_nodes(*cpus: float, **environment: str) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True) as folder:
         # A token of its own: whether the user has one in the home directory makes no difference.
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-        environment |= {"RAY_raylet_start_wait_time_s": "120"}  # on a busy machine a node takes more than 30 s
         cluster = Cluster(Path(folder), {**os.environ, **environment})
         cluster.temporary.mkdir()  # what processes leave there lies in the folder, too
         cluster.environment["TMPDIR"] = str(cluster.temporary)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from raybert.train.schedule import lr_at
 from raybert.train.step import means, train_step
 from tests.faults.cluster import Cluster
 from tests.gcs import Emulator
+from tests.waiting import Sign, wait_for, wait_for_end
 
 BATCH, MICRO, SEED, SEQ_LEN = 12, 2, 3, 32
 # So that a worker that may take no more memory than it has finds that out in its next step.
@@ -123,32 +125,34 @@ class Driver:
                     newest = max([newest, *map(int, re.findall(r'^{"step": (\d+)', path.read_text(), re.MULTILINE))])
         return newest
 
-    def wait_for_step(self, step: int, seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
-        while self.step() < step:
-            self.check_alive(end, f"step {step}")
-            time.sleep(0.02)
+    def wait_for_step(self, step: int) -> None:
+        self.wait_for(f"step {step}", lambda: self.step() >= step, pause=0.02)
 
-    def wait_for(self, what: str, found: Any, seconds: float = 120) -> Any:
+    def wait_for(self, what: str, found: Callable[[], Any], pause: float = 0.01) -> Any:
         """Poll until `found()` is true, and return it."""
-        end = time.monotonic() + seconds
-        while not (result := found()):
-            self.check_alive(end, what)
-            time.sleep(0.1 if self.gcs else 0.01)
-        return result
 
-    def check_alive(self, end: float, what: str) -> None:
-        assert self.process is not None
-        assert self.process.poll() is None, f"the driver ended before {what}:\n{self.said[-4000:]}"
-        assert time.monotonic() < end, f"{what} did not come:\n{self.said[-4000:]}\n{self.cluster.state()}"
+        def found_or_ended() -> Any:
+            assert self.process is not None
+            ended = self.process.poll() is not None
+            result = found()
+            assert result or not ended, f"the driver ended before {what}:\n{self.said[-4000:]}"
+            return result
 
-    def wait(self, seconds: float = 200) -> int:
+        pause = max(pause, 0.1) if self.gcs else pause
+        return wait_for(what, found_or_ended, signs=self.signs, told=self.state, pause=pause)
+
+    @property
+    def signs(self) -> list[Sign]:
+        """Where its life can be seen: what it prints, its steps, what it writes."""
+        return [self.log, self.step, *([] if storage.is_remote(self.uri) else [self.uri])]
+
+    def state(self) -> str:
+        return f"{self.said[-4000:]}\n{self.cluster.state()}"
+
+    def wait(self) -> int:
+        """Wait until the run has ended, and return its exit code."""
         assert self.process is not None
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise AssertionError(f"the run did not end:\n{self.said[-4000:]}") from None
+        return wait_for_end(self.process, "the run", signs=self.signs, told=self.state)
 
     def wait_for_fault(self, kind: str, known: int) -> dict[str, Any]:
         """The newest fault of a kind, when there are more than `known` of it."""

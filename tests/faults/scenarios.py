@@ -18,6 +18,7 @@ from raybert.train.recovery.repair import DAMAGED
 from tests.faults.cluster import Cluster, Node
 from tests.faults.driver import STRETCH, Driver, kill, pick
 from tests.gcs import Fault
+from tests.waiting import wait_for
 
 Scenario = Callable[[Driver, Cluster, random.Random], None]
 
@@ -102,14 +103,17 @@ def second_driver(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     events = set(storage.list_files(f"{driver.uri}/tensorboard"))
     assert events or driver.gcs is not None  # where they are copied now and then
     assert second.process is not None
-    end = time.monotonic() + 120
-    while second.process.poll() is None and time.monotonic() < end:
+
+    def ended() -> bool:
         for sign, seconds in ((signal.SIGSTOP, 2.0), (signal.SIGCONT, 0.05)):
             for pid in workers:
                 with contextlib.suppress(ProcessLookupError):
                     kill(pid, sign)
             time.sleep(seconds)
-    assert second.wait(1) == 2, second.said
+        return second.process.poll() is not None
+
+    wait_for("the second driver to be refused", ended, signs=[second.log], told=lambda: second.said)
+    assert second.process.returncode == 2, second.said
     assert "Another driver" in second.said
     assert events <= set(storage.list_files(f"{driver.uri}/tensorboard"))
 
@@ -176,8 +180,11 @@ def newest_damaged_while_running(driver: Driver, cluster: Cluster, rng: random.R
     workers = cluster.pids(WORKER)
     for pid in workers:
         kill(pid, signal.SIGSTOP)
-    time.sleep(1.5)  # what they had reported is committed now, and nothing new comes
-    storage.write_bytes(f"{_newest(driver)}/training_state.pt", b"")
+    damaged = ""
+    while (newest := _newest(driver)) != damaged:  # what they had reported may still be committed; nothing new comes
+        storage.write_bytes(f"{newest}/training_state.pt", b"")
+        damaged = newest
+        time.sleep(5)
     for pid in workers:
         kill(pid)
     driver.wait_for_fault("damaged_checkpoint", known)
@@ -253,7 +260,7 @@ def storage_down(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
     if driver.gcs is not None:
         driver.gcs.inject(Fault("status", every=1, status=rng.choice([429, 500, 503])))
         time.sleep(seconds)
-        assert sum(driver.gcs.injected().values()) > 3, "nothing was asked of the bucket"
+        driver.wait_for("requests to the bucket", lambda: sum(driver.gcs.injected().values()) > 3)
         driver.gcs.inject()
         return
     place = Path(driver.uri) / "checkpoints"
@@ -279,14 +286,15 @@ def disk_full(driver: Driver, cluster: Cluster, rng: random.Random) -> None:
         return
     end, full = time.monotonic() + rng.uniform(5, 15), 0
     with open(ballast, "wb", buffering=0) as file:
-        while time.monotonic() < end:  # the run gives room back, where it takes away what it could not write
+        while (
+            time.monotonic() < end or not full
+        ):  # the run gives room back, where it takes away what it could not write
             with contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(4096))
             full += shutil.disk_usage(disk).free < 4096
             time.sleep(0.1)
     ballast.unlink()
-    assert full
 
 
 SCENARIOS: dict[str, Scenario] = {

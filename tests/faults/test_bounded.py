@@ -16,7 +16,7 @@ STEPS = 10_000
 MB = 2**20
 
 pytestmark = [
-    pytest.mark.timeout(3600),
+    pytest.mark.timeout(6 * 3600),
     pytest.mark.skipif("RAYBERT_SOAK" not in os.environ, reason="`make soak` does this: it takes a quarter of an hour"),
 ]
 

@@ -19,11 +19,9 @@ from tests.faults.driver import (
     recomputed_digests,
 )
 from tests.faults.scenarios import WORKER
+from tests.waiting import wait_for_end
 
-pytestmark = [
-    pytest.mark.timeout(290),
-    pytest.mark.skipif("RAYBERT_SLOW" not in os.environ, reason="`make test-faults` does this"),
-]
+pytestmark = pytest.mark.skipif("RAYBERT_SLOW" not in os.environ, reason="`make test-faults` does this")
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +39,18 @@ def test_an_elastic_run_shrinks_and_grows(shards, tmp_path):
             return ledger.read_account(driver.uri).attempts
 
         driver.wait_for_step(10)
-        driver.wait_for("two workers", lambda: attempts()[-1].workers == 2, 150)
+        driver.wait_for("two workers", lambda: attempts()[-1].workers == 2)
         driver.wait_for_step(driver.step() + 10)
         next(node for node in cluster.nodes[1:] if node.pids(WORKER)).lose()
-        driver.wait_for("one worker", lambda: attempts()[-1].workers == 1, 150)
+        driver.wait_for("one worker", lambda: attempts()[-1].workers == 1)
         driver.wait_for_step(driver.step() + 10)
         for _ in range(2):
             cluster.add(1)
-        driver.wait_for("three workers", lambda: attempts()[-1].workers == 3, 150)
+        driver.wait_for("three workers", lambda: attempts()[-1].workers == 3)
         driver.wait_for_step(driver.step() + 20)
         assert driver.process is not None
         driver.process.send_signal(signal.SIGINT)
-        assert driver.process.wait(60) == 130, driver.said[-3000:]
+        assert driver.wait() == 130, driver.said[-3000:]
         digests = ledger.read_account(driver.uri).digests.tolist()
     (*_, last), grown = attempts(), driver.faults("resize")
     for before, after in pairwise(attempts()):
@@ -73,7 +71,7 @@ def test_a_preempted_node_is_left_with_everything_saved(shards, tmp_path):
         victim = next(node for node in told if node.pids(WORKER))
         victim.process.send_signal(signal.SIGTERM)
         driver.wait_for("the group's end", lambda: driver.faults("preempted"))
-        victim.process.wait(60)
+        wait_for_end(victim.process, "the node", signs=[victim.log])
         victim.gone = True
         cluster.add(1)
         assert_undisturbed(driver, recomputed_digests(shards, 240))

@@ -2,9 +2,7 @@
 
 import subprocess
 import sys
-import time
 
-import pytest
 import torch
 
 from raybert import storage
@@ -14,6 +12,7 @@ from raybert.probe.service import queue
 from raybert.probe.tasks import load_task
 from tests.faults.cluster import ray_nodes
 from tests.tasks import make_task, queue_checkpoint
+from tests.waiting import end_process, wait_for, wait_for_end
 
 SERVICE = "ProbeService"
 # Has the run served once, and waits until nothing is queued; what happens in between is the service's own affair.
@@ -27,7 +26,6 @@ while queue.waiting_steps(sys.argv[1]):
 """
 
 
-@pytest.mark.timeout(280)
 def test_the_service_outlives_its_node(tmp_path):
     task = load_task(make_task(tmp_path, n_train=2_000))
     torch.manual_seed(0)
@@ -42,18 +40,23 @@ def test_the_service_outlives_its_node(tmp_path):
         nodes = [cluster.add(1) for _ in range(2)]
         command = [sys.executable, "-c", SERVE, run, str(tmp_path)]
         environment = cluster.environment | {"RAY_ADDRESS": cluster.address}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as waiting:
-            try:
-                while not queue.records(run):
-                    assert waiting.poll() is None, waiting.communicate()[0].decode()
-                    time.sleep(0.1)
-                (first,) = [node for node in nodes if node.pids(SERVICE)]
-                assert len(queue.records(run)) < len(steps), "the probes were done before the node could be lost"
-                first.lose()
-                said = waiting.communicate(timeout=200)[0].decode()
-            finally:
-                waiting.kill()
-        assert waiting.returncode == 0, said
+        log = tmp_path / "log"
+        with open(log, "wb") as file:
+            waiting = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+        def probed():
+            assert waiting.poll() is None, log.read_text()
+            return queue.records(run)
+
+        try:
+            signs, told = [log, run], log.read_text
+            wait_for("the first probe", probed, signs=signs, told=told, pause=0.05)
+            (first,) = [node for node in nodes if node.pids(SERVICE)]
+            assert len(queue.records(run)) < len(steps), "the probes were done before the node could be lost"
+            first.lose()
+            assert wait_for_end(waiting, "the probes", signs=signs, told=told) == 0, log.read_text()
+        finally:
+            end_process(waiting)
         (second,) = [node for node in nodes if not node.gone]
         assert second.pids(SERVICE)
     records = queue.records(run).values()

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 
@@ -19,8 +18,10 @@ from raybert.model.config import BertConfig
 from raybert.probe.service import client, owner, queue
 from raybert.probe.service.owner import Owner
 from raybert.probe.tasks import load_task
+from tests import waiting
 from tests.processes import titled
 from tests.tasks import make_task, queue_checkpoint
+from tests.waiting import LONGEST, wait_for
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -49,14 +50,12 @@ def submit(run, folder, step, task, model, max_waiting=20):
 
 def kill_service():
     try:
-        pid = client.statuses(timeout=2)[0]["pid"]
-        os.kill(pid, signal.SIGKILL)
-    except (KeyError, IndexError, ProcessLookupError):
+        os.kill(titled(os.getpid(), "ProbeService")[0], signal.SIGKILL)
+    except (IndexError, ProcessLookupError):
         return False  # it is just starting again
     return True
 
 
-@pytest.mark.timeout(280)
 def test_each_checkpoint_gets_one_record_whenever_the_service_is_killed(task, model, tmp_path):
     runs = [make_run(tmp_path, "a"), make_run(tmp_path, "b")]
     for run in runs:
@@ -70,7 +69,7 @@ def test_each_checkpoint_gets_one_record_whenever_the_service_is_killed(task, mo
             killed += kill_service()
     assert killed
     for run in runs:
-        client.wait(run, str(tmp_path), timeout=200)
+        client.wait(run, str(tmp_path), timeout=LONGEST)
         records = queue.records(run)
         assert list(records) == [f"mine-{step * 100:08d}.json" for step in range(1, 11)]
         assert {record["status"] for record in records.values()} == {"done"}
@@ -87,7 +86,7 @@ def test_past_the_limit_the_oldest_are_recorded_as_skipped(task, model, tmp_path
     for step in range(1, 9):
         queue_checkpoint(run, step, task, model, max_waiting=3)
     client.serve(run, str(tmp_path))
-    client.wait(run, str(tmp_path), timeout=120)
+    client.wait(run, str(tmp_path), timeout=LONGEST)
     status = {record["step"]: record["status"] for record in queue.records(run).values()}
     assert status == dict.fromkeys(range(1, 6), "skipped") | dict.fromkeys(range(6, 9), "done")
 
@@ -98,7 +97,7 @@ def test_what_cannot_be_probed_is_recorded_with_its_reason(task, model, tmp_path
     storage.write_bytes(f"{request.weights}/model.safetensors", b"cos\nsystem\n")
     assert queue.add(request)
     client.serve(run, str(tmp_path))
-    client.wait(run, str(tmp_path), timeout=60)
+    client.wait(run, str(tmp_path), timeout=LONGEST)
     (record,) = queue.records(run).values()
     assert record["status"] == "failed"
     assert "config.json" in record["reason"]
@@ -109,13 +108,13 @@ def test_a_probe_whose_process_is_killed_is_done_again(model, tmp_path):
     task = load_task(make_task(tmp_path, n_train=20_000))
     run = make_run(tmp_path, "killed")
     submit(run, tmp_path, 1, task, model)
-    end = time.monotonic() + 90
-    while not (found := titled(os.getpid(), "::_probe")):
-        assert time.monotonic() < end, "no process of a probe was seen"
+
+    def under_way():
         assert not queue.records(run)
-        time.sleep(0.05)
-    os.kill(found[-1], signal.SIGKILL)
-    client.wait(run, str(tmp_path), timeout=120)
+        return titled(os.getpid(), "::_probe")
+
+    os.kill(wait_for("the process of a probe", under_way, pause=0.02)[-1], signal.SIGKILL)
+    client.wait(run, str(tmp_path), timeout=LONGEST)
     (record,) = queue.records(run).values()
     assert record["status"] == "done"
     assert record["seconds_waited"] > 0
@@ -125,16 +124,16 @@ def test_a_service_without_cpus_says_so_and_the_next_wait_starts_one_that_was_st
     run = make_run(tmp_path, "stopped")
     queue_checkpoint(run, 1, task, model, cpus=64, max_waiting=3)
     client.serve(run, str(tmp_path))
-    end = time.monotonic() + 60
-    while not (running := [r for status in client.statuses() for one in status["runs"] for r in one["running"]]):
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    running = wait_for(
+        "a probe that waits",
+        lambda: [r for status in client.statuses() for one in status["runs"] for r in one["running"]],
+    )
     assert running[0]["seconds"] is None
     assert running[0]["waits_for"].startswith("64 CPUs (the cluster has")
     # From another process: the Ray that runs is found by its address.
     command = [sys.executable, "-m", "raybert.cli", "probe", "status", "--json"]
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    seen = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    seen = waiting.run(command, env=environment)
     assert seen.returncode == 0, seen.stderr
     assert json.loads(seen.stdout)[0]["cluster"] == owner.cluster_id()
     assert client.stop()
@@ -147,6 +146,6 @@ def test_a_service_without_cpus_says_so_and_the_next_wait_starts_one_that_was_st
         client.wait(run, str(tmp_path), timeout=1, take_over=False)
     assert client.services() == []
     owner.release(run, Owner("probe-service-x", "another cluster"))
-    client.wait(run, str(tmp_path), timeout=60, take_over=False)
+    client.wait(run, str(tmp_path), timeout=LONGEST, take_over=False)
     assert queue.records(run)["mine-00000001.json"]["status"] == "done"
     assert ray.is_initialized()

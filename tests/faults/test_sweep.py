@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import ray
@@ -21,6 +20,7 @@ from raybert.telemetry import read_metrics
 from tests.clusters import cluster
 from tests.data import make_shards
 from tests.tasks import make_task
+from tests.waiting import wait_for, wait_for_end
 
 COMMAND = [sys.executable, "-m", "raybert.cli", "sweep"]
 
@@ -53,21 +53,17 @@ def free():
 
 
 def wait_until_free(cpus):
-    end = time.monotonic() + 90
-    while free() < cpus:
-        assert time.monotonic() < end, f"{free()} CPUs are free, and {cpus} were before"
-        time.sleep(0.5)
+    wait_for(f"{cpus} free CPUs", lambda: free() >= cpus, signs=[free], told=lambda: f"{free()} are free")
 
 
 def wait_until_step(driver, log, run, step):
-    end = time.monotonic() + 150
-    while not any(record["step"] >= step for record in read_metrics(run)):
+    def there():
         assert driver.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < end, f"{run} has not come to step {step}\n{log.read_text()[-3000:]}"
-        time.sleep(0.1)
+        return any(record["step"] >= step for record in read_metrics(run))
+
+    wait_for(f"step {step}", there, signs=[log.parent], told=lambda: log.read_text()[-3000:])
 
 
-@pytest.mark.timeout(290)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to_its_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # trials run elsewhere, and must find what was named from here
@@ -82,6 +78,9 @@ def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to
     def start(*options):
         with open(log, "w") as file:
             return subprocess.Popen([*COMMAND, path, *options], env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+    def ended(driver):
+        return wait_for_end(driver, "the sweep", signs=[tmp_path], told=lambda: log.read_text()[-3000:])
 
     def refused(sentence, *changes, resume):
         with pytest.raises(InputError, match=sentence):
@@ -101,7 +100,7 @@ def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to
     wait_until_step(driver, log, second, read_sweep(sweep)[1].steps + 20)
     refused(f"Another driver, process {driver.pid}", resume=True)
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(timeout=100) == 130, log.read_text()[-3000:]
+    assert ended(driver) == 130, log.read_text()[-3000:]
     assert "--resume goes on with" in log.read_text()
     wait_until_free(before)
     stopped = read_sweep(sweep)[1]
@@ -111,7 +110,7 @@ def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to
     )
 
     driver = start("--resume")
-    assert driver.wait(timeout=150) == 0, log.read_text()[-3000:]
+    assert ended(driver) == 0, log.read_text()[-3000:]
     assert storage.read_bytes(f"{sweep.uri}/trials/trial-0000/metrics.jsonl") == first, (
         "a trial that had ended ran again"
     )
@@ -126,7 +125,6 @@ def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to
     wait_until_free(before)
 
 
-@pytest.mark.timeout(290)
 def test_a_sweep_on_one_core_waits_for_its_probes_and_tells_of_trials_that_were_pruned_or_failed(tmp_path, monkeypatch):
     """The pruned trial is the last one: the probes have a core only if its worker's is given back."""
     monkeypatch.chdir(tmp_path)
@@ -145,12 +143,12 @@ def test_a_sweep_on_one_core_waits_for_its_probes_and_tells_of_trials_that_were_
             "data": {"verify": "sizes"},
             "optimizer": {"lr": 0.01},
             "probe": {"tasks": [make_task(tmp_path)]},
-            "every": {"log": 5, "validation": 80, "checkpoint": 80, "probe": 120},
+            "every": {"log": 5, "validation": 80, "checkpoint": 80, "probe": 240},
         },
         asha=True,
     )
     with cluster(cpus=1) as small:
-        done = small.run(*COMMAND, path, timeout=200)
+        done = small.run(*COMMAND, path, signs=[tmp_path])
         # `ray start` has left the address of its cluster for others to find: a local Ray is to be another one.
         code = "import ray; from raybert import cluster; print(cluster.connect(), ray.cluster_resources()['CPU'])"
         alone = {"RAY_ADDRESS": "", "RAY_TMPDIR": small.folder}

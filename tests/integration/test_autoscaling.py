@@ -3,10 +3,8 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +14,7 @@ from raybert.telemetry import read_metrics
 from raybert.train.recovery.committed import last_step
 from tests import clusters
 from tests.data import make_shards
+from tests.waiting import end_process, wait_for, wait_for_end
 
 HEAD = "f" * 51 + "00000"  # the name that Ray's fake provider expects
 STEPS = 400
@@ -86,15 +85,6 @@ def nodes(cluster: clusters.Cluster) -> set[str]:
     return {node for process, node in processes(cluster) if process.name() == "raylet"} - {HEAD[-5:]}
 
 
-def until(condition: Callable[[], Any], seconds: float, what: Callable[[], str]) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, what()
-        time.sleep(0.3)
-    return found
-
-
-@pytest.mark.timeout(280)
 def test_nodes_come_for_a_run_one_is_lost_and_they_go_again(cluster, tmp_path):
     shards = make_shards(str(tmp_path / "shards"))
     tree = {
@@ -121,7 +111,7 @@ def test_nodes_come_for_a_run_one_is_lost_and_they_go_again(cluster, tmp_path):
         return 0 < last_step(run) < max((record["step"] for record in read_metrics(run)), default=0)
 
     try:
-        until(under_way, 120, told)
+        wait_for("a step behind a checkpoint", under_way, signs=[tmp_path, lambda: nodes(cluster)], told=told)
         came = nodes(cluster)
         assert len(came) >= 2
         # The loss of a spot node with a worker on it: all its processes end at once.
@@ -131,27 +121,28 @@ def test_nodes_come_for_a_run_one_is_lost_and_they_go_again(cluster, tmp_path):
             if node == victim:
                 process.kill()
         at = last_step(run)
-        driver.wait(timeout=150)
+        wait_for_end(driver, "the run", signs=[tmp_path], told=told)
     finally:
-        driver.kill()
-        driver.wait()
+        end_process(driver)
     assert driver.returncode == 0, told()
     assert last_step(run) == STEPS > at
     logged = [record["step"] for record in read_metrics(run) if "loss" in record]
     assert logged == list(range(10, STEPS + 1, 10))
     lines = Path(run, "metrics.jsonl").read_text().splitlines()
     assert len(lines) > len(logged), "no step was done again, so nothing was lost"
-    until(lambda: not nodes(cluster), 60, lambda: f"{nodes(cluster)} are still up, idle")
+    left = [lambda: nodes(cluster)]
+    wait_for(
+        "the nodes to go", lambda: not nodes(cluster), signs=left, told=lambda: f"{nodes(cluster)} are up", pause=0.3
+    )
 
 
-@pytest.mark.timeout(60)
 def test_a_run_that_the_cluster_can_never_hold_is_refused(cluster, tmp_path):
     shards = make_shards(str(tmp_path / "shards"))
     settings = [f"data.shards={shards.uri}", f"run.storage={tmp_path}", "model.size=tiny", "train.workers=32"]
     settings += ["train.global_batch=32", "train.micro_batch=1"]
     (tmp_path / "c.yaml").write_text("")
     command = [sys.executable, "-m", "raybert.cli", "pretrain", str(tmp_path / "c.yaml"), *settings]
-    refused = cluster.run(*command, timeout=50)
+    refused = cluster.run(*command)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "at most 6 CPUs" in refused.stderr
     assert not (tmp_path / "bert").exists()

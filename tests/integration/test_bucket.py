@@ -16,6 +16,7 @@ from raybert.telemetry import read_metrics
 from tests.gcs import Fault
 from tests.integration.test_prepare import document
 from tests.tasks import make_task
+from tests.waiting import LONGEST
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 STEPS = 12
@@ -66,7 +67,7 @@ def whole_way(bucket):
         assert run_app([*prepare, "--validation-fraction", "0.2"]) == 0, out.getvalue()
         storage.write_bytes(f"{bucket}/config.yaml", yaml.safe_dump(settings(bucket)).encode())
         assert run_app(["pretrain", f"{bucket}/config.yaml"]) == 0, out.getvalue()
-        assert run_app(["probe", "wait", f"{bucket}/runs/r", "--timeout", "100"]) == 0, out.getvalue()
+        assert run_app(["probe", "wait", f"{bucket}/runs/r", "--timeout", str(LONGEST)]) == 0, out.getvalue()
         assert run_app(["report", f"{bucket}/runs/r"]) == 0, out.getvalue()
     return out.getvalue()
 

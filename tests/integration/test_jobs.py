@@ -22,6 +22,7 @@ from raybert.telemetry import read_metrics
 from raybert.train.recovery.committed import last_step
 from tests import clusters
 from tests.tasks import make_task
+from tests.waiting import LONGEST, end_process, wait_for, wait_for_end
 
 ROOT = Path(raybert.__file__).parents[1]
 KEPT = {"JobSupervisor", "TrainController", "ProbeService"}
@@ -50,8 +51,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[clusters.Cluster]:
-    # Metrics leave the nodes every 10 seconds otherwise. A stopped job has the time that the cluster files give it.
-    environment = {"RAY_metrics_report_interval_ms": "1000", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
+    # Metrics leave the nodes every 10 seconds otherwise. A stopped job is not killed before it has saved.
+    environment = {"RAY_metrics_report_interval_ms": "1000", "RAY_JOB_STOP_WAIT_TIME_S": f"{LONGEST:.0f}"}
     with clusters.cluster(cpus=1, environment=environment) as started:
         started.add_node(cpus=3, labels="ray.io/market-type=spot")
         yield started
@@ -79,7 +80,8 @@ def submit(cluster: clusters.Cluster, checkout: Path, *arguments: str) -> Done:
 
 def api(cluster: clusters.Cluster, path: str) -> Any:
     headers = {"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"}
-    with urllib.request.urlopen(urllib.request.Request(cluster.dashboard + path, headers=headers), timeout=10) as found:
+    request = urllib.request.Request(cluster.dashboard + path, headers=headers)
+    with urllib.request.urlopen(request, timeout=LONGEST) as found:
         return json.load(found)
 
 
@@ -121,12 +123,15 @@ def training(cluster: clusters.Cluster, checkout: Path, place: Path, settings: l
     found = re.search(r"raysubmit_\w+", sent.stdout)
     assert found
 
-    run, end = place / "job", time.monotonic() + 150
-    while not last_step(str(run)) or not list((run / "probes").glob("mine-*.json")):
+    run = place / "job"
+
+    def behind() -> bool:
         running = api(cluster, f"/api/jobs/{found[0]}")["status"] in ("PENDING", "RUNNING")
         assert running, logs(cluster, found[0])
-        assert time.monotonic() < end, f"no checkpoint and probe yet\n{logs(cluster, found[0])}"
-        time.sleep(0.3)
+        return last_step(str(run)) > 0 and any((run / "probes").glob("mine-*.json"))
+
+    told = lambda: logs(cluster, found[0])  # noqa: E731
+    wait_for("a checkpoint and a probe", behind, signs=[run, told], told=told, pause=0.3)
     return found[0]
 
 
@@ -155,7 +160,6 @@ def test_the_doctor_looks_at_every_node_as_a_job(cluster, checkout, settings):
     assert said["run.storage"].endswith("from every node")
 
 
-@pytest.mark.timeout(280)
 def test_only_workers_are_on_the_spot_node(cluster, training):
     found = cluster.run(sys.executable, "-c", WHERE)
     assert found.returncode == 0, found.stderr
@@ -174,7 +178,6 @@ def test_the_dashboard_lists_the_run(cluster, training):
     assert [worker["world_rank"] for worker in attempt["workers"]] == [0, 1]
 
 
-@pytest.mark.timeout(290)
 def test_every_panel_of_the_dashboard_shows_the_run(cluster, training, tmp_path):
     prometheus = shutil.which("prometheus")
     if prometheus is None:
@@ -195,18 +198,16 @@ def test_every_panel_of_the_dashboard_shows_the_run(cluster, training, tmp_path)
         missing = panel_queries()
 
         def all_found() -> bool:
+            assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
             for title, query in list(missing.items()):
                 if _query(address, query):
                     del missing[title]
             return not missing
 
-        end = time.monotonic() + 90
-        while not all_found():
-            assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
-            assert time.monotonic() < end, f"no data for {missing}; there are {_names(address)}"
-            time.sleep(1)
+        told = lambda: f"no data for {missing}; there are {_names(address)}"  # noqa: E731
+        wait_for("the panels' data", all_found, signs=[lambda: len(missing)], told=told, pause=1)
     finally:
-        clusters.end_process(server)
+        end_process(server)
 
 
 def panel_queries() -> dict[str, str]:
@@ -230,7 +231,7 @@ def panel_queries() -> dict[str, str]:
 def _query(address: str, query: str) -> list[Any]:
     url = f"http://{address}/api/v1/query?" + urllib.parse.urlencode({"query": query})
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return list(json.load(answer)["data"]["result"])
     except OSError:
         return []
@@ -241,7 +242,6 @@ def _names(address: str) -> list[str]:
     return sorted(each["metric"]["__name__"] for each in found)
 
 
-@pytest.mark.timeout(240)
 def test_a_stopped_job_leaves_a_checkpoint_and_the_same_command_goes_on(cluster, checkout, place, settings, training):
     run = str(place / "job")
     stopped = cluster.run(clusters.RAY, "job", "stop", "--address", cluster.dashboard, training)
@@ -266,10 +266,9 @@ def test_a_stopped_job_leaves_a_checkpoint_and_the_same_command_goes_on(cluster,
     assert metadata["raybert.command"].startswith("pretrain jobs/job.yaml")
 
 
-@pytest.mark.timeout(200)
 def test_the_probe_service_outlives_its_jobs_and_the_report_is_a_job(cluster, checkout, place):
     run = str(place / "job")
-    waited = submit(cluster, checkout, "probe", "wait", run, "--timeout", "100")
+    waited = submit(cluster, checkout, "probe", "wait", run, "--timeout", str(LONGEST))
     assert waited.returncode == 0, waited.stdout + waited.stderr
     assert os.path.exists(f"{run}/probes/mine-{last_step(run):08d}.json")
     status = submit(cluster, checkout, "probe", "status", "--json")
@@ -284,7 +283,6 @@ def test_the_probe_service_outlives_its_jobs_and_the_report_is_a_job(cluster, ch
     assert pads.dataset(place / "vectors").count_rows() == 60
 
 
-@pytest.mark.timeout(120)
 def test_a_dropped_connection_does_not_end_the_following(cluster):
     """A forwarded port is cut in the middle and opened again: each line is shown once, the code is the job's."""
     lines = "; ".join(f"echo line {i}; sleep 0.3" for i in range(20))
@@ -301,13 +299,12 @@ def test_a_dropped_connection_does_not_end_the_following(cluster):
     time.sleep(1)
     with clusters.forwarded(port, dashboard):
         rest = process.stdout.read()
-        process.wait(30)
+        wait_for_end(process, "the following")
     said = re.findall(r"^line \d+$", "".join(first) + rest, re.MULTILINE)
     assert said == [f"line {i}" for i in range(20)], "".join(first) + rest
     assert process.returncode == 3
 
 
-@pytest.mark.timeout(200)
 def test_a_sweep_is_a_job(cluster, checkout, place, settings):
     base = yaml.safe_load((checkout / settings[0]).read_text())
     base["train"]["steps"] = 20

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 import ray
@@ -10,6 +9,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 
 from raybert.ray_internals.core import actor_record, placement_groups
 from raybert.train.recovery.placement_groups import remove_orphans
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 # A driver that leaves a detached actor with a placement group, and ends.
@@ -40,8 +40,7 @@ def end(actor: ray.actor.ActorHandle) -> None:
     """Kill it, and wait until Ray knows."""
     name = ray.get(actor.actor_id.remote())
     ray.kill(actor)
-    while actor_record(name)[0] != "DEAD":
-        time.sleep(0.05)
+    wait_for("an actor's end", lambda: actor_record(name)[0] == "DEAD", pause=0.05)
 
 
 def states() -> dict[str, str]:

@@ -88,10 +88,11 @@ def test_tasks_stay_a_few_chapters_ahead_of_the_workers(shards, monkeypatch):
         for taken in (1, 10):
             while next(batches)[0] < (taken - 1) * span:
                 pass
-            known = -1
-            while (count := built()) != known or not count:
+            count, known = 0, -1
+            while not taken < count == known:  # until no further one is built
                 known = count
                 time.sleep(3)
+                count = built()
             held = taken + PREFETCHED_BLOCKS + 1  # by the worker
             assert taken < count <= held + min(FIRST_AHEAD + held, MOST_AHEAD)
 

@@ -31,6 +31,7 @@ from raybert.train.run import train
 from tests.data import make_shards
 from tests.processes import titled
 from tests.tasks import make_task
+from tests.waiting import LONGEST
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 STEPS = 60
@@ -68,7 +69,7 @@ def alone(folder, shards, tmp_path_factory):
     task = make_task(tmp_path_factory.mktemp("task"))
     run = check(settings(folder, shards, "alone", probe={"tasks": [task]}))
     train(run)
-    client.wait(run.uri, str(folder), timeout=120)
+    client.wait(run.uri, str(folder), timeout=LONGEST)
     return run.uri
 
 
@@ -210,10 +211,10 @@ def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, sh
 
     def kill_one():
         while not killed:
-            if any(record["step"] >= 25 for record in read_metrics(run.uri)):
+            if any(record["step"] >= 15 for record in read_metrics(run.uri)):
                 killed.append(titled(os.getpid(), "RayTrainWorker")[0])
                 os.kill(killed[0], signal.SIGKILL)
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()

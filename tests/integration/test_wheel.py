@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import waiting
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -25,7 +27,7 @@ def wheel(tmp_path_factory):
     shutil.copytree(ROOT / "raybert", source / "raybert", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, timeout=200)
+    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True)
     (path,) = folder.glob("*.whl")
     return path
 
@@ -60,7 +62,7 @@ def installed(wheel, tmp_path_factory):
     (packages / "needs.pth").write_text(sysconfig.get_path("purelib") + "\n")
     command = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     # To pip the raybert of the other environment, which it finds there, would do.
-    subprocess.run([*command, "--ignore-installed", str(wheel)], check=True, timeout=200)
+    subprocess.run([*command, "--ignore-installed", str(wheel)], check=True)
     return place
 
 
@@ -75,11 +77,11 @@ def test_the_demo_runs_in_an_empty_directory_where_pip_installed_the_wheel(insta
     environment = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     settings = ["train.steps=12", "every.validation=12", "every.probe=12", "every.checkpoint=12"]
     settings += ["schedule.warmup_steps=2", "validation.samples=16", "train.workers=1"]
-    common = {"cwd": empty, "env": environment, "capture_output": True, "text": True, "timeout": 280}
-    where = subprocess.run([installed / "bin" / "python", "-c", "import raybert; print(raybert.__file__)"], **common)
+    common = {"cwd": empty, "env": environment}
+    where = waiting.run([installed / "bin" / "python", "-c", "import raybert; print(raybert.__file__)"], **common)
     assert where.stdout.startswith(f"{installed}/lib"), where.stdout + where.stderr
     command = [installed / "bin" / "raybert", "demo", "--task", str(tmp_path / "few.yaml"), *settings]
-    done = subprocess.run(command, **common)
+    done = waiting.run(command, signs=[empty], **common)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "untrained" in done.stdout
     last = Path(done.stdout.splitlines()[-1])

@@ -7,6 +7,7 @@ import weakref
 import pytest
 
 from raybert.data.stream import ahead
+from tests.waiting import LONGEST
 
 
 def test_the_first_block_is_asked_for_at_once_and_the_order_stays():
@@ -17,7 +18,7 @@ def test_the_first_block_is_asked_for_at_once_and_the_order_stays():
         yield from range(5)
 
     stream = ahead(blocks)
-    assert asked.wait(30)
+    assert asked.wait(LONGEST)
     assert list(stream) == [0, 1, 2, 3, 4]
 
 

@@ -55,7 +55,7 @@ def test_the_shell_completes_settings():
     environment = {"_RAYBERT_COMPLETE": "complete_bash", "COMP_WORDS": "raybert pretrain a.yaml optimizer.we"}
     code = "import sys; sys.argv[0] = 'raybert'; from raybert.cli import main; main()"
     found = subprocess.run(
-        [sys.executable, "-c", code], env=environment | {"COMP_CWORD": "3"}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], env=environment | {"COMP_CWORD": "3"}, capture_output=True, text=True
     )
     assert "optimizer.weight_decay=" in found.stdout.split()
 

@@ -102,11 +102,11 @@ def test_ids_are_raybert_s_own_on_real_text(exported, shared_data):
     seen = 0
     for file in files:
         columns = [name for name in ("text", "sentence", "text1", "text2") if name in pq.read_schema(file).names]
-        # All of it takes a minute and a half.
         batches = pq.ParquetFile(file).iter_batches(1000 if SLOW else 300, columns=columns)
         for batch in batches if SLOW else itertools.islice(batches, 1):
             texts = [text for column in columns for text in batch[column].to_pylist()]
-            assert texts
+            # All of it takes a minute and a half.
+            texts = texts if SLOW else [text[:4000] for text in texts]
             assert tokenizer(texts, add_special_tokens=False)["input_ids"] == ours.encode_batch(texts), file
             seen += len(texts)
     assert seen > 1500
@@ -276,9 +276,7 @@ def test_a_step_is_pushed_as_a_revision(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = "from raybert.export.directories import push; print(push('out', 'me/compact', 'step1000'))"
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     server.shutdown()
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{server.url}/me/compact/tree/step1000"
@@ -301,7 +299,6 @@ def minilm():
     return str(Path(spec.origin).parent / "model")
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.skipif(not SLOW, reason="`make soak` does this: it takes a minute and a half")
 def test_the_probe_gives_real_weights_the_accuracy_that_they_have(minilm, shared_data, tmp_path):
     """10,000 and 2,500 texts of AG News, with the weights' own tokenizer: 0.878 with scikit-learn on `transformers`."""

@@ -1,6 +1,5 @@
 """The page of a run that goes on: it loads itself again, and new results come into it by themselves."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from raybert.report.follow import kept_current
 from raybert.report.watch import watching
 from raybert.storage import lease
 from tests.runs import make_run, probe, write_probe
+from tests.waiting import wait_for
 
 AGAIN = 'http-equiv="refresh"'
 
@@ -29,10 +29,7 @@ def test_a_new_probe_comes_into_the_page(tmp_path, monkeypatch):
     page = Path(run, "report.html")
     with kept_current(run) as page_news, watching(run, [page_news]):
         write_probe(run, probe("bbc_news", 600, 800))
-        end = time.monotonic() + 60
-        while not page.exists():
-            assert time.monotonic() < end, "no page was written"
-            time.sleep(0.1)
+        wait_for("the page", page.exists)
         assert ">600</th>" in page.read_text()
         write_probe(run, probe("bbc_news", 800, 800))
     assert ">800</th>" in page.read_text()
