@@ -182,7 +182,7 @@ def _objects(piece: Piece, text_column: str, *, others: bool) -> Iterator[dict[s
             require_columns(_line(piece.uri, piece.start, number), [text_column], list(row))
         if bad := _unusable(row[text_column]):
             raise refusal(bad, _line(piece.uri, piece.start, number), text_column)
-        if others and not is_unicode(json.dumps(row, ensure_ascii=False)):
+        if others and not is_unicode(json.dumps({**row, text_column: None}, ensure_ascii=False)):
             raise refusal(HALF_PAIR, _line(piece.uri, piece.start, number))
         yield row
 

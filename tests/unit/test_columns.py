@@ -2,7 +2,9 @@
 
 import json
 from functools import reduce
+from itertools import pairwise
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ COLUMNS = st.one_of(
 @given(COLUMNS, st.integers(0, 8), st.integers(0, 8))
 def test_a_kind_does_not_depend_on_the_cuts(values, first, second):
     cuts = [0, *sorted((first, second)), len(values)]
-    parts = [kind_of(values[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [kind_of(values[a:b]) for a, b in pairwise(cuts)]
     whole = kind_of(values)
     assert reduce(merge, parts, NULL) == whole
     assert reduce(merge, parts[::-1], NULL) == whole
@@ -61,8 +63,6 @@ def without_nulls(value):
 
 @given(st.lists(VALUES, min_size=1, max_size=4))
 def test_every_column_can_be_written(tmp_path_factory, values):
-    import pyarrow as pa
-
     path = tmp_path_factory.getbasetemp() / "t.parquet"
     pq.write_table(pa.table({"a": array(values, kind_of(values))}), path)
     assert pq.read_table(path).num_rows == len(values)
