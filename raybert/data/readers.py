@@ -15,7 +15,7 @@ import zstandard
 
 from raybert import storage
 from raybert.data import embedded
-from raybert.data.text import TOO_LARGE, Bad, column_values, decode, json_objects, text_of
+from raybert.data.text import MISSING, Bad, column_values, decode, json_objects, text_of
 from raybert.errors import InputError
 
 MAX_DOCUMENT_BYTES = 64 << 20  # a larger document is counted as bad: a task holds one whole
@@ -57,8 +57,7 @@ def documents(piece: Piece, text_column: str) -> Iterator[str | Bad]:
         yield from embedded.texts(piece.uri)
     elif piece.kind == "txt":
         with open_text(piece.uri) as file:
-            data = file.read(MAX_DOCUMENT_BYTES + 1)
-            yield TOO_LARGE if len(data) > MAX_DOCUMENT_BYTES else decode(data)
+            yield _decode(file.read(MAX_DOCUMENT_BYTES + 1))
     elif piece.kind == "parquet":
         yield from _parquet_documents(piece, text_column)
     else:
@@ -96,12 +95,12 @@ def open_text(uri: str) -> Iterator[IO[bytes]]:
 
 def json_rows(uri: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any] | Bad]:
     """The objects on the lines that begin in bytes ``start`` to ``stop``; blank lines are passed over."""
-    for _, row in json_objects(lines(uri, start, stop)):
+    for _, row in json_objects(lines(uri, start, stop), MAX_DOCUMENT_BYTES):
         yield row
 
 
-def lines(uri: str, start: int = 0, stop: int | None = None) -> Iterator[bytes | Bad]:
-    """The lines that begin in bytes ``start`` to ``stop``, with their ends; TOO_LARGE for a line that is."""
+def lines(uri: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The lines that begin in bytes ``start`` to ``stop``, with their ends; of a line too large its first part."""
     with open_text(uri) as file:
         if start:  # a line that began before is not ours; one that begins exactly here is
             file.seek(start - 1)
@@ -110,12 +109,9 @@ def lines(uri: str, start: int = 0, stop: int | None = None) -> Iterator[bytes |
             line = file.readline(MAX_DOCUMENT_BYTES + 1)
             if not line:
                 return
-            if len(line) <= MAX_DOCUMENT_BYTES:
-                yield line
-                continue
-            if not line.endswith(b"\n"):
+            if len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                 _skip_line(file)
-            yield TOO_LARGE
+            yield line
 
 
 def _skip_line(file: IO[bytes]) -> None:
@@ -125,6 +121,10 @@ def _skip_line(file: IO[bytes]) -> None:
             return
 
 
+def _decode(data: bytes) -> str | Bad:
+    return decode(data, MAX_DOCUMENT_BYTES)
+
+
 def _parquet_documents(piece: Piece, text_column: str) -> Iterator[str | Bad]:
     with sentence_when_damaged(piece.uri), storage.open_uri(piece.uri) as file:
         # A buffered read takes a large row group page by page.
@@ -132,5 +132,4 @@ def _parquet_documents(piece: Piece, text_column: str) -> Iterator[str | Bad]:
         groups = range(piece.start, piece.stop)
         for batch in parquet.iter_batches(128, row_groups=groups, columns=[text_column], use_threads=False):
             for value in column_values(batch.column(0)):
-                too_large = isinstance(value, bytes) and len(value) > MAX_DOCUMENT_BYTES
-                yield TOO_LARGE if too_large else text_of(value)
+                yield MISSING if value is None else _decode(value)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from raybert import storage
 from raybert.data import corpus, csvfile
 from raybert.data.columns import TEXT, Kind, array, kinds_of, merge_all
-from raybert.data.readers import Piece, kind_of, lines, sentence_when_damaged
+from raybert.data.readers import MAX_DOCUMENT_BYTES, Piece, kind_of, lines, sentence_when_damaged
 from raybert.data.text import (
     HALF_PAIR,
     MISSING,
@@ -161,10 +161,10 @@ def _csv_records(uri: str) -> Iterator[tuple[int, list[str]]]:
         yield from csvfile.records(file, uri)
 
 
-def _text_tables(found: Iterable[bytes | Bad], uri: str, start: int) -> Iterator[pa.Table]:
+def _text_tables(found: Iterable[bytes], uri: str, start: int) -> Iterator[pa.Table]:
     def texts() -> Iterator[str]:
         for number, line in enumerate(found, start=1):
-            text = line if isinstance(line, Bad) else decode(line.rstrip(b"\r\n"))
+            text = decode(line.rstrip(b"\r\n"), MAX_DOCUMENT_BYTES)
             if isinstance(text, Bad):
                 raise refusal(text, _line(uri, start, number))
             yield text
@@ -175,7 +175,7 @@ def _text_tables(found: Iterable[bytes | Bad], uri: str, start: int) -> Iterator
 
 def _objects(piece: Piece, text_column: str, *, others: bool) -> Iterator[dict[str, Any]]:
     """The objects of JSON lines whose text is known to be one; with `others` every string in them is known to be."""
-    for number, row in json_objects(lines(piece.uri, piece.start, _stop(piece))):
+    for number, row in json_objects(lines(piece.uri, piece.start, _stop(piece)), MAX_DOCUMENT_BYTES):
         if isinstance(row, Bad):
             raise refusal(row, _line(piece.uri, piece.start, number))
         if text_column not in row:

@@ -35,7 +35,10 @@ TOO_LARGE = Bad("too_large", "is too large")
 _JSON_TYPES = {bool: "boolean", int: "number", float: "number", list: "list", dict: "object"}
 
 
-def decode(data: bytes) -> str | Bad:
+def decode(data: bytes, most: int | None = None) -> str | Bad:
+    """Bytes as UTF-8; more than `most` of them are too large."""
+    if most is not None and len(data) > most:
+        return TOO_LARGE
     try:
         return data.decode(ENCODING)
     except UnicodeDecodeError:
@@ -70,17 +73,15 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def json_objects(lines: Iterable[bytes | Bad]) -> Iterator[tuple[int, dict[str, Any] | Bad]]:
-    """The objects of JSON lines with the numbers of their lines, from 1; blank lines are passed over."""
+def json_objects(lines: Iterable[bytes], most: int | None = None) -> Iterator[tuple[int, dict[str, Any] | Bad]]:
+    """The objects of JSON lines of at most so many bytes, with their lines' numbers, from 1; not of blank lines."""
     for number, line in enumerate(lines, start=1):
-        if isinstance(line, Bad):
-            yield number, line
-        elif not line.isspace():
-            yield number, _json_object(line)
+        if not line.isspace():
+            yield number, _json_object(line, most)
 
 
-def _json_object(line: bytes) -> dict[str, Any] | Bad:
-    text = decode(line)
+def _json_object(line: bytes, most: int | None) -> dict[str, Any] | Bad:
+    text = decode(line, most)
     if isinstance(text, Bad):
         return text
     try:
