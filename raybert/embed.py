@@ -26,7 +26,7 @@ from raybert.cluster import largest_resources
 from raybert.data import rows
 from raybert.data.columns import Kind, merge_all
 from raybert.data.readers import Piece
-from raybert.data.text import Bad, column_values, text_of
+from raybert.data.values import Bad, column_values, text_of
 from raybert.errors import InputError
 from raybert.model import files
 from raybert.probe.embed import check_choices, embed

@@ -23,7 +23,7 @@ from raybert import storage
 from raybert.data import embedded
 from raybert.data.embedded import bbc_news as bbc_news
 from raybert.data.readers import SUFFIXES, Bad, Piece, json_rows, kind_of, sentence_when_damaged
-from raybert.data.text import TEXT_TYPES, require_columns
+from raybert.data.values import TEXT_TYPES, require_columns
 from raybert.errors import InputError
 
 FRAGMENT_BYTES = 16 << 20  # of text, about: what one task reads, and what its memory is measured by

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from typing import IO
 
-from raybert.data.text import ENCODING, UNDECODABLE, is_unicode, refusal
+from raybert.data.values import ENCODING, UNDECODABLE, is_unicode, refusal
 from raybert.errors import InputError
 
 MOST_CHARACTERS = 1 << 26  # of a value: a quote that is never closed would take in the rest of the file

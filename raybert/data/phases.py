@@ -9,7 +9,7 @@ import numpy as np
 from raybert import storage
 from raybert.data import readers, spill
 from raybert.data.shards import Shard, shard_name, write_shard
-from raybert.data.text import EMPTY, Bad
+from raybert.data.values import EMPTY, Bad
 from raybert.data.windows import encode_document
 from raybert.errors import InputError
 from raybert.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ import zstandard
 
 from raybert import storage
 from raybert.data import embedded
-from raybert.data.text import MISSING, Bad, column_values, decode, json_objects, text_of
+from raybert.data.values import MISSING, Bad, column_values, decode, json_objects, text_of
 from raybert.errors import InputError
 
 MAX_DOCUMENT_BYTES = 64 << 20  # a larger document is counted as bad: a task holds one whole

@@ -14,7 +14,7 @@ from raybert import storage
 from raybert.data import corpus, csvfile
 from raybert.data.columns import TEXT, Kind, array, kinds_of, merge_all
 from raybert.data.readers import MAX_DOCUMENT_BYTES, Piece, kind_of, lines, sentence_when_damaged
-from raybert.data.text import (
+from raybert.data.values import (
     HALF_PAIR,
     MISSING,
     Bad,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from raybert.data.text import MISSING, refusal, text_of
+from raybert.data.values import MISSING, refusal, text_of
 from raybert.errors import InputError
 from raybert.probe import tables
 from raybert.probe.tasks import ProbeTask

@@ -22,7 +22,7 @@ from raybert.data.shards import (
     write_manifest,
     write_shard,
 )
-from raybert.data.text import MISSING, NOT_JSON, TOO_LARGE, UNDECODABLE, WRONG_TYPE
+from raybert.data.values import MISSING, NOT_JSON, TOO_LARGE, UNDECODABLE, WRONG_TYPE
 from raybert.data.windows import encode_document
 from raybert.errors import InputError
 from raybert.tokenizer import NUM_TEXT_TOKENS, Tokenizer

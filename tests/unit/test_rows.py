@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert.data import corpus, csvfile, readers, rows, text
+from raybert.data import corpus, csvfile, readers, rows
+from raybert.data.values import MISSING, NOT_JSON, UNDECODABLE, WRONG_TYPE
 from raybert.errors import InputError
 from raybert.probe.tasks import ProbeTask, check_task
 from raybert.probe.texts import load_texts
@@ -149,17 +150,17 @@ def ended(line):
 @pytest.mark.parametrize(
     ("line", "fault", "counted"),
     [
-        ('{"text": "a \\ud83d", "label": "x"}', "column text holds half a surrogate pair", text.UNDECODABLE),
-        ('{"text": "\\ude00\\ud83d", "label": "x"}', "column text holds half a surrogate pair", text.UNDECODABLE),
-        ('{"text": 3, "label": "x"}', r"column text holds a number \(3\) instead of text", text.WRONG_TYPE),
-        ('{"text": ["a"], "label": "x"}', "column text holds a list", text.WRONG_TYPE),
-        ('{"text": true, "label": "x"}', r"column text holds a boolean \(True\)", text.WRONG_TYPE),
-        ('{"text": "a", "label": "x"', "is not JSON", text.NOT_JSON),
-        ('["a", "x"]', "is not a JSON object", text.WRONG_TYPE),
-        ('{"other": "a", "label": "x"}', "has no column text; choose one of other, label", text.MISSING),
-        (b'{"text": "\xff", "label": "x"}', "is not UTF-8", text.UNDECODABLE),
-        ('{"text": ' + "1" * 5000 + ', "label": "x"}', "is not JSON", text.NOT_JSON),
-        ("[" * 100_000, "is not JSON", text.NOT_JSON),
+        ('{"text": "a \\ud83d", "label": "x"}', "column text holds half a surrogate pair", UNDECODABLE),
+        ('{"text": "\\ude00\\ud83d", "label": "x"}', "column text holds half a surrogate pair", UNDECODABLE),
+        ('{"text": 3, "label": "x"}', r"column text holds a number \(3\) instead of text", WRONG_TYPE),
+        ('{"text": ["a"], "label": "x"}', "column text holds a list", WRONG_TYPE),
+        ('{"text": true, "label": "x"}', r"column text holds a boolean \(True\)", WRONG_TYPE),
+        ('{"text": "a", "label": "x"', "is not JSON", NOT_JSON),
+        ('["a", "x"]', "is not a JSON object", WRONG_TYPE),
+        ('{"other": "a", "label": "x"}', "has no column text; choose one of other, label", MISSING),
+        (b'{"text": "\xff", "label": "x"}', "is not UTF-8", UNDECODABLE),
+        ('{"text": ' + "1" * 5000 + ', "label": "x"}', "is not JSON", NOT_JSON),
+        ("[" * 100_000, "is not JSON", NOT_JSON),
     ],
 )
 def test_a_line_that_holds_no_text_is_counted_or_named(tmp_path, monkeypatch, line, fault, counted):
@@ -193,7 +194,7 @@ def test_bytes_of_parquet_are_text_or_named(tmp_path, column):
     pq.write_table(
         pa.table({"text": pa.concat_arrays([column, column]), "label": list("xyxy")}), path, row_group_size=1
     )
-    assert prepared(path) == ["good", text.UNDECODABLE] * 2
+    assert prepared(path) == ["good", UNDECODABLE] * 2
     for read in (embedded, probed):
         with pytest.raises(InputError, match=r"Row 2 of .*t\.parquet: column text is not UTF-8"):
             read(path)
