@@ -6,13 +6,15 @@ from importlib import resources
 
 from rich.console import Console
 
-from raybert import cluster, lease, live, storage, trackers
+from raybert import cluster, storage
 from raybert import config as configs
-from raybert.data.prepare import prepare
-from raybert.probe import client
+from raybert.data.text.prepare import prepare
+from raybert.probe.service import client
 from raybert.probe.tasks import load_task
+from raybert.report import live, trackers
 from raybert.report.follow import kept_current
-from raybert.terminal import closing_table
+from raybert.report.terminal import closing_table
+from raybert.storage import lease
 from raybert.train.check import check
 from raybert.train.run import train
 

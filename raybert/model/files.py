@@ -15,9 +15,8 @@ from raybert import storage
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
+from raybert.model.directory import CONFIG, SUMS, WEIGHTS, write_directory
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 TOKENIZER = "tokenizer"  # directory of an imported model's own tokenizer, in transformers' format
 TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 MODEL_TYPE = "raybert"
@@ -42,11 +41,9 @@ def save(model: Bert, uri: str) -> None:
     Raises:
         InputError: anything else lies there.
     """
-    from raybert.train.checkpoint import Snapshot, write
-
     uri = storage.absolute(uri)
     _refuse_to_destroy(uri)
-    write(Snapshot(weights(model), model.config, None), uri)
+    write_directory(uri, lambda directory: write_weights(weights(model), model.config, directory))
     if model.tokenizer is not None:
         with tempfile.TemporaryDirectory(prefix="raybert-") as directory:
             model.tokenizer.save_pretrained(Path(directory, TOKENIZER))
@@ -59,7 +56,7 @@ def _refuse_to_destroy(uri: str) -> None:
     if not names:
         return
     # Weights alone, as `save` and a run's `best` are.
-    known = {CONFIG, WEIGHTS, TOKENIZER, "SHA256SUMS"}
+    known = {CONFIG, WEIGHTS, TOKENIZER, SUMS}
     described = {}
     if CONFIG in names:
         with suppress(ValueError):  # what is no JSON is no checkpoint of ours

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raybert import storage
-from raybert.data import csvfile, embedded
-from raybert.data.values import Bad, column_values, json_objects, refusal, require_columns
+from raybert.data.text import csvfile, embedded
+from raybert.data.text.values import Bad, column_values, json_objects, refusal, require_columns
 from raybert.errors import InputError
 
 # What fsspec's file systems call that which changes with the content: local, GCS, S3, Azure, the Hub.

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from raybert import storage
 from raybert.config import read_yaml_mapping
-from raybert.data.values import refuse_twins
+from raybert.data.text.values import refuse_twins
 from raybert.errors import InputError
 from raybert.probe import tables
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from raybert.data.values import MISSING, refusal, text_of
+from raybert.data.text.values import MISSING, refusal, text_of
+from raybert.encode import Text
 from raybert.errors import InputError
 from raybert.probe import tables
 from raybert.probe.tasks import ProbeTask
 
-Text = str | tuple[str, str]
 # ASCII digits: str.isdigit is also true of digits that int() refuses, such as those in a circle.
 INTEGER = re.compile(r"-?[0-9]{1,100}")
 FLOAT = re.compile(r"-?[0-9]{1,100}\.0*")

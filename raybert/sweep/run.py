@@ -11,19 +11,21 @@ from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from raybert import lease, storage, trackers
+from raybert import storage
 from raybert.cluster import OFF_SPOT, largest_resources
 from raybert.data.shards import open_shards
-from raybert.dry_run import Estimate, estimate
 from raybert.errors import InputError, Interrupted
-from raybert.patience import patiently
-from raybert.probe import client
+from raybert.probe.service import client
+from raybert.report import trackers
+from raybert.storage import lease
+from raybert.storage.retry import patiently
 from raybert.sweep.space import SweepConfig, Trial, trials
 from raybert.sweep.stop import INTERRUPTED, LetSave, asked, interruptible
 from raybert.sweep.summary import note_end
 from raybert.telemetry import END
-from raybert.train import stop
 from raybert.train.check import Run, check
+from raybert.train.dry_run import Estimate, estimate
+from raybert.train.recovery import stop
 from raybert.train.run import Diverged, train
 
 # A trial's driver waits for its run and computes nothing; Tune does not take 0.

@@ -1,10 +1,12 @@
 """Everything about a pre-training run that can be checked before its first step."""
 
+import importlib.util
+import os
 from dataclasses import asdict, dataclass
 
 import yaml
 
-from raybert import storage, trackers
+from raybert import storage
 from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping, look_up
 from raybert.data.shards import ShardSet, open_shards, verify_shards
@@ -75,7 +77,7 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
         )
     _check_resume(config, shards)
     _check_start(config)
-    trackers.require(config.run.trackers, config.run_uri)
+    _check_trackers(config)
     return Inputs(shards, tasks)
 
 
@@ -118,6 +120,19 @@ def check_probe_gpus(config: Config, shares: Shares, gpus: float) -> None:
         raise InputError(
             f"probe.gpus={config.probe.gpus:g} cannot be had beside {held} workers with a GPU each: the cluster can "
             f"have at most {gpus:g} GPUs. Set probe.gpus=0, lower train.workers or set train.use_gpu=false."
+        )
+
+
+def _check_trackers(config: Config) -> None:
+    """Every tracker's package must be there, and MLflow must not keep its database in a bucket."""
+    names = config.run.trackers
+    for name in names:
+        if name != "tensorboard" and importlib.util.find_spec(name) is None:
+            raise InputError(f"run.trackers names {name}, which is not installed: pip install 'raybert[{name}]'.")
+    if "mlflow" in names and storage.is_remote(config.run_uri) and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise InputError(
+            f"run.trackers names mlflow, whose database cannot lie in {config.run_uri}: set MLFLOW_TRACKING_URI to a "
+            "server."
         )
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert.data.columns import MOST_FIELDS, NULL, TEXT, Kind, array, kind_of, merge
+from raybert.data.text.columns import MOST_FIELDS, NULL, TEXT, Kind, array, kind_of, merge
 
 SCALARS = st.one_of(
     st.none(),

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert.data import corpus, csvfile, readers, rows
-from raybert.data.values import MISSING, NOT_JSON, UNDECODABLE, WRONG_TYPE
+from raybert.data.text import corpus, csvfile, rows
+from raybert.data.text import documents as readers
+from raybert.data.text.values import MISSING, NOT_JSON, UNDECODABLE, WRONG_TYPE
 from raybert.errors import InputError
 from raybert.probe.tasks import ProbeTask, check_task
 from raybert.probe.texts import load_texts

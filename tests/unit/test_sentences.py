@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert.data.sentences import normalise, split
+from raybert.data.text.sentences import normalise, split
 
 TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from('.!?…。 \n"”)AaZz1')), max_size=200)
 

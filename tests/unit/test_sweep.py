@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from raybert.dry_run import Estimate, show_sweep
 from raybert.errors import InputError, RunFailed
 from raybert.sweep import space
 from raybert.sweep.page import write_summary
 from raybert.sweep.rates import best_rates, fit_parabola, sentence
 from raybert.sweep.summary import best, note_end, read_sweep, require_none_failed
 from raybert.sweep.table import summary_table
+from raybert.train.dry_run import Estimate, show_sweep
 from tests.runs import make_run
 
 BASE = {"train": {"steps": 1000, "global_batch": 32, "micro_batch": 16}, "model": {"size": "tiny"}}

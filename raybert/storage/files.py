@@ -1,0 +1,283 @@
+"""URI -> file system: the one place that knows where bytes live.
+
+A path is a local path or any URI that fsspec knows (``gs://``, ``s3://``, ``az://``, ``hf://``, ``memory://`` ...).
+Everything that raybert reads or writes goes through these functions; where Ray itself takes a URI, `arrow_uri` says how
+Ray must be told. Retries with back-off are those of the fsspec packages: docs/storage.md has what was measured of them.
+"""
+
+import json
+import os
+import posixpath
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from fsspec import AbstractFileSystem
+
+from raybert.errors import InputError
+from raybert.storage.clients import (
+    ANONYMOUS,
+    BUCKETS,
+    GOOGLE,
+    bucket,
+    client,
+    no_client,
+    scheme,
+    sentences,
+    share_emulator,
+    without_user,
+)
+
+# Ray reaches these through pyarrow's own clients, everything else through fsspec.
+_ARROW = (*GOOGLE, "s3")
+
+
+def is_remote(uri: str) -> bool:
+    """True for a URI with a scheme other than ``file``."""
+    return scheme(uri) != "file"
+
+
+def absolute(uri: str) -> str:
+    """The same place under a name that holds in every process: local paths become absolute, URIs lose a last slash."""
+    if is_remote(uri):
+        return uri.rstrip("/")
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def join(uri: str, *parts: str) -> str:
+    """Join with forward slashes, for local paths and URIs alike."""
+    return posixpath.join(uri.rstrip("/") if len(uri) > 1 else uri, *parts)
+
+
+def arrow_uri(uri: str) -> str:
+    """The same place as Ray and pyarrow must be told of it.
+
+    An emulator, and a public bucket named as ``gs://anonymous@bucket/x``, are asked without credentials.
+    """
+    uri = absolute(uri)
+    kind = scheme(uri)
+    if kind == "file" or kind in _ARROW:
+        if kind in GOOGLE and share_emulator():
+            return f"{kind}://{ANONYMOUS}{without_user(uri).partition('://')[2]}"
+        return uri
+    return f"fsspec+{uri}"
+
+
+def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The fsspec file system of ``uri`` and the path inside it.
+
+    Raises:
+        InputError: the scheme is unknown, the package that serves it is not installed, or there are no credentials.
+    """
+    uri = absolute(uri)
+    with sentences(uri):
+        try:
+            fs, path = client(uri)
+        except (ValueError, ImportError) as error:
+            raise no_client(uri, error) from error
+    return fs, path
+
+
+def require_bucket(uri: str) -> None:
+    """
+    Raises:
+        InputError: the bucket of a ``uri`` that has one does not exist.
+    """
+    if scheme(uri) not in BUCKETS:
+        return
+    fs, path = filesystem(uri)
+    root = path.lstrip("/").partition("/")[0]
+    with sentences(uri):
+        if not fs.exists(root):
+            raise InputError(f"There is no bucket {bucket(uri)}; create it, or correct the URI {uri}.")
+
+
+def require_writable(uri: str) -> None:
+    """Write a small object below ``uri``, read it back and delete it; of a local path look at the permissions.
+
+    Raises:
+        InputError: the bucket does not exist, the credentials are missing or expired, or there is no permission.
+    """
+    uri = absolute(uri)
+    if not is_remote(uri):
+        place = Path(uri)
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"Cannot write to {uri}: {place} is {'not writable' if place.is_dir() else 'a file'}.")
+        return
+    fs, _ = filesystem(uri)
+    marker = join(uri, f".raybert-{uuid.uuid4().hex[:12]}")
+    with sentences(uri):
+        if hasattr(fs, "credentials") and hasattr(fs.credentials, "maybe_refresh"):
+            fs.credentials.maybe_refresh()  # gcsfs asks for a refused token again and again, for half a minute
+        try:
+            write_bytes(marker, b"raybert")
+            found = read_bytes(marker)
+        except FileNotFoundError as error:
+            raise InputError(f"There is no bucket {bucket(uri)}; create it, or correct the URI {uri}.") from error
+        remove(marker)
+    if found != b"raybert":
+        raise InputError(f"{uri} gives back other bytes than were written to it.")
+
+
+def exists(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    with sentences(uri):
+        return bool(fs.exists(path))
+
+
+def size(uri: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+    """
+    fs, path = filesystem(uri)
+    with sentences(uri):
+        return int(fs.info(path)["size"])
+
+
+@contextmanager
+def open_uri(uri: str) -> Iterator[IO[bytes]]:
+    """``with open_uri(uri) as file``: a file to read from, at any place."""
+    fs, path = filesystem(uri)
+    with sentences(uri), fs.open(path, "rb") as file:
+        yield file
+
+
+def read_bytes(uri: str) -> bytes:
+    fs, path = filesystem(uri)
+    with sentences(uri):
+        return bytes(fs.cat_file(path))
+
+
+def read_range(uri: str, start: int, stop: int) -> bytes:
+    """Bytes ``start`` to ``stop`` of a file, in one request."""
+    fs, path = filesystem(uri)
+    with sentences(uri):
+        return bytes(fs.cat_file(path, start=start, end=stop)) if stop > start else b""
+
+
+def read_ranges(wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    """Bytes (URI, start, stop) of several files on one file system, asked for at the same time."""
+    if not wanted:
+        return []
+    fs, _ = filesystem(wanted[0][0])
+    paths = [filesystem(uri)[1] for uri, _, _ in wanted]
+    with sentences(wanted[0][0]):
+        found: list[bytes] = fs.cat_ranges(paths, [w[1] for w in wanted], [w[2] for w in wanted], on_error="raise")
+        return found
+
+
+def read_from(uri: str, offset: int) -> bytes:
+    """What a growing file holds from ``offset`` on; nothing while it does not exist."""
+    try:
+        length = size(uri)
+        return read_range(uri, offset, length)
+    except FileNotFoundError:
+        return b""
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole object so that a reader sees the old one or the new one, never a part.
+
+    Object stores do that by themselves; a local file is written beside its name and renamed.
+    """
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        with sentences(uri):
+            fs.pipe_file(path, data)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:  # a full disk must not fill up with halves
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def read_json(uri: str) -> Any:
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, value: Any) -> None:
+    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def list_dir(uri: str) -> list[str]:
+    """Full URIs of what lies directly under ``uri``, sorted; empty when it does not exist."""
+    fs, path = filesystem(uri)
+    try:
+        with sentences(uri):
+            names = fs.ls(path, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(join(uri, posixpath.basename(name.rstrip("/"))) for name in names if name.rstrip("/") != path)
+
+
+def list_files(uri: str) -> list[str]:
+    """Full URIs of every file at or under ``uri`` (a file, a directory or a glob), sorted."""
+    fs, path = filesystem(uri)
+    with sentences(uri):
+        is_glob = any(mark in path for mark in "*?[")
+        entries = fs.glob(path, detail=True) if is_glob else fs.find(path, detail=True)  # a file is found as itself
+    if isinstance(entries, list):  # adlfs answers so for a single file, whatever it is asked for
+        entries = {name: {"type": "file"} for name in entries}
+    # What pyarrow writes in the place of a directory is an object whose name ends with a slash.
+    found = [name for name, about in entries.items() if about["type"] == "file" and not name.endswith("/")]
+    if not is_remote(uri):
+        return sorted(found)
+    user = ANONYMOUS if f"://{ANONYMOUS}" in uri else ""
+    return sorted(f"{scheme(uri)}://{user}{fs.unstrip_protocol(name).partition('://')[2]}" for name in found)
+
+
+def remove(uri: str) -> None:
+    """Delete a file or a whole directory; it is no fault when it is not there."""
+    fs, path = filesystem(uri)
+    try:
+        with sentences(uri):
+            fs.rm(path, recursive=True)
+    except FileNotFoundError:
+        return
+
+
+def move(uri: str, target: str) -> None:
+    """Give a file or a whole directory another name on the same file system; an object store copies and deletes."""
+    fs, path = filesystem(uri)
+    with sentences(uri):
+        fs.mv(path, filesystem(target)[1], recursive=True)
+
+
+def upload_file(local: str | Path, uri: str) -> None:
+    """Copy a local file to ``uri`` without reading it into memory."""
+    fs, path = filesystem(uri)
+    with sentences(uri):
+        fs.put_file(str(local), path)
+
+
+@contextmanager
+def local_copy(uri: str, names: Sequence[str]) -> Iterator[Path]:
+    """``with local_copy(uri, names) as path``: a local directory with these files of ``uri``, as far as they exist.
+
+    The place itself when it is local.
+    """
+    if not is_remote(uri):
+        yield Path(absolute(uri))
+        return
+    with tempfile.TemporaryDirectory(prefix="raybert-") as directory:
+        fs, path = filesystem(uri)
+        for name in names:
+            target = Path(directory, name)
+            with sentences(uri), suppress(FileNotFoundError):
+                fs.get_file(join(path, name), os.path.join(directory, ".part"))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(os.path.join(directory, ".part"), target)
+        yield Path(directory)
