@@ -13,6 +13,8 @@ import yaml
 from raybert import storage
 from raybert.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 # Placement of what must outlive a preemption: any node but those that carry the label. Drivers of jobs run on the head,
 # and Ray Train puts a run's controller beside its driver.
 MARKET_TYPE = "ray.io/market-type"
@@ -25,6 +27,11 @@ LIMITS = "RAYBERT_MAX_RESOURCES"
 # at through `raybert watch`. And nobody preempts its one node.
 LOCAL = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 _set_here: list[str] = []
+
+# A socket's path has at most 107 characters, of which Ray takes about 65 below the temporary directory
+# (ray/session_DATE_TIME_PID/sockets/plasma_store).
+LONGEST_TEMPORARY = 40
+SHORT_TEMPORARY = "/tmp"
 
 
 def connect(*, quiet: bool = True) -> bool:
@@ -60,9 +67,14 @@ def _logging(quiet: bool) -> dict[str, Any]:
 
 
 def start(*, quiet: bool = True) -> None:
-    """Start Ray on this machine, whatever RAY_ADDRESS says, unless one is there; it ends with this process."""
+    """Start Ray on this machine, whatever RAY_ADDRESS says, unless one is there; it ends with this process.
+
+    Raises:
+        InputError: the path of RAY_TMPDIR is too long for sockets.
+    """
     if ray.is_initialized():
         return
+    _shorten_temporary_directory()
     # A worker, its data tasks and a probe need two CPUs to be placed, which a machine of one core has to share.
     cpus = max(2, os.cpu_count() or 1)
     # Workers, data tasks, the controller and probes are more processes than a small machine has CPUs, each with a
@@ -76,6 +88,24 @@ def start(*, quiet: bool = True) -> None:
         _set_here.append(name)
     # "local": without an address Ray would join a cluster that `ray start` left running on this machine.
     ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **_logging(quiet))
+
+
+def _shorten_temporary_directory() -> None:
+    """Let Ray keep its files in /tmp where the path of TMPDIR is too long for its sockets."""
+    given = os.environ.get("RAY_TMPDIR")
+    if given is not None:
+        if len(os.fsencode(given)) > LONGEST_TEMPORARY:
+            raise InputError(
+                f"RAY_TMPDIR={given} is too long: Ray keeps sockets there, and their paths are limited to 107 "
+                f"characters. Set it to a directory whose path has at most {LONGEST_TEMPORARY}, such as "
+                f"{SHORT_TEMPORARY}."
+            )
+    elif len(os.fsencode(os.environ.get("TMPDIR", ""))) > LONGEST_TEMPORARY:
+        logger.warning(
+            "TMPDIR=%s is too long for Ray's sockets: Ray's files go to %s; RAY_TMPDIR names another directory.",
+            *(os.environ["TMPDIR"], SHORT_TEMPORARY),
+        )
+        os.environ["RAY_TMPDIR"] = SHORT_TEMPORARY
 
 
 def find() -> None:

@@ -156,9 +156,9 @@ def open_encoder(uri: str) -> Encoder:
 
 def _open_transformers(uri: str) -> Encoder:
     try:
-        from transformers import AutoTokenizer, BertModel
+        from transformers import BertModel
 
-        from raybert.model.interop import has_tokenizer
+        from raybert.model.interop import has_tokenizer, open_tokenizer
     except ImportError as error:
         raise InputError("Probing a transformers directory needs: pip install 'raybert[hf]'.") from error
     if storage.is_remote(uri):
@@ -173,11 +173,9 @@ def _open_transformers(uri: str) -> Encoder:
             model, report = BertModel.from_pretrained(
                 directory, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
             )
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{uri} cannot be loaded: {' '.join(str(error).split())}") from error
-    if tokenizer.pad_token_id is None or len(tokenizer) > model.config.vocab_size:
-        raise InputError(f"The tokenizer in {uri} does not fit its model, or has no padding token.")
+    tokenizer = open_tokenizer(directory, model.config.vocab_size)
     missing = sorted(report["missing_keys"])
     if others := [name for name in missing if not name.startswith("pooler.")]:
         raise InputError(f"{uri} lacks {len(others)} tensors of its encoder, {others[0]} for one.")

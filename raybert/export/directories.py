@@ -68,7 +68,8 @@ def import_dir(directory: str, checkpoint: str) -> list[str]:
         The names of the tensors that the directory lacks and that begin at random: of heads it was saved without.
 
     Raises:
-        InputError: it is no BERT directory, or it uses what our encoder does not have; or transformers is missing.
+        InputError: it is no BERT directory, it uses what our encoder does not have, its tokenizer will not do, or
+            transformers is missing. Nothing is written then.
     """
     require_transformers()
     from raybert.model.interop import from_transformers, read_transformers
@@ -152,22 +153,13 @@ def _foreign_tokenizer(directory: str, model: Bert) -> Any:
     """The directory's tokenizer, where it is not the one that raybert has itself.
 
     Raises:
-        InputError: its ids do not fit the model.
+        InputError: it cannot be read, or does not fit the model or a checkpoint.
     """
-    from transformers import AutoTokenizer
-
-    from raybert.model.interop import fast_tokenizer, has_tokenizer
+    from raybert.model.interop import fast_tokenizer, has_tokenizer, open_tokenizer
 
     if not has_tokenizer(directory):
         return None  # a model alone; with raybert's vocabulary size it takes raybert's tokenizer
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"The tokenizer in {directory} cannot be read: {' '.join(str(error).split())}") from error
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"The tokenizer in {directory} has {len(tokenizer)} tokens and its model {model.config.vocab_size}."
-        )
+    tokenizer = open_tokenizer(directory, model.config.vocab_size, fast=True)
     ours = fast_tokenizer(model.config.max_position_embeddings)
     return None if tokenizer.get_vocab() == ours.get_vocab() else tokenizer
 

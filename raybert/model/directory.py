@@ -39,13 +39,12 @@ def write_directory(uri: str, fill: Callable[[Path], None]) -> int:
         directory.chmod(0o755)
     try:
         fill(directory)
-        (directory / SUMS).write_text(
-            "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(directory.iterdir()))
-        )
-        size = sum(file.stat().st_size for file in directory.iterdir())
+        names = sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
+        (directory / SUMS).write_text("".join(f"{_sha256(directory / name)}  {name}\n" for name in names))
+        size = sum((directory / name).stat().st_size for name in (*names, SUMS))
         if storage.is_remote(uri):
-            for file in sorted(directory.iterdir(), key=lambda file: file.name == CONFIG):
-                storage.upload_file(file, storage.join(uri, file.name))
+            for name in sorted([*names, SUMS], key=lambda name: name == CONFIG):
+                storage.upload_file(directory / name, storage.join(uri, name))
         else:
             _replace(directory, Path(uri))
     finally:

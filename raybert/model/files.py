@@ -1,7 +1,6 @@
 """Weights and configuration on disk: ``model.safetensors`` and ``config.json``. Reading them runs no code."""
 
 import json
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -43,12 +42,16 @@ def save(model: Bert, uri: str) -> None:
     """
     uri = storage.absolute(uri)
     _refuse_to_destroy(uri)
-    write_directory(uri, lambda directory: write_weights(weights(model), model.config, directory))
-    if model.tokenizer is not None:
-        with tempfile.TemporaryDirectory(prefix="raybert-") as directory:
-            model.tokenizer.save_pretrained(Path(directory, TOKENIZER))
-            for name in TOKENIZER_FILES:
-                storage.write_bytes(storage.join(uri, name), Path(directory, name).read_bytes())
+
+    def fill(directory: Path) -> None:
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(directory / TOKENIZER)
+            for path in (directory / TOKENIZER).iterdir():
+                if f"{TOKENIZER}/{path.name}" not in TOKENIZER_FILES:
+                    path.unlink()
+        write_weights(weights(model), model.config, directory)
+
+    write_directory(uri, fill)
 
 
 def _refuse_to_destroy(uri: str) -> None:
