@@ -190,16 +190,19 @@ def embed_job(
     checkpoint, output = storage.absolute(settings.checkpoint), storage.absolute(output)
     settings = Settings(checkpoint, source.text_column, settings.pooling, settings.dtype)
     open_encoder(checkpoint)
-    _begin(settings, source, output)
+    described = _describe(settings, source)
+    _require_same(described, output)
     pending = [number for number in range(len(source.pieces)) if not storage.exists(_part(output, number))]
     done = len(source.pieces) - len(pending)
     if pending:
         cpus, gpus = largest_resources()
         most = workers or max(1, int(gpus or cpus - 1))
         ray.data.DataContext.get_current().enable_progress_bars = False
+        kinds = _kinds(source)  # before anything is written: it refuses rows that cannot be used
+        storage.write_json(storage.join(output, PLAN), described)
         job = _dataset(source, pending).map_batches(
             _Pieces,
-            fn_constructor_kwargs={"settings": settings, "kinds": _kinds(source), "output": output},
+            fn_constructor_kwargs={"settings": settings, "kinds": kinds, "output": output},
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(pending))),
             num_cpus=1 if most > 1 else 0.5,
@@ -235,10 +238,12 @@ def _kinds(source: rows.Source) -> dict[str, Kind]:
     if source.pieces[0].kind != "jsonl":
         return {}
 
+    text_column = source.text_column  # alone, or every task would be sent all pieces
+
     def look(row: dict[str, Any]) -> dict[str, Any]:
         number, piece = _numbered_piece(row)
         try:
-            return {"number": number, "kinds": pickle.dumps(rows.kinds(piece, source.text_column)), "fault": ""}
+            return {"number": number, "kinds": pickle.dumps(rows.kinds(piece, text_column)), "fault": ""}
         except InputError as error:
             return {"number": number, "kinds": b"", "fault": str(error)}
 
@@ -273,24 +278,27 @@ class _Pieces:
         return {"fault": np.array([""])}
 
 
-def _begin(settings: Settings, source: rows.Source, output: str) -> None:
-    """Note what this output is made of, or see that it is the same as before.
-
-    Raises:
-        InputError: something else lies there.
-    """
+def _describe(settings: Settings, source: rows.Source) -> dict[str, Any]:
+    """What an output is made of."""
     with storage.open_uri(storage.join(settings.checkpoint, files.WEIGHTS)) as file:
         weights = hashlib.sha256()
         while part := file.read(1 << 20):
             weights.update(part)
     pieces = hashlib.sha256(json.dumps([asdict(piece) for piece in source.pieces]).encode()).hexdigest()
-    described = {
+    return {
         "weights": weights.hexdigest(),
         "input": source.identity,
         "pieces": len(source.pieces),
         "pieces_sha256": pieces,
         **{key: value for key, value in asdict(settings).items() if key != "checkpoint"},
     }
+
+
+def _require_same(described: dict[str, Any], output: str) -> None:
+    """
+    Raises:
+        InputError: something else lies at the output.
+    """
     path = storage.join(output, PLAN)
     if storage.exists(path):
         before = storage.read_json(path)
@@ -301,8 +309,6 @@ def _begin(settings: Settings, source: rows.Source, output: str) -> None:
             )
     elif storage.list_dir(output):
         raise InputError(f"Something lies at {output} already; give another --output.")
-    else:
-        storage.write_json(path, described)
 
 
 def _part(output: str, number: int) -> str:
