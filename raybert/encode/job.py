@@ -7,12 +7,14 @@ was interrupted goes on with the pieces that lack their file, on however many no
 import hashlib
 import io
 import json
+import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,15 +24,21 @@ import torch
 from raybert import storage
 from raybert.cluster import largest_resources
 from raybert.data.text import rows
+from raybert.data.text.columns import Kind, merge_all
 from raybert.data.text.documents import Piece
+from raybert.data.text.values import Bad, column_values, text_of
 from raybert.encode.encoders import Encoder, open_encoder
 from raybert.encode.vectors import check_choices, embed
 from raybert.errors import InputError
 from raybert.model import files
 
+if TYPE_CHECKING:
+    import ray
+
 COLUMN = "embedding"
 PLAN = "_embeddings.json"  # a name that readers of a directory of Parquet files pass over
 STDIN = "-"
+Tables = Iterator[tuple[str, pa.Table]]  # each with the name of its file
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,14 @@ class Embedder:
         return self._encoder.hidden_size
 
     def vectors(self, table: pa.Table) -> np.ndarray:
-        """float32 (N, D) of the table's texts; a missing text counts as an empty one."""
-        texts = [_as_text(value) for value in table.column(self._settings.text_column).to_pylist()]
+        """float32 (N, D) of the table's texts, as `rows.read` gives them; a missing text counts as an empty one."""
+        found = map(text_of, column_values(table.column(self._settings.text_column)))
+        texts = ["" if isinstance(text, Bad) else text for text in found]
         if not texts:
             return np.empty((0, self.size), np.float32)
         sequences = self._encoder.tokenize(texts, self._encoder.positions)
-        found = embed(self._encoder, sequences, device=self._device, dtype=self._settings.dtype)
-        return found[self._settings.pooling]
+        vectors = embed(self._encoder, sequences, device=self._device, dtype=self._settings.dtype)
+        return vectors[self._settings.pooling]
 
     def table(self, table: pa.Table) -> pa.Table:
         """The same rows with the column `embedding`, in the place of one of that name."""
@@ -70,20 +79,6 @@ class Embedder:
         if COLUMN in table.column_names:
             table = table.drop_columns([COLUMN])
         return table.append_column(COLUMN, pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), self.size))
-
-
-def _as_text(value: Any) -> str:
-    """A missing text is an empty one; bytes, which some writers of Parquet leave, are UTF-8.
-
-    Raises:
-        InputError: they are not.
-    """
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise InputError(f"A text is not UTF-8: {value[:40]!r}.") from error
-    return "" if value is None else str(value)
 
 
 def embed_file(settings: Settings, inputs: str, output: str) -> int:
@@ -101,39 +96,49 @@ def embed_file(settings: Settings, inputs: str, output: str) -> int:
     check_choices(settings.pooling, settings.dtype)
     if storage.exists(output):
         raise InputError(f"Something lies at {output} already; give another --output.")
+    array = output.endswith(".npy")
     if inputs == STDIN:
         settings = Settings(**asdict(settings) | {"text_column": rows.LINE_COLUMN})
-        tables: Iterable[pa.Table] = rows.read_lines(sys.stdin.buffer, "standard input")
+        tables: Tables = (("standard input", table) for table in rows.read_lines(sys.stdin.buffer, "standard input"))
     else:
         source = rows.plan(inputs, settings.text_column)
         settings = Settings(**asdict(settings) | {"text_column": source.text_column})
-        tables = (table for piece in source.pieces for table in rows.read(piece, source.text_column))
+        tables = _tables(source, others=not array)
     embedder = Embedder(settings)
-    return (_write_npy if output.endswith(".npy") else _write_parquet)(embedder, tables, output)
+    return (_write_npy if array else _write_parquet)(embedder, tables, output)
 
 
-def _write_npy(embedder: Embedder, tables: Iterable[pa.Table], output: str) -> int:
-    parts = [embedder.vectors(table) for table in tables]
+def _tables(source: rows.Source, *, others: bool) -> Tables:
+    looked = (rows.kinds(piece, source.text_column) for piece in source.pieces if others)
+    kinds: dict[str, Kind] = reduce(merge_all, looked, {})
+    for piece in source.pieces:
+        for table in rows.read(piece, source.text_column, kinds, others=others):
+            yield piece.uri, table
+
+
+def _write_npy(embedder: Embedder, tables: Tables, output: str) -> int:
+    parts = [embedder.vectors(table) for _, table in tables]
     values = np.concatenate([np.empty((0, embedder.size), np.float32), *parts])
     with _whole_file(output) as file:
         np.save(file, values)
     return len(values)
 
 
-def _write_parquet(embedder: Embedder, tables: Iterable[pa.Table], output: str) -> int:
+def _write_parquet(embedder: Embedder, tables: Tables, output: str) -> int:
     count, writer = 0, None
     with _whole_file(output) as file, ExitStack() as opened:
-        for table in map(embedder.table, tables):
+        for uri, texts in tables:
+            table = embedder.table(texts)
             writer = writer or opened.enter_context(pq.ParquetWriter(file, table.schema))
             try:
                 writer.write_table(table.cast(writer.schema))
             except (pa.ArrowException, ValueError) as error:
                 raise InputError(
                     f"The rows after the first {count:,} have other columns than those before, or columns of another "
-                    f"type ({error}); make them equal, or write a .npy file or a directory."
+                    f"type ({uri}: {error}); make them equal, or write a .npy file or a directory."
                 ) from error
             count += len(table)
-        if writer is None:
+        if not count:
             raise InputError("There is no text in the input.")
     return count
 
@@ -185,69 +190,115 @@ def embed_job(
     checkpoint, output = storage.absolute(settings.checkpoint), storage.absolute(output)
     settings = Settings(checkpoint, source.text_column, settings.pooling, settings.dtype)
     open_encoder(checkpoint)
-    _begin(settings, source, output)
+    described = _describe(settings, source)
+    _require_same(described, output)
     pending = [number for number in range(len(source.pieces)) if not storage.exists(_part(output, number))]
     done = len(source.pieces) - len(pending)
     if pending:
         cpus, gpus = largest_resources()
         most = workers or max(1, int(gpus or cpus - 1))
         ray.data.DataContext.get_current().enable_progress_bars = False
-        job = ray.data.from_items(
-            [{"number": number, **asdict(source.pieces[number])} for number in pending],
-            override_num_blocks=len(pending),
-        ).map_batches(
+        kinds = _kinds(source)  # before anything is written: it refuses rows that cannot be used
+        storage.write_json(storage.join(output, PLAN), described)
+        job = _dataset(source, pending).map_batches(
             _Pieces,
-            fn_constructor_kwargs={"settings": settings, "output": output},
+            fn_constructor_kwargs={"settings": settings, "kinds": kinds, "output": output},
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(pending))),
             num_cpus=1 if most > 1 else 0.5,
             num_gpus=1 if gpus else None,
         )
-        for _ in job.iter_rows():
+        for row in job.iter_rows():
+            _raise(row["fault"])
             done += 1
             if progress is not None:
                 progress(done, len(source.pieces))
     return sum(_rows(_part(output, number)) for number in range(len(source.pieces)))
 
 
+def _dataset(source: rows.Source, numbers: Sequence[int]) -> "ray.data.Dataset":
+    import ray
+
+    items = [{"number": number, **asdict(source.pieces[number])} for number in numbers]
+    return ray.data.from_items(items, override_num_blocks=len(items))
+
+
+def _numbered_piece(fields: dict[str, Any]) -> tuple[int, Piece]:
+    """The other way round: a row of those."""
+    numbers = (int(fields[name]) for name in ("start", "stop", "size"))
+    return int(fields["number"]), Piece(str(fields["uri"]), str(fields["kind"]), *numbers)
+
+
+def _kinds(source: rows.Source) -> dict[str, Kind]:
+    """The columns of all pieces, so that their files get the same types, however the pieces are shared out.
+
+    Raises:
+        InputError: a row cannot be used.
+    """
+    if source.pieces[0].kind != "jsonl":
+        return {}
+
+    text_column = source.text_column  # alone, or every task would be sent all pieces
+
+    def look(row: dict[str, Any]) -> dict[str, Any]:
+        number, piece = _numbered_piece(row)
+        try:
+            return {"number": number, "kinds": pickle.dumps(rows.kinds(piece, text_column)), "fault": ""}
+        except InputError as error:
+            return {"number": number, "kinds": b"", "fault": str(error)}
+
+    found: dict[int, dict[str, Kind]] = {}
+    for row in _dataset(source, range(len(source.pieces))).map(look).iter_rows():
+        _raise(row["fault"])
+        found[row["number"]] = pickle.loads(row["kinds"])
+    return reduce(merge_all, (found[number] for number in sorted(found)))
+
+
+def _raise(fault: str) -> None:
+    if fault:
+        raise InputError(fault)
+
+
 class _Pieces:
     """An actor of the job: piece in, Parquet file out."""
 
-    def __init__(self, settings: Settings, output: str) -> None:
-        self._embedder, self._settings, self._output = Embedder(settings), settings, output
+    def __init__(self, settings: Settings, kinds: dict[str, Kind], output: str) -> None:
+        self._embedder, self._settings, self._kinds, self._output = Embedder(settings), settings, kinds, output
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        fields = {name: values[0] for name, values in batch.items()}
-        number = int(fields.pop("number"))
-        piece = Piece(str(fields["uri"]), str(fields["kind"]), *(int(fields[n]) for n in ("start", "stop", "size")))
+        number, piece = _numbered_piece({name: values[0] for name, values in batch.items()})
         buffer = io.BytesIO()
-        found = [self._embedder.table(table) for table in rows.read(piece, self._settings.text_column)]
-        # A piece without a line of its own: nothing but a schema.
-        empty = pa.table({self._settings.text_column: pa.array([], pa.string())})
-        table = pa.concat_tables(found, promote_options="permissive") if found else self._embedder.table(empty)
+        try:
+            found = rows.read(piece, self._settings.text_column, self._kinds)
+            table = pa.concat_tables(map(self._embedder.table, found))
+        except InputError as error:  # as a value: an exception would come back wrapped in Ray's
+            return {"fault": np.array([str(error)])}
         pq.write_table(table, buffer)
         storage.write_bytes(_part(self._output, number), buffer.getvalue())
-        return {"number": np.array([number]), "rows": np.array([len(table)])}
+        return {"fault": np.array([""])}
 
 
-def _begin(settings: Settings, source: rows.Source, output: str) -> None:
-    """Note what this output is made of, or see that it is the same as before.
-
-    Raises:
-        InputError: something else lies there.
-    """
+def _describe(settings: Settings, source: rows.Source) -> dict[str, Any]:
+    """What an output is made of."""
     with storage.open_uri(storage.join(settings.checkpoint, files.WEIGHTS)) as file:
         weights = hashlib.sha256()
         while part := file.read(1 << 20):
             weights.update(part)
     pieces = hashlib.sha256(json.dumps([asdict(piece) for piece in source.pieces]).encode()).hexdigest()
-    described = {
+    return {
         "weights": weights.hexdigest(),
         "input": source.identity,
         "pieces": len(source.pieces),
         "pieces_sha256": pieces,
         **{key: value for key, value in asdict(settings).items() if key != "checkpoint"},
     }
+
+
+def _require_same(described: dict[str, Any], output: str) -> None:
+    """
+    Raises:
+        InputError: something else lies at the output.
+    """
     path = storage.join(output, PLAN)
     if storage.exists(path):
         before = storage.read_json(path)
@@ -258,8 +309,6 @@ def _begin(settings: Settings, source: rows.Source, output: str) -> None:
             )
     elif storage.list_dir(output):
         raise InputError(f"Something lies at {output} already; give another --output.")
-    else:
-        storage.write_json(path, described)
 
 
 def _part(output: str, number: int) -> str:

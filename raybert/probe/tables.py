@@ -1,24 +1,38 @@
 """Rows of a probe task's files: parquet, csv or jsonl at any URI, or an embedded corpus."""
 
-import csv
 import io
-import json
 import posixpath
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raybert import storage
-from raybert.data.text import embedded
+from raybert.data.text import csvfile, embedded
+from raybert.data.text.values import Bad, column_values, json_objects, refusal, require_columns
 from raybert.errors import InputError
 
-ENCODING = "utf-8-sig"  # UTF-8, with or without the mark that Excel puts first
 # What fsspec's file systems call that which changes with the content: local, GCS, S3, Azure, the Hub.
 VERSIONS = ("mtime", "etag", "ETag", "generation", "LastModified", "last_modified", "blob_id")
 KINDS = (".parquet", ".csv", ".jsonl")
-Row = tuple[Any, ...]
+HOW = "in the task's YAML file"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Values of the wanted columns, and where they stand. A text is bytes where the file does not know it to be one."""
+
+    values: tuple[Any, ...]
+    file: str
+    unit: str  # Line or Row
+    number: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.unit} {self.number} of {self.file}"
 
 
 def columns(uri: str) -> list[str]:
@@ -30,13 +44,15 @@ def columns(uri: str) -> list[str]:
     if uri.startswith(embedded.SCHEME):
         return ["text", "label"]
     file = _files(uri)[0]
-    with _sentence(file), storage.open_uri(file) as stream:
+    with _opened(file) as stream:
         if file.endswith(".parquet"):
             return list(pq.read_schema(stream).names)
-        text = io.TextIOWrapper(stream, encoding=ENCODING, newline="")
         if file.endswith(".csv"):
-            return next(csv.reader(text), [])
-        return list(json.loads(text.readline() or "{}"))
+            return next(csvfile.records(stream, file))[1]
+        line, row = next(_objects(stream), (0, {}))
+        if isinstance(row, Bad):
+            raise refusal(row, f"Line {line} of {file}")
+        return list(row)
 
 
 def rows(uri: str, wanted: Sequence[str]) -> Iterator[Row]:
@@ -50,7 +66,7 @@ def rows(uri: str, wanted: Sequence[str]) -> Iterator[Row]:
         return
     for file in _files(uri):
         reader = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}[posixpath.splitext(file)[1]]
-        with _sentence(file), storage.open_uri(file) as stream:
+        with _opened(file) as stream:
             yield from reader(stream, file, wanted)
 
 
@@ -76,59 +92,53 @@ def _files(uri: str) -> list[str]:
     return known
 
 
-class _sentence:  # noqa: N801 - used like a function
-    """Turns what a damaged file raises into an InputError that names the file."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, pa.ArrowException | csv.Error | ValueError) and not isinstance(error, InputError):
-            raise InputError(f"{self.file} cannot be read: {' '.join(str(error).split())}") from error
-
-
-def _parquet(stream: Any, file: str, wanted: Sequence[str]) -> Iterator[Row]:
-    parquet = pq.ParquetFile(stream)
-    _require(file, wanted, parquet.schema_arrow.names)
-    for batch in parquet.iter_batches(columns=list(dict.fromkeys(wanted))):
-        yield from zip(*(batch.column(name).to_pylist() for name in wanted), strict=True)
-
-
-def _csv(stream: Any, file: str, wanted: Sequence[str]) -> Iterator[Row]:
-    csv.field_size_limit(1 << 27)  # a text of more than the default 128 KB is no error
-    reader = csv.DictReader(io.TextIOWrapper(stream, encoding=ENCODING, newline=""))
-    _require(file, wanted, reader.fieldnames or [])
-    for row in reader:
-        yield tuple(row[name] for name in wanted)
-
-
-def _jsonl(stream: Any, file: str, wanted: Sequence[str]) -> Iterator[Row]:
-    for number, line in enumerate(io.TextIOWrapper(stream, encoding=ENCODING), start=1):
-        if not line.strip():
-            continue
+@contextmanager
+def _opened(file: str) -> Iterator[IO[bytes]]:
+    """The file, open; what pyarrow raises for a damaged one becomes an InputError. Storage that is away does not."""
+    with storage.open_uri(file) as stream:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"Line {number} of {file} is not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise InputError(f"Line {number} of {file} is no JSON object.")
-        _require(f"Line {number} of {file}", wanted, list(row))
-        yield tuple(row[name] for name in wanted)
+            yield stream
+        except InputError:
+            raise
+        except (pa.ArrowException, ValueError) as error:
+            raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _parquet(stream: IO[bytes], file: str, wanted: Sequence[str]) -> Iterator[Row]:
+    parquet = pq.ParquetFile(stream)
+    require_columns(file, wanted, parquet.schema_arrow.names, HOW)
+    number = 0
+    for batch in parquet.iter_batches(columns=list(dict.fromkeys(wanted))):
+        for values in zip(*(column_values(batch.column(name)) for name in wanted), strict=True):
+            number += 1
+            yield Row(values, file, "Row", number)
+
+
+def _csv(stream: IO[bytes], file: str, wanted: Sequence[str]) -> Iterator[Row]:
+    records = csvfile.records(stream, file)
+    _, header = next(records)
+    require_columns(file, wanted, header, HOW)
+    places = [header.index(name) for name in wanted]
+    for line, values in records:
+        yield Row(tuple(values[place] for place in places), file, "Line", line)
+
+
+def _jsonl(stream: IO[bytes], file: str, wanted: Sequence[str]) -> Iterator[Row]:
+    for line, row in _objects(stream):
+        if isinstance(row, Bad):
+            raise refusal(row, f"Line {line} of {file}")
+        require_columns(f"Line {line} of {file}", wanted, list(row), HOW)
+        yield Row(tuple(row[name] for name in wanted), file, "Line", line)
+
+
+def _objects(stream: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | Bad]]:
+    return json_objects(io.BufferedReader(stream))  # type: ignore
 
 
 def _embedded_rows(uri: str, wanted: Sequence[str]) -> Iterator[Row]:
     embedded.texts(uri)  # refuses a name that is none
     texts, labels, names = embedded.bbc_news()
-    _require(uri, wanted, ["text", "label"])
-    for text, label in zip(texts, labels, strict=True):
+    require_columns(uri, wanted, ["text", "label"], HOW)
+    for number, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
         values = {"text": text, "label": names[label]}
-        yield tuple(values[name] for name in wanted)
-
-
-def _require(place: str, wanted: Sequence[str], found: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise InputError(f"{place} has no column {missing[0]}; it has {', '.join(found)}.")
+        yield Row(tuple(values[name] for name in wanted), uri, "Text", number)

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from raybert import storage
 from raybert.config_text import read_overridden, typed
+from raybert.data.text.values import refuse_twins
 from raybert.errors import InputError
 from raybert.probe import tables
 
@@ -152,6 +153,7 @@ def check_task(task: ProbeTask) -> None:
             raise InputError(
                 f"{uri} has no column {missing[0]} for the probe task {task.name}; it has {', '.join(found)}."
             )
+        refuse_twins(uri, found, [*task.columns, task.label])
 
 
 def _in_folder(task: ProbeTask, folder: str) -> ProbeTask:

@@ -1,6 +1,7 @@
 """The sampled texts of a probe task with their classes as integers."""
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass
 from itertools import islice
@@ -8,11 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from raybert.data.text.values import MISSING, refusal, text_of
 from raybert.encode import Text
 from raybert.errors import InputError
 from raybert.probe import tables
 from raybert.probe.tasks import ProbeTask
 
+# ASCII digits: str.isdigit is also true of digits that int() refuses, such as those in a circle.
+INTEGER = re.compile(r"-?[0-9]{1,100}")
+FLOAT = re.compile(r"-?[0-9]{1,100}\.0*")
+TRUTH = {"true": "1", "false": "0", "1": "1", "0": "0"}
 TEST_SHARE = 0.25  # of the texts, where the task has no test file and says no numbers
 
 
@@ -50,6 +56,7 @@ def load_texts(task: ProbeTask) -> Texts:
         train, dropped_train = _sample(task, task.train, task.n_train)
         test, dropped_test = _sample(task, task.test, task.n_test)
         dropped = dropped_train + dropped_test
+    train, test = _with_one_spelling(train, test)
     if not train or not test:
         raise InputError(f"The probe task {task.name} has no {'test' if train else 'training'} texts.")
     names = _class_names(task, [label for _, label in train], [label for _, label in test])
@@ -81,7 +88,7 @@ def _sample(task: ProbeTask, uri: str, size: int | None) -> tuple[list[Sample], 
     def good() -> Any:
         nonlocal dropped
         for row in tables.rows(uri, [*task.columns, task.label]):
-            sample = _to_sample(task, uri, row)
+            sample = _to_sample(task, row)
             if sample is None:
                 dropped += 1
             else:
@@ -94,25 +101,45 @@ def _sample(task: ProbeTask, uri: str, size: int | None) -> tuple[list[Sample], 
     return [samples[i] for i in order], dropped
 
 
-def _to_sample(task: ProbeTask, uri: str, row: tables.Row) -> Sample | None:
+def _to_sample(task: ProbeTask, row: tables.Row) -> Sample | None:
     """None where a text or the label is missing."""
-    *parts, label = row
-    if any(part is None or part == "" for part in parts) or label is None or label == "":
+    *parts, label = row.values
+    texts = [_text(part, row, column) for part, column in zip(parts, task.columns, strict=True)]
+    name = _label(label, row, task.label)
+    if "" in texts or name == "":
         return None
-    for part in parts:
-        if not isinstance(part, str):
-            raise InputError(f"A text of {uri} (column {task.columns[0]}) is a {type(part).__name__}, not a string.")
-    if isinstance(label, float) and label.is_integer():
-        label = int(label)
-    if isinstance(label, str) and re.fullmatch(r"-?\d+\.0*", label):
-        label = int(label.partition(".")[0])  # csv of a column that was once one of floats
-    if isinstance(label, int):  # True and False become 1 and 0
-        label = int(label)
-    elif not isinstance(label, str):
+    return (texts[0] if len(texts) == 1 else (texts[0], texts[1])), name
+
+
+def _text(value: Any, row: tables.Row, column: str) -> str:
+    """Empty where it is missing."""
+    text = text_of(value)
+    if isinstance(text, str):
+        return text
+    if text != MISSING:
+        raise refusal(text, row.place, column)
+    return ""
+
+
+def _label(value: Any, row: tables.Row, column: str) -> str:
+    """The class that a label names, whatever kind of file it stands in: 3, 3.0 and "3.0" are 3. Empty: none."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        if math.isnan(value):  # as numpy and pandas write what is missing
+            return ""
+        if value.is_integer():
+            return str(int(value))
+    if isinstance(value, int):
+        return str(value)
+    if value is not None and not isinstance(value, str | bytes):
         raise InputError(
-            f"The label {label!r} in {uri} is no class: column {task.label} must hold integers or strings."
+            f"{row.place}: the label {value!r} is no class: column {column} must hold integers or strings."
         )
-    return (parts[0] if len(parts) == 1 else (parts[0], parts[1])), str(label)
+    name = _text(value, row, column).strip()
+    if FLOAT.fullmatch(name):  # csv of a column that was once one of floats
+        return str(int(name.partition(".")[0]))
+    return name
 
 
 def _hold_out(task: ProbeTask) -> tuple[list[Sample], list[Sample], int]:
@@ -129,6 +156,14 @@ def _hold_out(task: ProbeTask) -> tuple[list[Sample], list[Sample], int]:
     return unique[:n_train], unique[n_train : n_train + n_test], dropped
 
 
+def _with_one_spelling(train: list[Sample], test: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Where all classes are true and false, they become 1 and 0, which Parquet and JSON have already made of them."""
+    spellings = {label: TRUTH.get(label.lower(), label) for _, label in (*train, *test)}
+    if not set(spellings.values()) <= set(TRUTH.values()):
+        return train, test
+    return [(text, spellings[label]) for text, label in train], [(text, spellings[label]) for text, label in test]
+
+
 def _class_names(task: ProbeTask, train: list[str], test: list[str]) -> list[str]:
     """The classes of the training texts: integers in their order, else by name."""
     classes = set(train)
@@ -136,10 +171,12 @@ def _class_names(task: ProbeTask, train: list[str], test: list[str]) -> list[str
     if unseen:
         raise InputError(
             f"Classes of the test texts that no training text of the probe task {task.name} has: {', '.join(unseen)} "
-            f"(training has {', '.join(_ordered(classes))})."
+            f"(training has {', '.join(_ordered(classes))}){_first_rows(task)}."
         )
     if len(classes) < 2:
-        raise InputError(f"All training texts of the probe task {task.name} have the one class {train[0]}.")
+        raise InputError(
+            f"All training texts of the probe task {task.name} have the one class {train[0]}{_first_rows(task)}."
+        )
     if len(classes) > len(train) // 2:
         raise InputError(
             f"The probe task {task.name} has {len(classes)} classes among {len(train)} training texts; "
@@ -148,14 +185,22 @@ def _class_names(task: ProbeTask, train: list[str], test: list[str]) -> list[str
     return _ordered(classes)
 
 
+def _first_rows(task: ProbeTask) -> str:
+    """What may be the matter when classes are missing: the rows are sorted by their label."""
+    if task.n_train is None or task.seed is not None or task.test is None:
+        return ""
+    return (
+        f"; the first {task.n_train:,} rows of {task.train} were taken, which may be sorted by label: "
+        "set seed in the task to draw rows at random"
+    )
+
+
 def _ordered(classes: set[str]) -> list[str]:
-    try:
-        return sorted(classes, key=int)
-    except ValueError:
-        return sorted(classes)
+    numbers = all(INTEGER.fullmatch(name) for name in classes)
+    return sorted(classes, key=lambda name: (int(name) if numbers else 0, name))
 
 
 def _shown(task: ProbeTask, names: list[str]) -> list[str]:
     """The task's own names for labels 0, 1, ...; other labels name themselves."""
     given = dict(enumerate(task.label_names))
-    return [given.get(int(name), name) if name.isdigit() else name for name in names]
+    return [given.get(int(name), name) if INTEGER.fullmatch(name) else name for name in names]

@@ -23,6 +23,7 @@ from raybert.data.shards import (
     write_shard,
 )
 from raybert.data.text import documents as readers
+from raybert.data.text.values import MISSING, NOT_JSON, TOO_LARGE, UNDECODABLE, WRONG_TYPE
 from raybert.data.text.windows import encode_document
 from raybert.errors import InputError
 from raybert.tokenizer import NUM_TEXT_TOKENS, Tokenizer
@@ -180,21 +181,21 @@ def test_a_line_that_is_too_long_is_counted_and_the_next_is_read(tmp_path, monke
     monkeypatch.setattr(readers, "MAX_DOCUMENT_BYTES", 1 << 16)
     path = tmp_path / "long.jsonl"
     path.write_bytes(b'{"text": "' + b"x" * (1 << 20) + b'"}\n{"text": "short"}\n')
-    assert documents(path) == [readers.TOO_LARGE, "short"]
+    assert documents(path) == [TOO_LARGE, "short"]
     text = tmp_path / "long.txt"
     text.write_bytes(b"x" * (1 << 20))
-    assert documents(text) == [readers.TOO_LARGE]
+    assert documents(text) == [TOO_LARGE]
 
 
 def test_bytes_that_are_no_text_are_counted(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"text": "\xff\xfe"}\n{"text": "good"}\n\x00\x01\n{"text": 3}\n{"other": "x"}\n')
     assert documents(path) == [
-        readers.UNDECODABLE,
+        UNDECODABLE,
         "good",
-        readers.NOT_JSON,
-        readers.WRONG_TYPE,
-        readers.MISSING,
+        NOT_JSON,
+        WRONG_TYPE,
+        MISSING,
     ]
 
 

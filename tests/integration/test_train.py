@@ -150,6 +150,26 @@ def test_embed_as_a_job_goes_on_where_it_was_cut_off(alone, tmp_path, monkeypatc
     assert "made otherwise (pooling differ)" in capsys.readouterr().err
 
 
+def test_a_job_s_files_have_the_same_columns_and_a_wrong_row_is_named_first(alone, tmp_path, monkeypatch, capsys):
+    ids = [*range(20), "A1", *range(20)]
+    lines = [json.dumps({"text": f"text number {number}", "id": value}) for number, value in enumerate(ids)]
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines, '{"text": "last", "more": 1}', ""]))
+    monkeypatch.setattr(rows, "PIECE_BYTES", 500)
+    command = ["embed", f"{alone}/checkpoints/best", "--input", str(tmp_path / "in.jsonl"), "--output"]
+    assert run_app([*command, str(tmp_path / "out")]) == 0
+    parts = sorted((tmp_path / "out").glob("part-*.parquet"))
+    assert len({str(pq.read_schema(part)) for part in parts}) == 1 < len(parts)
+    table = pq.read_table(tmp_path / "out")
+    assert [value and json.loads(value) for value in table["id"].to_pylist()] == [*ids, None]
+    assert table["more"].to_pylist() == [None] * len(ids) + [1]
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write('{"text": 7}\n')
+    assert run_app([*command, str(tmp_path / "other")]) == 2
+    assert "Line 43 of" in (said := " ".join(capsys.readouterr().err.split()))
+    assert "column text holds a number (7) instead of text" in said
+    assert not (tmp_path / "other").exists(), "with the row mended, the same command is another job"
+
+
 def load_best(run):
     return load(f"{run}/checkpoints/best")
 

@@ -23,6 +23,7 @@ from raybert import storage
 from raybert.data.text import embedded
 from raybert.data.text.documents import SUFFIXES, Bad, Piece, json_rows, kind_of, sentence_when_damaged
 from raybert.data.text.embedded import bbc_news as bbc_news
+from raybert.data.text.values import TEXT_TYPES, require_columns
 from raybert.errors import InputError
 
 FRAGMENT_BYTES = 16 << 20  # of text, about: what one task reads, and what its memory is measured by
@@ -119,10 +120,9 @@ def _look_into_parquet(uri: str, text_column: str, fragment_bytes: int) -> list[
     with sentence_when_damaged(uri), storage.open_uri(uri) as file:
         parquet = pq.ParquetFile(file)
         metadata, schema = parquet.metadata, parquet.schema_arrow
-    if text_column not in schema.names:
-        raise _no_column(uri, text_column, schema.names)
+    require_columns(uri, [text_column], schema.names)
     kind = schema.field(text_column).type
-    if not _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
+    if (kind.value_type if pa.types.is_dictionary(kind) else kind) not in TEXT_TYPES:
         raise InputError(f"Column {text_column} of {uri} holds {kind}, not text; name another with --text-column.")
     sizes = [_column_bytes(metadata.row_group(i), text_column) for i in range(metadata.num_row_groups)]
     pieces, start = [], 0
@@ -131,11 +131,6 @@ def _look_into_parquet(uri: str, text_column: str, fragment_bytes: int) -> list[
             pieces.append(Piece(uri, "parquet", start, stop, sum(sizes[start:stop])))
             start = stop
     return pieces
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    text = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
-    return kind in text
 
 
 def _column_bytes(group: pq.RowGroupMetaData, name: str) -> int:
@@ -151,11 +146,6 @@ def _look_into_jsonl(uri: str, text_column: str) -> bool:
     for row in json_rows(uri):
         rows += 1
         if not isinstance(row, Bad):
-            if text_column not in row:
-                raise _no_column(uri, text_column, list(row))
+            require_columns(uri, [text_column], list(row))
             break
     return rows > 0
-
-
-def _no_column(uri: str, text_column: str, names: Sequence[str]) -> InputError:
-    return InputError(f"{uri} has no column {text_column}; choose one of {', '.join(names)} with --text-column.")

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import posixpath
 import zlib
 from collections.abc import Iterator
@@ -16,26 +15,12 @@ import zstandard
 
 from raybert import storage
 from raybert.data.text import embedded
+from raybert.data.text.values import MISSING, Bad, column_values, decode, json_objects, text_of
 from raybert.errors import InputError
 
 MAX_DOCUMENT_BYTES = 64 << 20  # a larger document is counted as bad: a task holds one whole
 SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt"}
 COMPRESSIONS = (".gz", ".zst")
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A document that cannot be used, and why: the reason under which the manifest counts it."""
-
-    reason: str
-
-
-UNDECODABLE = Bad("undecodable")  # not UTF-8
-NOT_JSON = Bad("not_json")
-MISSING = Bad("missing")  # null, or a line without the key
-WRONG_TYPE = Bad("wrong_type")
-EMPTY = Bad("empty")
-TOO_LARGE = Bad("too_large")
 
 
 @dataclass(frozen=True)
@@ -78,7 +63,7 @@ def documents(piece: Piece, text_column: str) -> Iterator[str | Bad]:
     else:
         stop = None if kind_of(piece.uri)[1] else piece.stop
         for row in json_rows(piece.uri, piece.start, stop):
-            yield row if isinstance(row, Bad) else _text_of(row, text_column)
+            yield row if isinstance(row, Bad) else text_of(row.get(text_column))
 
 
 @contextmanager
@@ -110,9 +95,8 @@ def open_text(uri: str) -> Iterator[IO[bytes]]:
 
 def json_rows(uri: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any] | Bad]:
     """The objects on the lines that begin in bytes ``start`` to ``stop``; blank lines are passed over."""
-    for line in lines(uri, start, stop):
-        if not line.isspace():
-            yield _parse(line)
+    for _, row in json_objects(lines(uri, start, stop), MAX_DOCUMENT_BYTES):
+        yield row
 
 
 def lines(uri: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -137,31 +121,8 @@ def _skip_line(file: IO[bytes]) -> None:
             return
 
 
-def _parse(line: bytes) -> dict[str, Any] | Bad:
-    text = _decode(line)
-    if isinstance(text, Bad):
-        return text
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        return NOT_JSON
-    return row if isinstance(row, dict) else WRONG_TYPE
-
-
-def _text_of(row: dict[str, Any], text_column: str) -> str | Bad:
-    value = row.get(text_column)
-    if value is None:
-        return MISSING
-    return value if isinstance(value, str) else WRONG_TYPE
-
-
 def _decode(data: bytes) -> str | Bad:
-    if len(data) > MAX_DOCUMENT_BYTES:
-        return TOO_LARGE
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return UNDECODABLE
+    return decode(data, MAX_DOCUMENT_BYTES)
 
 
 def _parquet_documents(piece: Piece, text_column: str) -> Iterator[str | Bad]:
@@ -170,9 +131,5 @@ def _parquet_documents(piece: Piece, text_column: str) -> Iterator[str | Bad]:
         parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         groups = range(piece.start, piece.stop)
         for batch in parquet.iter_batches(128, row_groups=groups, columns=[text_column], use_threads=False):
-            column = batch.column(0)
-            if pa.types.is_dictionary(column.type):
-                column = column.dictionary_decode()
-            # As bytes: Arrow does not check that a string column is UTF-8.
-            for value in column.cast(pa.large_binary()).to_pylist():
+            for value in column_values(batch.column(0)):
                 yield MISSING if value is None else _decode(value)

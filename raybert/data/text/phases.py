@@ -10,6 +10,7 @@ from raybert import storage
 from raybert.data.shards import Shard, shard_name, write_shard
 from raybert.data.text import documents as readers
 from raybert.data.text import spill
+from raybert.data.text.values import EMPTY, Bad
 from raybert.data.text.windows import encode_document
 from raybert.errors import InputError
 from raybert.tokenizer import Tokenizer
@@ -80,18 +81,13 @@ def read_fragment(
     yield flush(sum(piece.size for piece in fragment))
 
 
-def _add(
-    text: str | readers.Bad, collector: spill.Collector, counts: Counter[str], tokenizer: Tokenizer, seq_len: int
-) -> None:
+def _add(text: str | Bad, collector: spill.Collector, counts: Counter[str], tokenizer: Tokenizer, seq_len: int) -> None:
     """Collect the windows of one document, or count why there are none."""
     counts["read"] += 1
-    try:
-        document = text if isinstance(text, readers.Bad) else encode_document(text, tokenizer, seq_len)
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
-        document = readers.UNDECODABLE
+    document = text if isinstance(text, Bad) else encode_document(text, tokenizer, seq_len)
     if document is None:
-        document = readers.EMPTY
-    if isinstance(document, readers.Bad):
+        document = EMPTY
+    if isinstance(document, Bad):
         counts[f"bad:{document.reason}"] += 1
         return
     collector.add(document)

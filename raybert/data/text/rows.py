@@ -1,20 +1,35 @@
 """Tables of texts for embedding, row by row with their other columns: parquet, csv, jsonl, or a text a line."""
 
 import itertools
+import json
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from raybert import storage
-from raybert.data.text import corpus
-from raybert.data.text.documents import Bad, Piece, json_rows, kind_of, lines, sentence_when_damaged
+from raybert.data.text import corpus, csvfile
+from raybert.data.text.columns import TEXT, Kind, array, kinds_of, merge_all
+from raybert.data.text.documents import MAX_DOCUMENT_BYTES, Piece, kind_of, lines, sentence_when_damaged
+from raybert.data.text.values import (
+    HALF_PAIR,
+    MISSING,
+    Bad,
+    column_values,
+    decode,
+    is_unicode,
+    json_objects,
+    refusal,
+    refuse_twins,
+    require_columns,
+    text_of,
+)
 from raybert.errors import InputError
 
+T = TypeVar("T")
 BATCH_ROWS = 1024
 # Of text, about: minutes of work for one CPU, so that little is done again after an interruption.
 PIECE_BYTES = 4 << 20
@@ -53,34 +68,56 @@ def plan(uri: str, text_column: str) -> Source:
 
 def _plan_csv(files: list[str], text_column: str) -> Source:
     """Quoted line ends make a csv file hard to cut: each is one piece."""
-    pieces = []
-    for file in files:
-        pieces.append(Piece(file, "csv", 0, 0, storage.size(file)))
-        for table in itertools.islice(_csv(file), 1):
-            if text_column not in table.column_names:
-                names = ", ".join(table.column_names)
-                raise InputError(f"{file} has no column {text_column}; choose one of {names} with --text-column.")
+    pieces = [Piece(file, "csv", 0, 0, storage.size(file)) for file in files]
+    for piece in pieces:
+        _, header = next(_csv_records(piece.uri))
+        require_columns(piece.uri, [text_column], header)
     digests = (corpus.file_digest(piece.uri, piece.size) for piece in pieces)
     return Source(pieces, text_column, corpus.joint_digest(digests))
 
 
-def read(piece: Piece, text_column: str) -> Iterator[pa.Table]:
-    """The piece's rows in batches, with all their columns.
+def kinds(piece: Piece, text_column: str) -> dict[str, Kind]:
+    """What the values of each column have in common: of JSON lines, since other files have types of their own.
+
+    Those of several pieces are joined with `columns.merge_all`, in the order of the pieces.
 
     Raises:
         InputError: the file is damaged, or a row holds no text.
     """
+    found: dict[str, Kind] = {}
+    if piece.kind != "jsonl":
+        return found
+    for chunk in _batches(_objects(piece, text_column, others=True)):
+        found = merge_all(found, kinds_of(chunk))
+    return found | {text_column: TEXT}
+
+
+def read(
+    piece: Piece, text_column: str, kinds_of_all: dict[str, Kind] | None = None, *, others: bool = True
+) -> Iterator[pa.Table]:
+    """The piece's rows in batches, at least one. The values of csv are strings; those of JSON lines have the type that
+    they share in all pieces, and are JSON text where they share none.
+
+    Args:
+        kinds_of_all: `kinds` of all pieces; by default those of this one.
+        others: with the other columns, not the text alone.
+
+    Raises:
+        InputError: the file is damaged, a row holds no text, or two columns have one name.
+    """
     if piece.kind == "parquet":
-        yield from _parquet(piece)
+        yield from _parquet(piece, text_column, others)
     elif piece.kind == "csv":
-        yield from _csv(piece.uri)
+        yield from _csv(piece.uri, text_column, others)
+    elif piece.kind == "txt":
+        yield from _text_tables(lines(piece.uri, piece.start, _stop(piece)), piece.uri, piece.start)
     else:
-        stop = None if kind_of(piece.uri)[1] else piece.stop
-        with sentence_when_damaged(piece.uri):
-            if piece.kind == "txt":
-                yield from _tables(_texts(lines(piece.uri, piece.start, stop), piece.uri))
-            else:
-                yield from _tables(_checked(json_rows(piece.uri, piece.start, stop), piece.uri, text_column))
+        if not others:
+            kinds_of_all = {text_column: TEXT}
+        elif kinds_of_all is None:
+            kinds_of_all = kinds(piece, text_column)
+        for chunk in _batches(_objects(piece, text_column, others=False)):
+            yield pa.table({name: array([row.get(name) for row in chunk], kind) for name, kind in kinds_of_all.items()})
 
 
 def read_lines(stream: Iterable[bytes], name: str) -> Iterator[pa.Table]:
@@ -89,43 +126,85 @@ def read_lines(stream: Iterable[bytes], name: str) -> Iterator[pa.Table]:
     Raises:
         InputError: a line is not UTF-8.
     """
-    return _tables(_texts(stream, name))
+    return _text_tables(stream, name, 0)
 
 
-def _parquet(piece: Piece) -> Iterator[pa.Table]:
+def _parquet(piece: Piece, text_column: str, others: bool) -> Iterator[pa.Table]:
     with sentence_when_damaged(piece.uri), storage.open_uri(piece.uri) as file:
+        parquet = pq.ParquetFile(file)
+        if others:
+            refuse_twins(piece.uri, parquet.schema_arrow.names, parquet.schema_arrow.names)
+        row = sum(parquet.metadata.row_group(i).num_rows for i in range(piece.start))
         groups = range(piece.start, piece.stop)
-        for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, row_groups=groups, use_threads=False):
+        columns = None if others else [text_column]
+        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
+            for value in column_values(batch.column(text_column)):
+                row += 1
+                if bad := _unusable(value):
+                    raise refusal(bad, f"Row {row} of {piece.uri}", text_column)
             yield pa.Table.from_batches([batch])
 
 
-def _csv(uri: str) -> Iterator[pa.Table]:
-    options = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    with sentence_when_damaged(uri), storage.open_uri(uri) as file, pa.PythonFile(file, mode="r") as source:
-        for batch in pyarrow.csv.open_csv(source, parse_options=options):
-            for start in range(0, len(batch), BATCH_ROWS):
-                yield pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
+def _csv(uri: str, text_column: str, others: bool) -> Iterator[pa.Table]:
+    records = _csv_records(uri)
+    _, header = next(records)
+    names = header if others else [text_column]
+    refuse_twins(uri, header, names)
+    places = [header.index(name) for name in names]
+    for chunk in _batches(values for _, values in records):
+        columns = [pa.array([values[place] for values in chunk], pa.string()) for place in places]
+        yield pa.table(columns, names)
 
 
-def _tables(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
-    while chunk := list(itertools.islice(rows, BATCH_ROWS)):
-        # pyarrow takes the columns from the first row.
-        columns = dict.fromkeys(name for row in chunk for name in row)
-        yield pa.Table.from_pylist([{**columns, **chunk[0]}, *chunk[1:]])
+def _csv_records(uri: str) -> Iterator[tuple[int, list[str]]]:
+    with sentence_when_damaged(uri), storage.open_uri(uri) as file:
+        yield from csvfile.records(file, uri)
 
 
-def _texts(found: Iterable[bytes], name: str) -> Iterator[dict[str, Any]]:
-    for line in found:
-        try:
-            yield {LINE_COLUMN: line.rstrip(b"\r\n").decode("utf-8-sig")}
-        except UnicodeDecodeError as error:
-            raise InputError(f"A line of {name} is not UTF-8: {line[:40]!r}.") from error
+def _text_tables(found: Iterable[bytes], uri: str, start: int) -> Iterator[pa.Table]:
+    def texts() -> Iterator[str]:
+        for number, line in enumerate(found, start=1):
+            text = decode(line.rstrip(b"\r\n"), MAX_DOCUMENT_BYTES)
+            if isinstance(text, Bad):
+                raise refusal(text, _line(uri, start, number))
+            yield text
+
+    for chunk in _batches(texts()):
+        yield pa.table({LINE_COLUMN: pa.array(chunk, pa.string())})
 
 
-def _checked(rows: Iterator[dict[str, Any] | Bad], uri: str, text_column: str) -> Iterator[dict[str, Any]]:
-    for row in rows:
+def _objects(piece: Piece, text_column: str, *, others: bool) -> Iterator[dict[str, Any]]:
+    """The objects of JSON lines whose text is known to be one; with `others` every string in them is known to be."""
+    for number, row in json_objects(lines(piece.uri, piece.start, _stop(piece)), MAX_DOCUMENT_BYTES):
         if isinstance(row, Bad):
-            raise InputError(f"A line of {uri} cannot be used: {row.reason}.")
+            raise refusal(row, _line(piece.uri, piece.start, number))
         if text_column not in row:
-            raise InputError(f"A line of {uri} has no {text_column}; it has {', '.join(row)}.")
+            require_columns(_line(piece.uri, piece.start, number), [text_column], list(row))
+        if bad := _unusable(row[text_column]):
+            raise refusal(bad, _line(piece.uri, piece.start, number), text_column)
+        if others and not is_unicode(json.dumps({**row, text_column: None}, ensure_ascii=False)):
+            raise refusal(HALF_PAIR, _line(piece.uri, piece.start, number))
         yield row
+
+
+def _unusable(value: Any) -> Bad | None:
+    """Why a value of the text column cannot be embedded; one that is missing can, as an empty text."""
+    text = text_of(value)
+    return text if isinstance(text, Bad) and text != MISSING else None
+
+
+def _batches(rows: Iterator[T]) -> Iterator[list[T]]:
+    """The rows in lists; an empty list where there is none, so that an empty table has its columns too."""
+    yield list(itertools.islice(rows, BATCH_ROWS))
+    while chunk := list(itertools.islice(rows, BATCH_ROWS)):
+        yield chunk
+
+
+def _stop(piece: Piece) -> int | None:
+    return None if kind_of(piece.uri)[1] else piece.stop
+
+
+def _line(uri: str, start: int, number: int) -> str:
+    """The name of the line that is the `number`th of those that begin at byte `start` or later."""
+    before = sum(1 for _ in lines(uri, 0, start)) if start else 0
+    return f"Line {before + number} of {uri}"
