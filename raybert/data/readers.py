@@ -143,14 +143,14 @@ def _placed_lines(uri: str, start: int, stop: int | None) -> Iterator[tuple[int,
         if start:  # a line that began before is not ours; one that begins exactly here is
             file.seek(start - 1)
             _skip_line(file)
-        while stop is None or file.tell() < stop:
-            place = file.tell()
-            line = file.readline(MAX_DOCUMENT_BYTES + 1)
-            if not line:
-                return
+        place = file.tell()
+        while (stop is None or place < stop) and (line := file.readline(MAX_DOCUMENT_BYTES + 1)):
+            after = place + len(line)
             if len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                 _skip_line(file)
+                after = file.tell()
             yield place, line
+            place = after
 
 
 def _txt_documents(piece: Piece, split_txt: str) -> Iterator[str | Bad]:
