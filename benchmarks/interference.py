@@ -35,20 +35,20 @@ import torch
 
 from benchmarks.common import result
 from raybert import cluster
-from raybert.data.prepare import prepare
 from raybert.data.reader import iter_batches
+from raybert.data.text.prepare import prepare
+from raybert.encode.encoders import RaybertEncoder
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
+from raybert.model.precision import pick_dtype
 from raybert.model.sizes import SIZES
-from raybert.probe import client, queue
 from raybert.probe.baselines import Cache
-from raybert.probe.encoders import RaybertEncoder
 from raybert.probe.evaluate import evaluate
 from raybert.probe.evaluate import prepare as prepare_texts
+from raybert.probe.service import client, queue
 from raybert.probe.tasks import load_task
 from raybert.train import checkpoint, optimizer
-from raybert.train.precision import pick_dtype
 from raybert.train.step import train_step
 
 SIZE, T, BATCH = "tiny", 128, 16

@@ -14,10 +14,10 @@ from raybert.bench import OPTIMIZER, default_device, random_batch, stepper
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
+from raybert.model.precision import pick_dtype
 from raybert.tokenizer import Tokenizer
 from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
-from raybert.train.precision import pick_dtype
 from raybert.train.step import train_step
 
 B, T = 4, 512

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import DATA, clock, elsewhere, medians, result, seconds
 from raybert import cluster
-from raybert.data.prepare import prepare
+from raybert.data.text.prepare import prepare
 from raybert.tokenizer import Tokenizer
 
 SEQ_LEN, PROCESSES = 512, 2

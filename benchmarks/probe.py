@@ -12,16 +12,16 @@ import torch
 
 from benchmarks.common import DATA, elsewhere, medians, result, seconds
 from raybert.bench import default_device
+from raybert.encode.encoders import RaybertEncoder
+from raybert.encode.vectors import embed
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
 from raybert.model.interop import fast_tokenizer, to_transformers
-from raybert.probe.embed import embed
-from raybert.probe.encoders import RaybertEncoder
+from raybert.model.peak import peak_flops
+from raybert.model.precision import pick_dtype
 from raybert.probe.tasks import load_task
 from raybert.probe.texts import load_texts
 from raybert.train.memory import keep_freed_memory
-from raybert.train.peak import peak_flops
-from raybert.train.precision import pick_dtype
 
 MAX_TOKENS, BATCH = 256, 64
 SAMPLE, ONE_BY_ONE = 400, 20

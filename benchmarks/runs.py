@@ -80,9 +80,9 @@ def step_for_ever(uri: str, threads: int, global_batch: int) -> None:
     from raybert.model.bert import Bert
     from raybert.model.config import BertConfig
     from raybert.model.losses import Pretraining
+    from raybert.model.precision import pick_dtype
     from raybert.train import optimizer
     from raybert.train.memory import keep_freed_memory
-    from raybert.train.precision import pick_dtype
     from raybert.train.step import all_reduce_sums, train_step
 
     torch.set_num_threads(threads)

@@ -20,11 +20,11 @@ from raybert.bench import OPTIMIZER, default_device, random_batch, stepper
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
 from raybert.model.interop import to_transformers
+from raybert.model.peak import peak_flops
+from raybert.model.precision import pick_dtype
 from raybert.model.sizes import SIZES
 from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
-from raybert.train.peak import peak_flops
-from raybert.train.precision import pick_dtype
 
 SHAPES = ((4, 512), (16, 128))
 ALSO = "-also"

@@ -14,10 +14,10 @@ import numpy as np
 from benchmarks.common import DATA, medians, result
 from raybert import cluster
 from raybert.bench import stream_rate
-from raybert.data.prepare import prepare
 from raybert.data.reader import SampleReader
 from raybert.data.shards import ShardSet, read_unit
 from raybert.data.stream import MOST_SAMPLES
+from raybert.data.text.prepare import prepare
 
 BATCH, STEPS, T = 64, 6144, 512
 # The peer is slow: fewer batches give the same rate.

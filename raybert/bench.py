@@ -17,12 +17,12 @@ from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
+from raybert.model.peak import peak_flops
+from raybert.model.precision import pick_dtype
 from raybert.model.sizes import SIZES
 from raybert.tokenizer import NUM_TEXT_TOKENS
 from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
-from raybert.train.peak import peak_flops
-from raybert.train.precision import pick_dtype
 from raybert.train.step import train_step
 
 OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}

@@ -1,10 +1,10 @@
 """The command line: `raybert COMMAND`. Every command is a thin layer over the library; start reading here.
 
-prepare -> raybert.data.prepare     pretrain -> raybert.train.run      probe -> raybert.probe.commands
+prepare -> raybert.data.text.prepare     pretrain -> raybert.train.run      probe -> raybert.cli_probe
 sweep   -> raybert.sweep.run
 doctor  -> raybert.doctor
-report  -> raybert.report           export, import -> raybert.export
-verify  -> raybert.verify           embed   -> raybert.embed           demo -> raybert.demo
+report  -> raybert.report           export, import -> raybert.export.directories
+verify  -> raybert.verify           embed   -> raybert.encode.job           demo -> raybert.demo
 bench   -> raybert.bench
 submit  -> raybert.submit
 """
@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raybert import storage
+from raybert.cli_probe import app as probe_app
 from raybert.console import Commands, errors, say
 from raybert.errors import InputError, RunFailed
-from raybert.probe.commands import app as probe_app
 
 app = typer.Typer(
     name="raybert",
@@ -82,14 +82,12 @@ def prepare(
     text_column: Annotated[str, typer.Option(help="column or field that holds the text")] = "text",
     validation_fraction: Annotated[float, typer.Option(help="share of the documents kept for validation")] = 0.01,
     max_bad_fraction: Annotated[float, typer.Option(help="share of bad documents to accept")] = 0.01,
-    split_txt: Annotated[
-        str, typer.Option(help="where documents of a .txt end: blank-lines or lines; default: with the file")
-    ] = "",
+    split_txt: Annotated[str, typer.Option(help="cut .txt files into documents at blank-lines or lines")] = "",
     overwrite: Annotated[bool, typer.Option(help="replace a shard set that lies at the output")] = False,
 ) -> None:
     """Turn raw text (parquet, jsonl, txt) into token shards."""
     from raybert import cluster
-    from raybert.data.prepare import prepare as run
+    from raybert.data.text.prepare import prepare as run
 
     cluster.connect()
     run(
@@ -116,8 +114,10 @@ def pretrain(
 
     The same command again goes on from the newest checkpoint.
     """
-    from raybert import cluster, lease, trackers
+    from raybert import cluster
     from raybert import config as configs
+    from raybert.report import trackers
+    from raybert.storage import lease
     from raybert.train import ahead
     from raybert.train.check import check, check_inputs
     from raybert.train.memory import worker_environment
@@ -133,21 +133,24 @@ def pretrain(
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with ahead.imported("torch", "matplotlib.figure", "pandas"):
         local = cluster.connect()
-    from raybert import live
-    from raybert.probe import client
+    from raybert.probe.service import client
+    from raybert.report import live
     from raybert.report.follow import kept_current
     from raybert.train.run import train
 
     run = check(settings, inputs=inputs)
     if dry_run:
-        from raybert.dry_run import estimate, show
+        from raybert.train.dry_run import estimate, show
 
         Console(soft_wrap=True).print(show(run, estimate(run)))
         return
     if local:
         ahead.make_processes(settings.train.worker_range[0], worker_environment(run.shares.use_gpu))
     steps = settings.train.steps
-    print(f"run {run.uri}: {steps} steps, {run.shards.rows('train'):,} training windows", flush=True)
+    windows = f"{run.shards.rows('train'):,} training and {run.shards.rows('validation'):,} validation windows"
+    print(f"run {run.uri}: {steps} steps, {windows}", flush=True)
+    if settings.every.validation and not run.shards.rows("validation"):
+        print("no validation: the shards were prepared with --validation-fraction 0", flush=True)
     with (
         lease.held(run.uri),
         kept_current(run.uri),
@@ -155,7 +158,7 @@ def pretrain(
         live.showing(run.config, Console()),
     ):
         train(run)
-        if local and run.tasks:
+        if local and settings.probe.tasks:
             # The probe service lives in this local Ray, which ends with this command.
             client.wait(run.uri, settings.run.storage)
     kept = f"checkpoints in {run.uri}/checkpoints" if settings.every.checkpoint else "no checkpoint: every.checkpoint=0"
@@ -175,13 +178,15 @@ def sweep(
     """
     from raybert import cluster
     from raybert.sweep import space
-    from raybert.sweep.whole import sweep_and_summarise
+    from raybert.sweep.end_to_end import sweep_and_summarise
+    from raybert.sweep.run import check_data
 
     settings = space.load(config, overrides or [])
+    check_data(space.trials(settings))  # before a Ray is started, which takes seconds
     local = cluster.connect()
     if dry_run:
-        from raybert.dry_run import show_sweep
         from raybert.sweep.run import estimate_sweep
+        from raybert.train.dry_run import show_sweep
 
         Console().print(show_sweep(settings.model_dump(mode="json"), *estimate_sweep(settings)))
         return
@@ -241,7 +246,7 @@ def watch(
 
     It reads the run directory alone, so it works from any machine, and for a run that is over.
     """
-    from raybert import live
+    from raybert.report import live
 
     live.watch(run, once=once)
 
@@ -320,7 +325,7 @@ def embed(
     that goes on where it was cut off when the same command is run again.
     """
     from raybert import cluster
-    from raybert import embed as embedding
+    from raybert.encode import job as embedding
 
     settings = embedding.Settings(checkpoint, text_column, pooling, dtype)
     if output.endswith((".npy", ".parquet")):
@@ -377,7 +382,7 @@ def export(
 
     The directory opens in transformers and sentence-transformers, with equal outputs, and holds a model card.
     """
-    from raybert import export as exports
+    from raybert.export import directories as exports
 
     revision = revision or exports.revision_of(checkpoint)
     exports.export_dir(checkpoint, directory, repository=push, revision=revision)
@@ -395,7 +400,7 @@ def import_(
 
     Its tokenizer comes along where it is another than raybert's.
     """
-    from raybert.export import import_dir
+    from raybert.export.directories import import_dir
 
     checkpoint = checkpoint or f"{directory.rstrip('/')}-raybert"
     missing = import_dir(directory, checkpoint)

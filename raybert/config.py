@@ -1,12 +1,10 @@
 """Every setting of a run, typed. YAML files and dotted ``key.sub=value`` overrides become one checked ``Config``."""
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -19,6 +17,9 @@ from pydantic import (
 )
 
 from raybert import storage
+from raybert.config_text import annotation_of, dump, read_overridden, set_dotted, set_key, typed
+from raybert.config_text import look_up as look_up  # for those who read a run's settings
+from raybert.config_text import read_yaml_mapping as read_yaml_mapping
 from raybert.errors import InputError
 from raybert.model.config import BertConfig
 from raybert.model.sizes import SIZES
@@ -166,10 +167,23 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    warmup_steps: int = Field(default=100, ge=0)
+    warmup_steps: int | float = Field(
+        default=100, ge=0, description="steps until the peak rate; below 1, a fraction of train.steps"
+    )
     decay: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     decay_fraction: float = Field(default=0.2, gt=0, le=1, description="wsd: last part of the run that decays")
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="lr at the last step / peak lr")
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _steps_or_fraction(cls, value: int | float) -> int | float:
+        if 0 < value < 1:
+            return value
+        if value != int(value):
+            raise ValueError(
+                f"schedule.warmup_steps={value} is neither a whole number of steps nor a fraction of them below 1"
+            )
+        return int(value)
 
 
 class EveryConfig(Section):
@@ -213,34 +227,48 @@ class Config(Section):
     def run_uri(self) -> str:
         return storage.join(self.run.storage, self.run.name)
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up, also where it is given as a fraction of the run."""
+        return warmup_steps(self.schedule.warmup_steps, self.train.steps)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.schedule.warmup_steps > self.train.steps:
             raise ValueError(
-                f"schedule.warmup_steps={self.schedule.warmup_steps} is more than train.steps={self.train.steps}"
+                f"schedule.warmup_steps={self.schedule.warmup_steps} is more than train.steps={self.train.steps}; "
+                "lower it, or give a fraction of the steps, such as 0.05"
             )
         return self
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return dump(self.model_dump(mode="json"))
+
+
+def warmup_steps(given: float, steps: int) -> int:
+    """What `schedule.warmup_steps` means in a run of so many steps: a number of them, or below 1 a fraction."""
+    return round(given * steps) if given < 1 else int(given)
 
 
 def load(path: str | None, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file (local or any URI) and apply ``key.sub=value`` overrides, whose values are YAML too.
+    """Read a YAML file (local or any URI) and apply ``key.sub=value`` overrides.
 
     Raises:
         InputError: the file is missing or not a mapping, a key is unknown (the nearest real one is named), a value
             has the wrong type or does not fit the others.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        if not storage.exists(path):
-            raise InputError(f"There is no config file {path}.")
-        tree = read_yaml_mapping(path)
-        tree.pop("about", None)  # what a run notes in its own config.yaml beside the settings
+    tree = {} if path is None else _read_config(path)
     for override in overrides:
         set_dotted(tree, override)
     return from_mapping(tree)
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    if not storage.exists(path):
+        raise InputError(f"There is no config file {path}.")
+    tree = read_overridden(path)
+    tree.pop("about", None)  # what a run notes in its own config.yaml beside the settings
+    return tree
 
 
 def load_run(run_uri: str, overrides: Iterable[str] = ()) -> Config:
@@ -253,80 +281,12 @@ def load_run(run_uri: str, overrides: Iterable[str] = ()) -> Config:
     path = storage.join(storage_uri, name, "config.yaml")
     if not storage.exists(path):
         raise InputError(f"{run_uri} is not a run directory: it has no config.yaml. Give the storage/name of a run.")
-    return load(path, [f"run.storage={storage_uri}", f"run.name={json.dumps(name)}", *overrides])
-
-
-def read_yaml_mapping(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        InputError: it cannot be read, is not YAML, or not a mapping.
-    """
-    try:
-        tree = yaml.safe_load(storage.read_bytes(path)) or {}
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that is none, say
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())[:500]}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} must hold a mapping of settings, not a {type(tree).__name__}.")
-    return tree
-
-
-def read_overridden(path: str, overrides: Iterable[str]) -> dict[str, Any]:
-    """The mapping in a YAML file after ``key.sub=value`` overrides, as it is written there and not yet checked."""
-    tree = read_yaml_mapping(path)
+    tree = _read_config(path)
+    set_key(tree, "run.storage", storage_uri)
+    set_key(tree, "run.name", name)
     for override in overrides:
         set_dotted(tree, override)
-    return tree
-
-
-def set_dotted(tree: dict[str, Any], override: str) -> None:
-    """Apply one ``a.b=value`` to the tree in place.
-
-    Raises:
-        InputError: there is no ``=``, or a part of the key is already a plain value.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"Cannot read the override {override!r}: write it as key.sub=value.")
-    set_key(tree, key, _parse_value(text))
-
-
-def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value under ``a.b`` in the tree, in place.
-
-    Raises:
-        InputError: a part of the key is already a plain value.
-    """
-    *parents, last = key.split(".")
-    node = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise InputError(f"Cannot set {key}: {parent} is a plain value in the config file.")
-    node[last] = value
-
-
-def look_up(tree: Any, key: str) -> Any:
-    """The value under ``a.b``, None where there is none."""
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
-
-
-def _parse_value(text: str) -> Any:
-    """YAML, and the floats that YAML 1.1 takes for strings (``1e-3``)."""
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return from_mapping(tree)
 
 
 def from_mapping(tree: Mapping[str, Any]) -> Config:
@@ -338,8 +298,7 @@ def from_mapping(tree: Mapping[str, Any]) -> Config:
     if not isinstance(tree, Mapping):
         raise InputError(f"A config is a mapping of sections, not {tree!r:.60}.")
     try:
-        # A section of which every line is commented out is null in YAML.
-        return Config.model_validate({key: value for key, value in tree.items() if value is not None})
+        return Config.model_validate(typed(tree, Config))
     except ValidationError as error:
         raise explain(error, Config) from error
 
@@ -352,13 +311,27 @@ def explain(error: ValidationError, model: type[BaseModel]) -> InputError:
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     fault = error.errors()[0]
     path = ".".join(str(part) for part in fault["loc"] if not _UNION_PART.fullmatch(str(part)))
+    message = fault["msg"].removeprefix("Value error, ").rstrip(".")
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path, all_keys(model), n=1, cutoff=0.0)
+        keys = all_keys(model) + _beside(fault["loc"], model)
+        if path in keys:
+            section, _, last = path.rpartition(".")
+            return f"Unknown config key {path}. In a file, write {last} in the section {section}."
+        near = difflib.get_close_matches(path, keys, n=1, cutoff=0.0)
         return f"Unknown config key {path}. Did you mean {near[0]}?"
-    message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"Bad config: {message}."
+    if fault["type"] == "missing":
+        return f"The config key {path} is missing."
+    if fault["type"] == "list_type" and isinstance(fault["input"], str):
+        return f"Bad config value {path}={fault['input']!r}: write a list, [{fault['input']}]."
     return f"Bad config value {path}={fault['input']!r}: {message}."
+
+
+def _beside(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    """The keys that could stand at a place, also below a key that the user chose."""
+    fields = annotation_of(model, loc[:-1])
+    return [".".join(map(str, (*loc[:-1], name))) for name in getattr(fields, "model_fields", {})]
 
 
 def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

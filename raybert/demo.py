@@ -1,19 +1,21 @@
 """The whole way in minutes on one machine: text to shards, training with probes beside it, a table and a page."""
 
+import json
 import re
 from collections.abc import Sequence
 from importlib import resources
 
 from rich.console import Console
 
-from raybert import cluster, lease, live, storage, trackers
+from raybert import cluster, storage
 from raybert import config as configs
-from raybert.data.prepare import prepare
-from raybert.probe import client
-from raybert.probe.tasks import load_task
+from raybert.data.text.prepare import prepare
+from raybert.probe.service import client
+from raybert.report import live, trackers
 from raybert.report.follow import kept_current
-from raybert.terminal import closing_table
-from raybert.train.check import check
+from raybert.report.terminal import closing_table
+from raybert.storage import lease
+from raybert.train.check import check, probe_tasks
 from raybert.train.run import train
 
 CORPUS = "embedded://bbc_news"
@@ -23,7 +25,7 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
     """Prepare the embedded corpus, train `demo.yaml` on it under a name of its own, and return the report's URI.
 
     Args:
-        task: the probe task, as `load_task` takes it.
+        task: the probe task, as `probe.tasks` names it.
         directory: where the shard set and the run directory go; each demo makes another run.
         overrides: settings of `demo.yaml` as ``key.sub=value``.
 
@@ -32,14 +34,16 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
         RunFailed: training stopped before its last step.
     """
     console = Console()
-    load_task(task)
     directory = storage.absolute(directory)
+    own = [
+        f"run.name={_next_name(directory)}",
+        f"run.storage={directory}",
+        f"probe.tasks={json.dumps([task], ensure_ascii=False)}",
+    ]
+    settings = configs.load(str(resources.files("raybert") / "demo.yaml"), [*own, *overrides])
+    probe_tasks(settings)  # before a Ray is started
     console.print("[bold]1/4[/bold] starting Ray on this machine")
     cluster.connect()
-    settings = configs.load(
-        str(resources.files("raybert") / "demo.yaml"),
-        [f"run.name={_next_name(directory)}", f"run.storage={directory}", f"probe.tasks=[{task}]", *overrides],
-    )
     shards = storage.join(directory, "demo-shards")
     console.print("[bold]2/4[/bold] tokenising BBC News: 2,125 articles")
     seq_len = settings.model.bert().max_position_embeddings

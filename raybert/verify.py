@@ -13,12 +13,12 @@ from raybert.data.block import take
 from raybert.data.reader import SampleReader
 from raybert.data.shards import ShardSet, open_shards, verify_shards
 from raybert.errors import InputError
+from raybert.model.directory import REQUIRED, verify_files
 from raybert.model.files import CONFIG, WEIGHTS, load
 from raybert.report.read import RunData, read_run
-from raybert.train.checkpoint import REQUIRED, verify_files
-from raybert.train.ingest import last_step
 from raybert.train.ledger import digest, read_account
-from raybert.train.recover import DAMAGED, halves
+from raybert.train.recovery.committed import last_step
+from raybert.train.recovery.repair import DAMAGED, halves
 
 CHECKED_SAMPLES = 4096  # built at once when the ledger is computed again
 

@@ -26,14 +26,23 @@ def random_rows(rows: int, seq_len: int, *, documents: int, seed: int = 0, vocab
 
 
 def make_shards(
-    uri: str, *, seq_len: int = 32, rows: int = 300, unit_rows: int = 64, shards: int = 2, vocabulary: int = 50_257
+    uri: str,
+    *,
+    seq_len: int = 32,
+    rows: int = 300,
+    unit_rows: int = 64,
+    shards: int = 2,
+    vocabulary: int = 50_257,
+    validation: int = 40,
+    fraction: float = 0.01,
 ) -> ShardSet:
     """A small shard set with both splits; the last unit of a shard is a partial one."""
     made = partial(random_rows, seq_len=seq_len, documents=50, vocabulary=vocabulary)
     splits = {}
-    for split, count, size in (("train", shards, rows), ("validation", 1, 40)):
+    for split, count, size in (("train", shards, rows), ("validation", min(1, validation), validation)):
         splits[split] = [
             write_shard(uri, shard_name(split, i, count), made(size, seed=i), unit_rows) for i in range(count)
         ]
-    write_manifest(uri, seq_len=seq_len, unit_rows=unit_rows, splits=splits, counts={}, settings={}, inputs={})
+    about = {"counts": {}, "settings": {"validation_fraction": fraction}, "inputs": {}}
+    write_manifest(uri, seq_len=seq_len, unit_rows=unit_rows, splits=splits, **about)
     return open_shards(uri)

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raybert.data.windows import LONGEST, SHORTEST
 from raybert.errors import InputError
 from raybert.tokenizer import Tokenizer
 
 FORMAT = "raybert-shards"
 VERSION = 1
+SHORTEST, LONGEST = 16, 65_535  # of seq_len: room for two sentences; offsets are uint16
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

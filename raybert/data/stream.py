@@ -35,7 +35,7 @@ from raybert.data.block import Columns, from_table, take, to_table
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
 from raybert.errors import InputError
-from raybert.patience import FINAL, patiently
+from raybert.storage.retry import FINAL, patiently
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from raybert.data.shards import open_shards
 from raybert.doctor import judge
 from raybert.doctor.judge import PACKAGES, Line, NodeFacts
 from raybert.errors import InputError, RunFailed
-from raybert.probe.client import service_name
+from raybert.probe.service.client import service_name
 
 # Seconds for a node to start a process and answer.
 PATIENCE = 120.0

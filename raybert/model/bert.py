@@ -17,7 +17,7 @@ from raybert.model.attention import attention
 from raybert.model.config import BertConfig
 from raybert.model.dropout import Noise, dropout
 from raybert.model.layout import Layout
-from raybert.model.table import TableGradient, lookup
+from raybert.model.tied_embedding import TableGradient, lookup
 
 # Matrix products on GPUs and CPUs run best when the vocabulary dimension is a multiple of this.
 VOCABULARY_MULTIPLE = 64
@@ -157,8 +157,8 @@ class Bert(nn.Module):
             InputError: there is no such pooling or dtype, or raybert's tokenizer does not fit the model's vocabulary.
             TypeError: `texts` is one text instead of a list of them.
         """
-        # Texts are the probe's business; the encoder only knows ids.
-        from raybert.probe.embed import embed_texts
+        # The one import that points up: texts are for `encode`, and users expect the method here.
+        from raybert.encode.vectors import embed_texts
 
         return embed_texts(self, texts, pooling=pooling, device=device, dtype=dtype, batch_tokens=batch_tokens)
 

@@ -1,7 +1,6 @@
 """Weights and configuration on disk: ``model.safetensors`` and ``config.json``. Reading them runs no code."""
 
 import json
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +14,8 @@ from raybert import storage
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
+from raybert.model.directory import CONFIG, SUMS, WEIGHTS, write_directory
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 TOKENIZER = "tokenizer"  # directory of an imported model's own tokenizer, in transformers' format
 TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 MODEL_TYPE = "raybert"
@@ -42,16 +40,18 @@ def save(model: Bert, uri: str) -> None:
     Raises:
         InputError: anything else lies there.
     """
-    from raybert.train.checkpoint import Snapshot, write
-
     uri = storage.absolute(uri)
     _refuse_to_destroy(uri)
-    write(Snapshot(weights(model), model.config, None), uri)
-    if model.tokenizer is not None:
-        with tempfile.TemporaryDirectory(prefix="raybert-") as directory:
-            model.tokenizer.save_pretrained(Path(directory, TOKENIZER))
-            for name in TOKENIZER_FILES:
-                storage.write_bytes(storage.join(uri, name), Path(directory, name).read_bytes())
+
+    def fill(directory: Path) -> None:
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(directory / TOKENIZER)
+            for path in (directory / TOKENIZER).iterdir():
+                if f"{TOKENIZER}/{path.name}" not in TOKENIZER_FILES:
+                    path.unlink()
+        write_weights(weights(model), model.config, directory)
+
+    write_directory(uri, fill)
 
 
 def _refuse_to_destroy(uri: str) -> None:
@@ -59,7 +59,7 @@ def _refuse_to_destroy(uri: str) -> None:
     if not names:
         return
     # Weights alone, as `save` and a run's `best` are.
-    known = {CONFIG, WEIGHTS, TOKENIZER, "SHA256SUMS"}
+    known = {CONFIG, WEIGHTS, TOKENIZER, SUMS}
     described = {}
     if CONFIG in names:
         with suppress(ValueError):  # what is no JSON is no checkpoint of ours

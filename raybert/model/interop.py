@@ -152,6 +152,47 @@ def has_tokenizer(directory: str) -> bool:
     return any(Path(directory, name).exists() for name in ("tokenizer.json", "vocab.txt"))
 
 
+def open_tokenizer(directory: str, vocab_size: int, *, fast: bool = False) -> Any:
+    """The tokenizer in a transformers directory, which encodes whatever text it is given.
+
+    Args:
+        vocab_size: of the directory's model, which must have a row for every id.
+        fast: it must be one of the `tokenizers` library, whose `tokenizer.json` a checkpoint can hold.
+
+    Raises:
+        InputError: it cannot be read, cannot encode, has no padding token or puts no [CLS] first, or does not fit the
+            model or `fast`.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        # The `tokenizers` library raises plain Exceptions.
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        # An empty text, and a character that no vocabulary has.
+        empty, pair = (
+            tokenizer("", return_token_type_ids=True),
+            tokenizer("a \U000e0001", "b", return_token_type_ids=True),
+        )
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"The tokenizer in {directory} cannot be used ({said}); save the model's own beside it."
+        ) from error
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    faults = {
+        f"has ids up to {largest} and its model a vocabulary of {vocab_size}": largest >= vocab_size,
+        "has no padding token (pad_token)": tokenizer.pad_token_id is None,
+        "does not begin a text with [CLS] (cls_token)": tokenizer.cls_token_id is None
+        or any(found["input_ids"][:1] != [tokenizer.cls_token_id] for found in (empty, pair)),
+        "has no tokenizer.json, since it is not a fast one": fast and not tokenizer.is_fast,
+    }
+    if found := next((fault for fault, is_so in faults.items() if is_so), ""):
+        raise InputError(
+            f"The tokenizer in {directory} {found}; give the directory a BERT tokenizer that fits its model."
+        )
+    return tokenizer
+
+
 def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
     """Open a local transformers BERT directory, with or without its pre-training heads; safetensors only.
 

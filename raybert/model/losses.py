@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from raybert.model import layout as layouts
 from raybert.model.bert import Bert
 from raybert.model.dropout import Noise
-from raybert.model.table import TableGradient
+from raybert.model.tied_embedding import TableGradient
 
 # Label of a place at which there is nothing to predict.
 IGNORED = -100

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+from raybert.encode import POOLINGS
 from raybert.errors import InputError
-from raybert.probe import POOLINGS
 from raybert.probe.evaluate import unpack_bits
 from raybert.probe.statistics import paired_bootstrap
 

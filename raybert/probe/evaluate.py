@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from raybert.probe import POOLINGS, baselines, classify
-from raybert.probe.embed import embed
-from raybert.probe.encoders import Encoder, Sequences
+from raybert.encode import POOLINGS, Text
+from raybert.encode.encoders import Encoder, Sequences
+from raybert.encode.vectors import embed
+from raybert.probe import baselines, classify
 from raybert.probe.tasks import ProbeTask
-from raybert.probe.texts import Text, Texts, load_texts
+from raybert.probe.texts import Texts, load_texts
 
 Progress = Callable[[float], None]
 

@@ -7,7 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from raybert.probe import POOLINGS
+from raybert.encode import POOLINGS
 from raybert.telemetry import format_seconds
 
 Record = dict[str, Any]

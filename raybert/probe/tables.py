@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raybert import storage
-from raybert.data import embedded
+from raybert.data.text import embedded
 from raybert.errors import InputError
 
 ENCODING = "utf-8-sig"  # UTF-8, with or without the mark that Excel puts first

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from raybert import storage
-from raybert.config import read_yaml_mapping
+from raybert.config_text import read_overridden, typed
 from raybert.errors import InputError
 from raybert.probe import tables
 
@@ -77,7 +77,7 @@ def load_task(spec: str) -> ProbeTask:
     if spec.endswith((".yaml", ".yml")):
         if not storage.exists(spec):
             raise InputError(f"There is no probe task file {spec}.")
-        task = parse_task(_beside(read_yaml_mapping(spec), spec), spec)
+        task = parse_task(_beside(read_overridden(spec), spec), spec)
     elif name in names():
         task = packaged(name)
         if at and not folder:
@@ -102,7 +102,7 @@ def _beside(tree: dict[str, Any], spec: str) -> dict[str, Any]:
 def packaged(name: str) -> ProbeTask:
     """A packaged task as it is written down; nothing is opened."""
     path = resources.files("raybert.probe") / "tasks" / f"{name}.yaml"
-    return parse_task(read_yaml_mapping(str(path)), str(path))
+    return parse_task(read_overridden(str(path)), str(path))
 
 
 def parse_task(tree: Mapping[str, Any], source: str) -> ProbeTask:
@@ -112,7 +112,7 @@ def parse_task(tree: Mapping[str, Any], source: str) -> ProbeTask:
         InputError: one sentence for the first fault; an unknown key names the nearest real one.
     """
     try:
-        return ProbeTask.model_validate(tree)
+        return ProbeTask.model_validate(typed(tree, ProbeTask))
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("tuple", "str")))

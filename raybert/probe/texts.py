@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from raybert.encode import Text
 from raybert.errors import InputError
 from raybert.probe import tables
 from raybert.probe.tasks import ProbeTask
 
-Text = str | tuple[str, str]
 TEST_SHARE = 0.25  # of the texts, where the task has no test file and says no numbers
 
 

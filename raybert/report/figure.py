@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from raybert.report.plots import COLOURS, MARKERS, PERCENT, POOLING_COLOURS, STYLE, smooth, thin
+from raybert.report.drawing import COLOURS, MARKERS, PERCENT, STYLE, draw_baselines, draw_scores, smooth, thin
 from raybert.report.read import RunData
 
 PNG: dict[Any, Any] = STYLE | {"savefig.dpi": 160, "savefig.facecolor": "white", "legend.frameon": False}
@@ -72,31 +72,14 @@ def _losses(axes: Axes, run: RunData, in_tokens: Callable[[Any], np.ndarray]) ->
 
 def _probes(axes: Axes, run: RunData, task: str, in_tokens: Callable[[Any], np.ndarray]) -> None:
     probes = run.of_task(task)
-    baselines = probes[-1].baselines
-    for pooling in dict.fromkeys(pooling for probe in probes for pooling in probe.scores):
-        colour = POOLING_COLOURS.get(pooling, "purple")
-        shown = [(probe.step, probe.scores[pooling]) for probe in probes if pooling in probe.scores]
-        y = np.array([score.accuracy for _, score in shown])
-        low, high = np.array([score.interval or (score.accuracy,) * 2 for _, score in shown]).T
-        axes.errorbar(
-            in_tokens([step for step, _ in shown]),
-            y,
-            yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)],
-            color=COLOURS[colour],
-            marker=MARKERS.get(colour, "^"),
-            markersize=4.5,
-            elinewidth=1.2,
-            label=pooling,
+    draw_scores(axes, probes, lambda steps, _: in_tokens(steps))
+    # Entries of their own: of the untrained encoder there is a dashed line for each pooling, in its colour.
+    names = {"dash": "the same, untrained", "line": "TF-IDF", "dot": "majority class"}
+    styles: dict[str, Any] = {"dash": (0, (5, 3)), "line": "solid", "dot": "dotted"}
+    for mark in dict.fromkeys(key.mark for key in draw_baselines(axes, probes[-1].baselines)):
+        axes.plot(
+            [], [], color=COLOURS["muted" if mark == "dash" else "ink"], linestyle=styles[mark], label=names[mark]
         )
-        before = baselines.untrained.get(pooling)
-        if before is not None:
-            axes.axhline(before.accuracy, color=COLOURS[colour], linestyle=(0, (5, 3)), linewidth=1.2)
-    # An entry of its own: one dashed line a pooling, in its colour.
-    if baselines.untrained:
-        axes.plot([], [], color=COLOURS["muted"], linestyle=(0, (5, 3)), label="the same, untrained")
-    for name, score, style in (("TF-IDF", baselines.tfidf, "solid"), ("majority class", baselines.majority, "dotted")):
-        if score is not None:
-            axes.axhline(score.accuracy, color=COLOURS["ink"], linestyle=style, linewidth=1.2, label=name)
     axes.set_title(f"Probe {task}: test accuracy, 95 % intervals", loc="left")
     axes.yaxis.set_major_formatter(PERCENT)
     # Below the axes: no place inside is free of data for every run.

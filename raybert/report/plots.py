@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,59 +16,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from raybert.probe import POOLINGS
-from raybert.report.read import WAITS, Baselines, Probe, RunData, Score
+from raybert.report.drawing import (
+    COLOURS,
+    PERCENT,
+    STYLE,
+    Key,
+    bin_means,
+    downsample,
+    draw_baselines,
+    draw_scores,
+    smooth,
+    thin,
+)
+from raybert.report.read import WAITS, Probe, RunData
 
-# Okabe and Ito's palette (jfly.uni-koeln.de/color), made for colour-blind readers too; the page has its dark twin.
-COLOURS = {
-    "ink": "#1d2630",
-    "muted": "#6b7683",
-    "grid": "#e3e7ec",
-    "blue": "#0072b2",
-    "orange": "#d55e00",
-    "green": "#009e73",
-    "yellow": "#b37a00",
-    "purple": "#b0578d",
-}
-POOLING_COLOURS = dict(zip(POOLINGS, ("blue", "orange", "green"), strict=True))
 WAIT_COLOURS = dict(zip(WAITS, ("blue", "orange", "green", "purple"), strict=True))
-MARKERS = {"blue": "o", "orange": "s", "green": "D"}
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "raybert",  # the same run gives the same page
-    "font.size": 10,
-    "text.color": COLOURS["ink"],
-    "axes.edgecolor": COLOURS["muted"],
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": COLOURS["grid"],
-    "grid.linewidth": 0.8,
-    "xtick.color": COLOURS["muted"],
-    "ytick.color": COLOURS["muted"],
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-}
 RAW: dict[str, Any] = {"alpha": 0.35, "linewidth": 0.9, "clip_on": False}
-MAX_POINTS = 600
-"""Points of a drawn curve: about what the screen can show, and a bound on the page's size."""
-
-PERCENT = FuncFormatter(lambda value, _: f"{round(100 * value, 6):g} %")
-
-Mark = Literal["line", "faint", "dash", "dot", "point", "area"]
-
-
-@dataclass(frozen=True)
-class Key:
-    """An entry of a legend; `colour` is a name of COLOURS."""
-
-    label: str
-    colour: str
-    mark: Mark = "line"
 
 
 @dataclass(frozen=True)
@@ -107,47 +70,19 @@ def probe_chart(probes: Sequence[Probe], name: str, *, wide: bool) -> Chart:
     """Test accuracy by step of one task: a line a pooling with its 95 % intervals, and the baselines across."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure((10.5, 4.2) if wide else (6.0, 4.2))
-        keys = []
-        poolings = list(dict.fromkeys(pooling for probe in probes for pooling in probe.scores))
+        poolings = len({pooling for probe in probes for pooling in probe.scores})
         span = max(probe.step for probe in probes)
-        for place, pooling in enumerate(poolings):
-            colour = POOLING_COLOURS.get(pooling, "purple")
-            shown = [(probe.step, probe.scores[pooling]) for probe in probes if pooling in probe.scores]
-            # Side by side, so that intervals at one step do not cover each other.
-            shift = (place - (len(poolings) - 1) / 2) * span * 0.006
-            x = [step + shift for step, _ in shown]
-            y = np.array([score.accuracy for _, score in shown])
-            low, high = np.array([score.interval or (score.accuracy,) * 2 for _, score in shown]).T
-            axes.errorbar(
-                x,
-                y,
-                yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)],
-                color=COLOURS[colour],
-                marker=MARKERS.get(colour, "^"),
-                markersize=4.5,
-                elinewidth=1.3,
-                clip_on=False,
-            )
-            keys.append(Key(f"{pooling}, 95 % interval", colour))
-        keys += _baseline_lines(axes, probes[-1].baselines)
+
+        def side_by_side(steps: list[int], number: int) -> list[float]:
+            """So that intervals at one step do not cover each other."""
+            return [step + (number - (poolings - 1) / 2) * span * 0.006 for step in steps]
+
+        keys = draw_scores(axes, probes, side_by_side) + draw_baselines(axes, probes[-1].baselines)
         axes.set_ylabel("test accuracy")
         axes.yaxis.set_major_formatter(PERCENT)
         axes.margins(y=0.08)
         _steps(axes, span * 1.02)
         return Chart(name, "Test accuracy by step", _svg(figure, name), keys)
-
-
-def _baseline_lines(axes: Axes, baselines: Baselines) -> list[Key]:
-    lines: list[tuple[str, Score | None, str, Mark, Any]] = [
-        (f"untrained {pooling}", score, POOLING_COLOURS.get(pooling, "purple"), "dash", (0, (5, 3)))
-        for pooling, score in baselines.untrained.items()
-    ]
-    lines.append(("majority class", baselines.majority, "ink", "dot", (0, (1, 2))))
-    lines.append(("TF-IDF + logistic regression", baselines.tfidf, "ink", "line", "solid"))
-    for _, score, colour, _, style in lines:
-        if score is not None:
-            axes.axhline(score.accuracy, color=COLOURS[colour], linestyle=style, linewidth=1.3)
-    return [Key(label, colour, mark) for label, score, colour, mark, _ in lines if score is not None]
 
 
 def _curve(
@@ -301,43 +236,3 @@ def _tag(tag: str, name: str) -> str:
     tag = tag.replace("url(#", f"url(#{name}-")
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
     return re.sub(r"(\.\d\d)\d+", r"\1", tag)
-
-
-# -- curves -----------------------------------------------------------------------------------------------------
-
-
-def smooth(values: Sequence[float]) -> np.ndarray:
-    """Moving average over a fiftieth of the curve, 5 points at least, centred as far as there are points. (N,)"""
-    half = max(2, len(values) // 100)
-    totals = np.concatenate([[0.0], np.cumsum(values, dtype=float)])
-    here = np.arange(len(values))
-    low, high = np.maximum(here - half, 0), np.minimum(here + half + 1, len(values))
-    return (totals[high] - totals[low]) / (high - low)
-
-
-def thin(steps: Sequence[int], values: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_POINTS points, evenly taken, the first and the last among them."""
-    kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MAX_POINTS)).round().astype(int))
-    return np.asarray(steps)[kept], np.asarray(values)[kept]
-
-
-def downsample(steps: Sequence[int], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_POINTS points: the lowest and the highest of every bucket, so that no spike is lost."""
-    x, y = np.asarray(steps), np.asarray(values, dtype=float)
-    if len(x) <= MAX_POINTS:
-        return x, y
-    buckets = np.array_split(np.arange(len(x)), MAX_POINTS // 2)
-    kept = np.unique([pick for b in buckets for pick in (b[y[b].argmin()], b[y[b].argmax()])])
-    return x[kept], y[kept]
-
-
-def bin_means(steps: Sequence[int], values: np.ndarray, bins: int = 120) -> tuple[np.ndarray, np.ndarray]:
-    """Means over runs of neighbouring columns of values (K, N), with the steps where they begin and end.
-
-    Returns:
-        edges (M + 1,) and means (K, M), M <= bins.
-    """
-    size = -(-len(steps) // bins)
-    groups = [range(start, min(start + size, len(steps))) for start in range(0, len(steps), size)]
-    edges = np.array([0, *(steps[group[-1]] for group in groups)])
-    return edges, np.stack([values[:, group].mean(axis=1) for group in groups], axis=1)

@@ -8,8 +8,8 @@ from typing import Any
 
 from raybert import storage
 from raybert.config import look_up, read_yaml_mapping
+from raybert.encode import POOLINGS
 from raybert.errors import InputError
-from raybert.probe import POOLINGS
 from raybert.telemetry import read_failure, read_metrics
 
 PROBE_FILE = re.compile(r"(?P<task>.+)-(?P<step>\d{8})\.json")

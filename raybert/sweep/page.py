@@ -8,7 +8,7 @@ import jinja2
 import yaml
 
 from raybert import storage
-from raybert.probe import POOLINGS
+from raybert.encode import POOLINGS
 from raybert.report.read import percent
 from raybert.sweep.figures import figures, png
 from raybert.sweep.rates import best_rates, sentence

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
@@ -11,19 +11,21 @@ from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from raybert import lease, storage, trackers
+from raybert import storage
 from raybert.cluster import OFF_SPOT, largest_resources
 from raybert.data.shards import open_shards
-from raybert.dry_run import Estimate, estimate
 from raybert.errors import InputError, Interrupted
-from raybert.patience import patiently
-from raybert.probe import client
+from raybert.probe.service import client
+from raybert.report import trackers
+from raybert.storage import lease
+from raybert.storage.retry import patiently
 from raybert.sweep.space import SweepConfig, Trial, trials
 from raybert.sweep.stop import INTERRUPTED, LetSave, asked, interruptible
 from raybert.sweep.summary import note_end
 from raybert.telemetry import END
-from raybert.train import stop
-from raybert.train.check import Run, check
+from raybert.train.check import Run, check, check_shards
+from raybert.train.dry_run import Estimate, estimate
+from raybert.train.recovery import stop
 from raybert.train.run import Diverged, train
 
 # A trial's driver waits for its run and computes nothing; Tune does not take 0.
@@ -81,6 +83,22 @@ class Asha(AsyncHyperBandScheduler):
         return decision
 
 
+def check_data(planned: Sequence[Trial]) -> None:
+    """Look at the manifests of the shard sets that the trials read, which needs no Ray.
+
+    Raises:
+        InputError: a shard set is missing, does not fit a trial's model, or has no windows to validate with.
+    """
+    configs = [trial.config for trial in planned]
+    for config in {(c.data.shards, c.model.bert().max_position_embeddings): c for c in configs}.values():
+        shards = check_shards(config)
+        if not shards.rows("validation"):
+            raise InputError(
+                f"A sweep compares validation losses, and the shard set {shards.uri} has no validation windows; "
+                "prepare again with more documents or a larger --validation-fraction."
+            )
+
+
 def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
     """Run every trial to its end, or to where ASHA stops it. Ray must be connected.
 
@@ -125,7 +143,7 @@ def _describe(sweep: SweepConfig, planned: Sequence[Trial]) -> dict[str, Any]:
 
 
 def _require_same(sweep: SweepConfig, before: dict[str, Any], now: dict[str, Any]) -> None:
-    if before.get("points") != now["points"]:
+    if _numbers(before.get("points", [])) != _numbers(now["points"]):
         raise InputError(f"The sweep {sweep.uri} was begun with another space; resume it with the file it began with.")
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
@@ -133,6 +151,18 @@ def _require_same(sweep: SweepConfig, before: dict[str, Any], now: dict[str, Any
                 f"The sweep {sweep.uri} was begun with {key}={before.get(key)} and cannot go on with {now.get(key)}; "
                 "resume it with the settings it began with."
             )
+
+
+def _numbers(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Points with their numbers as such: older sweeps have noted ``1e-3`` as a text."""
+
+    def number(value: Any) -> Any:
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            return value
+
+    return [{key: number(value) for key, value in point.items()} for point in points]
 
 
 def _trials_uri(sweep: SweepConfig) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from raybert import storage
-from raybert.config import AbsolutePath, Config, Section, explain, from_mapping, read_overridden, set_key
+from raybert.config import AbsolutePath, Config, Section, all_keys, explain, from_mapping
+from raybert.config_text import annotation_of, look_up, read_overridden, set_key, typed
 from raybert.errors import InputError
 
 
@@ -77,7 +78,7 @@ class Trial:
 
 
 def load(path: str, overrides: Iterable[str] = ()) -> SweepConfig:
-    """Read a sweep's YAML file and apply overrides (``base.train.steps=100``, ``name=second``).
+    """Read a sweep's YAML file and apply overrides (``base.train.steps=100``, ``space.optimizer.lr.draws=3``).
 
     Raises:
         InputError: the file is missing, a key is unknown or a value will not do.
@@ -85,32 +86,62 @@ def load(path: str, overrides: Iterable[str] = ()) -> SweepConfig:
     if not storage.exists(path):
         raise InputError(f"There is no sweep file {path}.")
     try:
-        return SweepConfig.model_validate(read_overridden(path, overrides))
+        return SweepConfig.model_validate(_typed(read_overridden(path, overrides, _place)))
     except ValidationError as error:
         raise explain(error, SweepConfig) from error
+
+
+def _place(key: str) -> list[str]:
+    """The path of an override's key. Those of the space have dots: ``space.optimizer.lr.draws`` is three parts."""
+    section, _, rest = key.partition(".")
+    if section != "space" or not rest:
+        return key.split(".")
+    known = (setting for setting in all_keys(Config) if "." in setting and f"{rest}.".startswith(f"{setting}."))
+    setting = next(known, rest.rpartition(".")[0] or rest)
+    field = rest.removeprefix(setting).removeprefix(".")
+    return [section, setting, field] if field else [section, setting]
+
+
+def _typed(tree: dict[str, Any]) -> dict[str, Any]:
+    """What was read, as the sweep's own keys ask for, and the values of settings as theirs."""
+    tree = typed(tree, SweepConfig)
+    if "base" in tree:
+        tree["base"] = typed(tree["base"], Config)
+    space = tree.get("space")
+    for key, values in space.items() if isinstance(space, dict) else ():
+        if isinstance(grid := look_up(values, "grid"), list):
+            setting = annotation_of(Config, str(key).split("."))
+            values["grid"] = [typed(value, setting) for value in grid]
+    return tree
 
 
 def trials(sweep: SweepConfig) -> list[Trial]:
     """Every combination of the space's values.
 
     Raises:
-        InputError: a key of the space is none of the settings, or a combination will not do.
+        InputError: a key of the space is none of the settings, a combination will not do, or two are the same.
     """
-    dimensions = [[(key, value) for value in d.values(sweep.seed, key)] for key, d in sweep.space.items()]
+    dimensions = [list(enumerate(d.values(sweep.seed, key))) for key, d in sweep.space.items()]
     found = []
+    seen: dict[str, Sequence[tuple[int, Any]]] = {}
     for number, combination in enumerate(itertools.product(*dimensions)):
         name = f"trial-{number:04d}"
-        tree = _copy(sweep.base)
-        for key, value in combination:
+        point = {key: value for key, (_, value) in zip(sweep.space, combination, strict=True)}
+        tree = dict(sweep.base)  # whose parts `set_key` copies
+        for key, value in point.items():
             set_key(tree, key, value)
         set_key(tree, "run.name", name)
         set_key(tree, "run.storage", storage.join(sweep.uri, "trials"))
         config = from_mapping(tree)
         if not config.every.validation:
             raise InputError("A sweep compares validation losses: set base.every.validation to a number of steps.")
-        found.append(Trial(name, dict(combination), config))
+        same = seen.setdefault(config.model_dump_json(exclude={"run": {"name", "storage"}}), combination)
+        if same is not combination:
+            values = [
+                f"{first} and {second} of space.{key}"
+                for key, (one, first), (other, second) in zip(sweep.space, same, combination, strict=True)
+                if one != other
+            ]
+            raise InputError(f"{', '.join(values)} give the same trial; leave one of them out, or lower draws.")
+        found.append(Trial(name, point, config))
     return found
-
-
-def _copy(tree: Any) -> Any:
-    return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, dict) else tree

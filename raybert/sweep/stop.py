@@ -15,7 +15,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from raybert.train import stop
+from raybert.train.recovery import stop
 
 INTERRUPTED = "interrupted by a signal to the sweep"
 # Seconds for the trials under way to save; one that has no workers yet has nothing to save and would never answer.

@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from raybert.report.read import POOLINGS
+from raybert.encode import POOLINGS
+from raybert.report.terminal import score_cell
 from raybert.sweep.rates import best_rates, sentence
 from raybert.sweep.space import SweepConfig
 from raybert.sweep.summary import Outcome, tasks_of
-from raybert.terminal import score_cell
 
 # Of each table; the page and summary.json have all trials.
 MOST_ROWS = 40

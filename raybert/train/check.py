@@ -1,12 +1,13 @@
 """Everything about a pre-training run that can be checked before its first step."""
 
+import importlib.util
+import os
 from dataclasses import asdict, dataclass
 
-import yaml
-
-from raybert import storage, trackers
+from raybert import storage
 from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping, look_up
+from raybert.config_text import read_overridden
 from raybert.data.shards import ShardSet, open_shards, verify_shards
 from raybert.errors import InputError
 from raybert.probe.tasks import ProbeTask, load_task
@@ -51,9 +52,26 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
             tokenizer, or too long for the model; a probe task is wrong; the run's name is taken by a run that is
             different; the checkpoint that it starts from does not fit.
     """
+    shards = check_shards(config)
+    _check_validation(config, shards)
+    storage.require_writable(config.run.storage)
+    sizes_only = config.data.verify == "sizes" or (config.data.verify == "auto" and shards.bytes > FULL_VERIFY_BYTES)
+    verify_shards(shards, sizes_only=sizes_only or hashes_known)
+    tasks = probe_tasks(config)
+    _check_resume(config, shards)
+    _check_start(config)
+    _check_trackers(config)
+    return Inputs(shards, tasks)
+
+
+def check_shards(config: Config) -> ShardSet:
+    """The run's shard set by its manifest alone; no shard is read.
+
+    Raises:
+        InputError: it is missing or made for another tokenizer, too long for the model, or has no training rows.
+    """
     if not config.data.shards:
         raise InputError("data.shards is not set: give the directory that `raybert prepare --output` wrote.")
-    storage.require_writable(config.run.storage)
     shards = open_shards(config.data.shards)
     positions = config.model.bert().max_position_embeddings
     if shards.seq_len > positions:
@@ -64,8 +82,27 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
         )
     if not shards.rows("train"):
         raise InputError(f"The shard set {shards.uri} has no training rows.")
-    sizes_only = config.data.verify == "sizes" or (config.data.verify == "auto" and shards.bytes > FULL_VERIFY_BYTES)
-    verify_shards(shards, sizes_only=sizes_only or hashes_known)
+    return shards
+
+
+def _check_validation(config: Config, shards: ShardSet) -> None:
+    # Whoever prepared with --validation-fraction 0 wants none.
+    if config.every.validation and not shards.rows("validation") and shards.settings.get("validation_fraction") != 0:
+        raise InputError(
+            f"The shard set {shards.uri} has no validation windows for every.validation={config.every.validation}; set "
+            "every.validation=0 to train without validation, or prepare again with more documents or a larger "
+            "--validation-fraction."
+        )
+
+
+def probe_tasks(config: Config) -> list[ProbeTask]:
+    """The tasks that the run will probe; with every.probe=0 none, and nothing is fetched.
+
+    Raises:
+        InputError: a task is wrong, or two have the same name.
+    """
+    if not config.every.probe:
+        return []
     tasks = [load_task(task) for task in config.probe.tasks]
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -73,10 +110,7 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
             f"probe.tasks names {twice[0]} twice, and the records of both would share their files; leave one out, or "
             "give it another name."
         )
-    _check_resume(config, shards)
-    _check_start(config)
-    trackers.require(config.run.trackers, config.run_uri)
-    return Inputs(shards, tasks)
+    return tasks
 
 
 def check(
@@ -121,6 +155,19 @@ def check_probe_gpus(config: Config, shares: Shares, gpus: float) -> None:
         )
 
 
+def _check_trackers(config: Config) -> None:
+    """Every tracker's package must be there, and MLflow must not keep its database in a bucket."""
+    names = config.run.trackers
+    for name in names:
+        if name != "tensorboard" and importlib.util.find_spec(name) is None:
+            raise InputError(f"run.trackers names {name}, which is not installed: pip install 'raybert[{name}]'.")
+    if "mlflow" in names and storage.is_remote(config.run_uri) and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise InputError(
+            f"run.trackers names mlflow, whose database cannot lie in {config.run_uri}: set MLFLOW_TRACKING_URI to a "
+            "server."
+        )
+
+
 def _check_start(config: Config) -> None:
     """The checkpoint that a run starts from must have the dimensions that the settings ask for."""
     uri = config.model.start_from
@@ -147,11 +194,11 @@ def _check_resume(config: Config, shards: ShardSet) -> None:
     recorded = storage.join(config.run_uri, "config.yaml")
     if not storage.exists(recorded):
         return
-    tree = yaml.safe_load(storage.read_bytes(recorded))
-    about = tree.pop("about", {})
+    tree = read_overridden(recorded)
+    manifest = look_up(tree.pop("about", {}), "manifest")
     before = from_mapping(tree).model_dump(mode="json")
     now = config.model_dump(mode="json")
-    if about.get("manifest") != shards.manifest_hash:
+    if manifest != shards.manifest_hash:
         raise InputError(
             f"The run {config.run_uri} was trained on other shards than {shards.uri}; "
             "give this run another run.name, or the shards it began with."

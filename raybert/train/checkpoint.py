@@ -2,17 +2,13 @@
 
 A checkpoint is a directory: ``model.safetensors``, ``config.json`` and, where training can go on from it,
 ``training_state.pt`` (optimizer and counters; loaded with ``weights_only=True``, so it can hold no code).
-``SHA256SUMS`` is what `sha256sum -c` takes. The step only waits for a copy of the tensors to main memory; writing is
+The step only waits for a copy of the tensors to main memory; writing is
 a background thread's work.
 """
 
-import hashlib
 import pickle
-import shutil
-import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -21,17 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raybert import storage
 from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.files import CONFIG, WEIGHTS, weights, write_weights
+from raybert.model.directory import TRAINING_STATE, write_directory
+from raybert.model.files import weights, write_weights
 
-TRAINING_STATE = "training_state.pt"
 STATE_FORMAT = 1
-SUMS = "SHA256SUMS"
-REQUIRED = (CONFIG, WEIGHTS, TRAINING_STATE)
-BEFORE = ".before-"
 
 
 @dataclass(frozen=True)
@@ -71,84 +63,14 @@ def _to_cpu(value: Any) -> Any:
 
 
 def write(snap: Snapshot, uri: str) -> int:
-    """Write the checkpoint directory and return its size in bytes.
+    """Write the checkpoint directory, whole or not at all, and return its size in bytes."""
 
-    A local directory appears under its name only when it is whole. An object store has no directories: there
-    ``config.json`` is written last, and a directory without it is no checkpoint.
-    """
-    if storage.is_remote(uri):
-        directory = Path(tempfile.mkdtemp(prefix="raybert-checkpoint-"))
-    else:
-        parent = Path(uri).parent
-        parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{Path(uri).name}-", dir=parent))
-        directory.chmod(0o755)
-    try:
+    def fill(directory: Path) -> None:
         write_weights(snap.weights, snap.config, directory)
         if snap.state is not None:
             torch.save(snap.state, directory / TRAINING_STATE)
-        (directory / SUMS).write_text(
-            "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(directory.iterdir()))
-        )
-        size = sum(file.stat().st_size for file in directory.iterdir())
-        if storage.is_remote(uri):
-            for file in sorted(directory.iterdir(), key=lambda file: file.name == "config.json"):
-                storage.upload_file(file, storage.join(uri, file.name))
-        else:
-            _replace(directory, Path(uri))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    return size
 
-
-def _replace(directory: Path, place: Path) -> None:
-    """Give a directory its name, which the best weights before it have, or an attempt that was cut off.
-
-    A process that is killed in between leaves those under the name with `BEFORE`, where `recover` finds them.
-    """
-    before = place.with_name(BEFORE + place.name)
-    if place.exists():
-        shutil.rmtree(before, ignore_errors=True)
-        place.rename(before)
-    try:
-        directory.rename(place)
-    except OSError:
-        with suppress(OSError):
-            before.rename(place)
-        raise
-    shutil.rmtree(before, ignore_errors=True)
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def verify_files(uri: str, required: Sequence[str] = REQUIRED) -> None:
-    """Read the files of a checkpoint and compare them with its checksums.
-
-    Args:
-        required: files that must be there; without others given, those that training can go on from.
-
-    Raises:
-        DamagedCheckpoint: a file is missing or not the one that was written, or there are no checksums.
-        InputError: the storage does not let us in.
-    """
-    try:
-        lines = storage.read_bytes(storage.join(uri, SUMS)).decode("ascii").splitlines()
-        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except InputError:
-        raise
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise DamagedCheckpoint(f"{uri} has no {SUMS} that can be read.") from error
-    for name in (*required, *(name for name in sums if name not in required)):
-        try:
-            with storage.open_uri(storage.join(uri, name)) as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        except FileNotFoundError as error:
-            raise DamagedCheckpoint(f"{uri} lacks {name}.") from error
-        if found != sums.get(name):
-            raise DamagedCheckpoint(f"{uri}/{name} is not what was written (its SHA-256 differs).")
+    return write_directory(uri, fill)
 
 
 def load_state(directory: Path) -> dict[str, Any]:

@@ -7,27 +7,9 @@ from ray.train import DataConfig
 
 from raybert import storage
 from raybert.data.stream import execution_options, train_stream
-from raybert.patience import patiently
-
-CHECKPOINTS = "checkpoints"
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's record of what was committed
-
-
-def checkpoint_name(step: int) -> str:
-    """Name of a checkpoint inside the run directory."""
-    return f"{CHECKPOINTS}/step-{step:08d}"
-
-
-def last_step(run_uri: str) -> int:
-    """Step of the newest checkpoint that was committed; 0 for a run that has none.
-
-    Ray Train's own record is asked, since a directory may have been left by an upload that was cut off.
-    """
-    record = storage.join(run_uri, SNAPSHOT)
-    if not storage.exists(record):
-        return 0
-    latest = storage.read_json(record)["latest_checkpoint_result"]
-    return int(latest["checkpoint_dir_name"].rpartition("-")[2]) if latest else 0
+from raybert.model.directory import verify_files
+from raybert.storage.retry import patiently
+from raybert.train.recovery.committed import checkpoint_name, last_step
 
 
 class IngestConfig(DataConfig):
@@ -84,7 +66,4 @@ def placeholder(run_uri: str, patience: float) -> ray.data.Dataset:
 
 def _verify_newest(run_uri: str) -> None:
     if step := last_step(run_uri):
-        # Here, since Ray Train calls this in an actor of its own, and a new run's need not wait for torch.
-        from raybert.train.checkpoint import verify_files
-
         verify_files(storage.join(run_uri, checkpoint_name(step)))

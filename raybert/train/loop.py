@@ -23,23 +23,24 @@ from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.files import load, read_weights
 from raybert.model.losses import Pretraining
-from raybert.patience import patiently
+from raybert.model.peak import peak_flops
+from raybert.model.precision import pick_dtype
 from raybert.probe.tasks import ProbeTask, parse_task
+from raybert.storage.retry import patiently
 from raybert.telemetry import FAILURE, Gauges, MetricsLog
 from raybert.train import checkpoint as checkpoints
-from raybert.train import clock, faults, preemption
+from raybert.train import clock
 from raybert.train import optimizer as optimizers
 from raybert.train.exchange import compress_gradients
-from raybert.train.ingest import checkpoint_name
 from raybert.train.interval import Interval, Streak, Totals
 from raybert.train.ledger import Ledger
-from raybert.train.peak import peak_flops
-from raybert.train.precision import pick_dtype
-from raybert.train.pulse import Pulse
+from raybert.train.recovery import faults, preemption
+from raybert.train.recovery.committed import checkpoint_name
+from raybert.train.recovery.heartbeat import Pulse
+from raybert.train.recovery.stop import StopVote
 from raybert.train.saver import Saver
 from raybert.train.schedule import lr_at
 from raybert.train.step import all_reduce_sums, means, train_step, validate
-from raybert.train.stop import StopVote
 
 T = TypeVar("T")
 
@@ -206,7 +207,7 @@ class Worker:
                 step,
                 peak_lr=config.optimizer.lr,
                 total_steps=train.steps,
-                warmup_steps=config.schedule.warmup_steps,
+                warmup_steps=config.warmup_steps,
                 decay=config.schedule.decay,
                 decay_fraction=config.schedule.decay_fraction,
                 min_lr_ratio=config.schedule.min_lr_ratio,
@@ -248,7 +249,8 @@ class Worker:
             if stopping:
                 break
             if leaving and self.step < train.steps:
-                preemption.leave(config.run_uri, self.step, self.clock)
+                with self.clock.waiting("checkpoint"):
+                    preemption.leave(config.run_uri, self.step)
         self._finish()
 
     def _finish(self) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
-from raybert import lease, storage
-from raybert.config import look_up
+from raybert import storage
+from raybert.config import look_up, read_yaml_mapping
 from raybert.errors import Interrupted, RunFailed
-from raybert.patience import patiently
-from raybert.probe import client
+from raybert.probe.service import client
+from raybert.storage import lease
+from raybert.storage.retry import patiently
 from raybert.telemetry import FAILURE, read_failure
 from raybert.train.ahead import set_defaults
 from raybert.train.check import Run
@@ -42,11 +43,11 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
 
 
 def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
-    from raybert.train.ingest import last_step
-    from raybert.train.orphans import removed_meanwhile
-    from raybert.train.recover import remove_halves, repair
-    from raybert.train.stop import requested, until_signal
-    from raybert.train.supervise import keep_going
+    from raybert.train.recovery.committed import last_step
+    from raybert.train.recovery.placement_groups import removed_meanwhile
+    from raybert.train.recovery.repair import remove_halves, repair
+    from raybert.train.recovery.stop import requested, until_signal
+    from raybert.train.recovery.supervise import keep_going
 
     set_defaults()
     config = run.config
@@ -80,10 +81,10 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
 def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-    from raybert.train.elastic import ElasticTrainer
     from raybert.train.ingest import IngestConfig, placeholder
     from raybert.train.loop import train_loop
-    from raybert.train.supervise import FaultLog
+    from raybert.train.recovery.elastic import ElasticTrainer
+    from raybert.train.recovery.supervise import FaultLog
 
     config = run.config
     return ElasticTrainer(
@@ -130,7 +131,7 @@ def _write_config(run: Run, done: int) -> None:
     the step behind which the present ones hold.
     """
     uri = storage.join(run.uri, "config.yaml")
-    before = yaml.safe_load(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    before = read_yaml_mapping(uri) if storage.exists(uri) else {}
     now = run.config.model_dump(mode="json")
     same = all(look_up(before, key) == look_up(now, key) for key in ("every", "probe.tasks"))
     cadences = before.get("about", {}).get("cadences", 0) if same else done

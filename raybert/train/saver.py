@@ -19,14 +19,14 @@ from torch import nn
 
 from raybert import storage
 from raybert.config import Config
-from raybert.patience import patiently
-from raybert.probe import client, queue
+from raybert.probe.service import client, queue
 from raybert.probe.tasks import ProbeTask
+from raybert.storage.retry import patiently
 from raybert.telemetry import Gauges
 from raybert.train import checkpoint as checkpoints
-from raybert.train import faults
 from raybert.train.clock import Clock
-from raybert.train.ingest import checkpoint_name
+from raybert.train.recovery import faults
+from raybert.train.recovery.committed import checkpoint_name
 
 T = TypeVar("T")
 

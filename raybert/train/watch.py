@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from raybert import storage
-from raybert.probe import client
-from raybert.train import faults
+from raybert.probe.service import client
+from raybert.train.recovery import faults
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]

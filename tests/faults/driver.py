@@ -25,7 +25,8 @@ from raybert.data.tensors import to_torch
 from raybert.model.bert import Bert
 from raybert.model.losses import Pretraining
 from raybert.telemetry import read_metrics
-from raybert.train import faults, ledger, optimizer
+from raybert.train import ledger, optimizer
+from raybert.train.recovery import faults
 from raybert.train.schedule import lr_at
 from raybert.train.step import means, train_step
 from tests.faults.cluster import Cluster

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raybert import storage
-from raybert.train.checkpoint import REQUIRED, SUMS
-from raybert.train.ingest import SNAPSHOT
-from raybert.train.recover import DAMAGED
+from raybert.model.directory import REQUIRED, SUMS
+from raybert.train.recovery.committed import SNAPSHOT
+from raybert.train.recovery.repair import DAMAGED
 from tests.faults.cluster import Cluster, Node
 from tests.faults.driver import STRETCH, Driver, kill, pick
 from tests.gcs import Fault

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raybert import storage
-from raybert.data import readers, stream
+from raybert.data import stream
 from raybert.data.block import to_table
 from raybert.data.reader import SampleReader
 from raybert.data.shards import (
@@ -22,7 +22,8 @@ from raybert.data.shards import (
     write_manifest,
     write_shard,
 )
-from raybert.data.windows import encode_document
+from raybert.data.text import documents as readers
+from raybert.data.text.windows import encode_document
 from raybert.errors import InputError
 from raybert.tokenizer import NUM_TEXT_TOKENS, Tokenizer
 from tests.data import make_shards, random_rows

@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from raybert import storage
 from raybert.cli import run_app
 from raybert.errors import RunFailed
-from raybert.train import checkpoint, faults, ledger
+from raybert.model import directory
+from raybert.train import ledger
 from raybert.train.check import check
-from raybert.train.ingest import last_step
+from raybert.train.recovery import faults
+from raybert.train.recovery.committed import last_step
 from raybert.train.run import Diverged, train
 from tests.data import make_shards
 from tests.integration.test_train import settings
@@ -29,8 +31,8 @@ def test_ten_bad_steps_in_a_row_end_the_run_with_a_sentence(tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["pooler.weight"][0, 0] = torch.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    sums = "".join(f"{checkpoint._sha256(folder / name)}  {name}\n" for name in checkpoint.REQUIRED)
-    (folder / checkpoint.SUMS).write_text(sums)
+    sums = "".join(f"{directory._sha256(folder / name)}  {name}\n" for name in directory.REQUIRED)
+    (folder / directory.SUMS).write_text(sums)
 
     # The validation in between is not finite either, which is noted and ends nothing.
     every = {"validation": 3, "checkpoint": 7, "log": 4, "probe": 0}

@@ -11,7 +11,7 @@ from raybert import storage
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import save
-from raybert.probe import queue
+from raybert.probe.service import queue
 from raybert.probe.tasks import load_task
 from tests.faults.cluster import ray_nodes
 from tests.tasks import make_task

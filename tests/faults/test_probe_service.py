@@ -17,8 +17,8 @@ from raybert.errors import RunFailed
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import save
-from raybert.probe import client, owner, queue
-from raybert.probe.owner import Owner
+from raybert.probe.service import client, owner, queue
+from raybert.probe.service.owner import Owner
 from raybert.probe.tasks import load_task
 from tests.processes import titled
 from tests.tasks import make_task

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import pytest
 
 from raybert.cli import run_app
-from raybert.train.recover import halves
+from raybert.train.recovery.repair import halves
 from tests.data import make_shards
 from tests.faults.cluster import ray_nodes
 from tests.faults.driver import SEQ_LEN, STRETCH, Driver, assert_undisturbed, plain_losses, recomputed_digests

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from raybert.telemetry import read_metrics
-from raybert.train.ingest import last_step
+from raybert.train.recovery.committed import last_step
 from tests import clusters
 from tests.data import make_shards
 

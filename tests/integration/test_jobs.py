@@ -19,7 +19,7 @@ import yaml
 
 import raybert
 from raybert.telemetry import read_metrics
-from raybert.train.ingest import last_step
+from raybert.train.recovery.committed import last_step
 from tests import clusters
 from tests.tasks import make_task
 

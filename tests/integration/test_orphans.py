@@ -10,7 +10,7 @@ from ray._private.state import state
 from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from raybert.train.orphans import remove_orphans
+from raybert.train.recovery.placement_groups import remove_orphans
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 # A driver that leaves a detached actor with a placement group, and ends.

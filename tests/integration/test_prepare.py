@@ -15,8 +15,8 @@ from ray.data._internal.execution.resource_manager import ResourceManager
 
 from raybert import storage
 from raybert.cli import run_app
-from raybert.data.prepare import LIMITS_SECONDS, prepare
 from raybert.data.shards import open_shards, read_unit, verify_shards
+from raybert.data.text.prepare import LIMITS_SECONDS, prepare
 from raybert.errors import InputError
 from raybert.tokenizer import Tokenizer
 

@@ -16,12 +16,12 @@ from rich.console import Console
 from raybert import storage
 from raybert.cli import run_app
 from raybert.config import from_mapping
-from raybert.data import rows
+from raybert.data.text import rows
 from raybert.model.files import load
-from raybert.probe import client, queue
+from raybert.probe.service import client, queue
 from raybert.report import write_report
+from raybert.report.terminal import closing_table
 from raybert.telemetry import read_metrics
-from raybert.terminal import closing_table
 from raybert.train.check import check
 from raybert.train.ledger import read_account
 from raybert.train.run import train

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from raybert import lease, live
 from raybert.cli import app, run_app
-from raybert.live import sparkline
+from raybert.report import live
+from raybert.report.live import sparkline
+from raybert.storage import lease
 from raybert.sweep.summary import note_end
 from tests.runs import make_run
 

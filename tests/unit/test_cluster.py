@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ray._private import services
 
 from raybert import cluster
-from raybert.cluster import LIMITS, find, limits_of, plan_shares, stated_limits
+from raybert.cluster import LIMITS, connection, find, limits_of, plan_shares, stated_limits
 from raybert.config import from_mapping
 from raybert.errors import InputError
 from raybert.train.check import check_probe_gpus
@@ -127,8 +127,8 @@ def test_what_a_local_ray_is_told_does_not_hold_for_a_cluster(monkeypatch):
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: None)
-    monkeypatch.setattr(cluster, "_knock", lambda address: None)
-    monkeypatch.setattr(cluster, "_refuse_spot_node", lambda: None)
+    monkeypatch.setattr(connection, "_knock", lambda address: None)
+    monkeypatch.setattr(connection, "_refuse_spot_node", lambda: None)
     assert cluster.connect()
     assert (environment[watch], environment[tracking]) == ("0", "1")
     environment["RAY_ADDRESS"] = "127.0.0.1:6379"

@@ -108,7 +108,12 @@ def test_the_site_builds_without_a_broken_link(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     reference = (tmp_path / "api.html").read_text(encoding="utf-8")
-    for name in ("raybert.Bert.embed", "raybert.load", "raybert.export.export_dir", "raybert.config.TrainConfig"):
+    for name in (
+        "raybert.Bert.embed",
+        "raybert.load",
+        "raybert.export.directories.export_dir",
+        "raybert.config.TrainConfig",
+    ):
         assert f'id="{name}"' in reference, name
     assert "global_batch" in reference
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import raybert
 from raybert.cli import run_app
-from raybert.data import rows
+from raybert.data.text import rows
 from raybert.errors import InputError
 
 TEXTS = ["one text", "", "a longer text, with a comma and a 'quote'", "ünï"] * 3

@@ -21,11 +21,11 @@ import raybert
 from raybert.cli import run_app
 from raybert.config import from_mapping
 from raybert.data.shards import open_shards
+from raybert.encode.encoders import open_encoder
 from raybert.errors import InputError
-from raybert.export import export_dir, import_dir, push, revision_of
+from raybert.export.directories import export_dir, import_dir, push, revision_of
 from raybert.model.files import load, save
 from raybert.probe.baselines import Cache
-from raybert.probe.encoders import open_encoder
 from raybert.probe.evaluate import evaluate, prepare
 from raybert.probe.tasks import load_task
 from tests.data import make_shards
@@ -101,11 +101,12 @@ def test_ids_are_raybert_s_own_on_real_text(exported, shared_data):
     assert len(files) > 4
     seen = 0
     for file in files:
-        column = next(name for name in ("text", "sentence") if name in pq.read_schema(file).names)
+        columns = [name for name in ("text", "sentence", "text1", "text2") if name in pq.read_schema(file).names]
         # All of it takes a minute and a half.
-        batches = pq.ParquetFile(file).iter_batches(1000 if SLOW else 300, columns=[column])
+        batches = pq.ParquetFile(file).iter_batches(1000 if SLOW else 300, columns=columns)
         for batch in batches if SLOW else itertools.islice(batches, 1):
-            texts = batch[column].to_pylist()
+            texts = [text for column in columns for text in batch[column].to_pylist()]
+            assert texts
             assert tokenizer(texts, add_special_tokens=False)["input_ids"] == ours.encode_batch(texts), file
             seen += len(texts)
     assert seen > 1500
@@ -288,7 +289,7 @@ def test_a_step_is_pushed_as_a_revision(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = "from raybert.export import push; print(push('out', 'me/compact', 'step1000'))"
+    code = "from raybert.export.directories import push; print(push('out', 'me/compact', 'step1000'))"
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120

@@ -17,10 +17,12 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from raybert import remote, storage
-from raybert.data import corpus, readers, rows, zst
-from raybert.data.inputs import find, summary
+from raybert import storage
+from raybert.data.text import corpus, rows, zst
+from raybert.data.text import documents as readers
+from raybert.data.text.inputs import find, summary
 from raybert.errors import InputError
+from raybert.storage import clients
 from tests.data import make_shards
 
 LINES = [json.dumps({"text": f"text {i} {i * 7919 % 10007}"}).encode() + b"\n" for i in range(300)]
@@ -332,7 +334,7 @@ def test_what_a_web_server_does_not_have_is_a_sentence(host, monkeypatch):
         with pytest.raises(InputError, match="can only be read; write to a local path or a bucket"):
             act(f"{address}/out")
     (folder / "large.jsonl").write_bytes(b"".join(LINES))
-    monkeypatch.setattr(remote, "MOST_WITHOUT_RANGES", 1 << 10)
+    monkeypatch.setattr(clients, "MOST_WITHOUT_RANGES", 1 << 10)
     with serves_ranges(address, "its server serves no byte ranges; download it and give the local file"):
         corpus.plan([f"{address}/large.jsonl"], "text")
 

@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from raybert import lease
 from raybert.errors import InputError, RunFailed
-from raybert.lease import LEASE, Onlooker
+from raybert.storage import lease
+from raybert.storage.lease import LEASE, Onlooker
 
 DRIVE = """
 import sys, time
-from raybert import lease
+from raybert.storage import lease
 lease.SETTLE = lease.RENEW = 0.05
 with lease.held(sys.argv[1]):
     print("drives", flush=True)

@@ -112,6 +112,6 @@ def allowed_by_dockerignore() -> list[str]:
 
 def test_what_reads_data_starts_without_torch():
     """Processes of Ray that only read, and the command line: importing torch takes each of them a second or two."""
-    names = ("cli", "data.prepare", "data.phases", "data.stream", "train.ingest")
+    names = ("cli", "data.text.prepare", "data.text.phases", "data.stream", "train.ingest")
     code = f"import sys, {', '.join(f'raybert.{name}' for name in names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -18,24 +18,26 @@ from sklearn.linear_model import LogisticRegression
 
 from raybert import storage
 from raybert.config import from_mapping
+from raybert.encode import POOLINGS
+from raybert.encode.encoders import RaybertEncoder, open_encoder, tokenize
+from raybert.encode.vectors import batches, embed
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.probe import POOLINGS, classify, client, owner, queue
+from raybert.probe import classify
 from raybert.probe.baselines import Cache
 from raybert.probe.compare import compare
-from raybert.probe.embed import batches, embed
-from raybert.probe.encoders import RaybertEncoder, open_encoder, tokenize
 from raybert.probe.evaluate import evaluate, pack_bits, prepare, unpack_bits
-from raybert.probe.owner import Owner
-from raybert.probe.served import Outcome, ServedRun
+from raybert.probe.service import client, owner, queue
+from raybert.probe.service.owner import Owner
+from raybert.probe.service.served import Outcome, ServedRun
 from raybert.probe.show import format_block, result_table, results_table
 from raybert.probe.statistics import paired_bootstrap, wilson
 from raybert.probe.tasks import ProbeTask, load_task
 from raybert.probe.texts import load_texts
 from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID
-from raybert.train import faults
 from raybert.train.checkpoint import Snapshot
+from raybert.train.recovery import faults
 from raybert.train.saver import Saver
 from tests.tasks import make_task
 

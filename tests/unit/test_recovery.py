@@ -12,14 +12,17 @@ from raybert import storage
 from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.patience import patiently
-from raybert.train import checkpoint, faults, hang
-from raybert.train.elastic import fitting_workers
-from raybert.train.hang import FIRST_STEP, HangWatch, Rank, stalled_ranks
-from raybert.train.ingest import SNAPSHOT, last_step
+from raybert.model.directory import REQUIRED, SUMS, TRAINING_STATE
+from raybert.storage.retry import patiently
+from raybert.train import checkpoint
 from raybert.train.optimizer import build
-from raybert.train.recover import halves, repair
-from raybert.train.supervise import _mend
+from raybert.train.recovery import faults
+from raybert.train.recovery import watchdog as hang
+from raybert.train.recovery.committed import SNAPSHOT, last_step
+from raybert.train.recovery.elastic import fitting_workers
+from raybert.train.recovery.repair import halves, repair
+from raybert.train.recovery.supervise import _mend
+from raybert.train.recovery.watchdog import FIRST_STEP, HangWatch, Rank, stalled_ranks
 from tests.gcs import Fault
 
 
@@ -56,7 +59,7 @@ def test_nothing_is_changed_when_all_is_well(run):
     assert (run / SNAPSHOT).read_bytes() == before
 
 
-@pytest.mark.parametrize("name", checkpoint.REQUIRED)
+@pytest.mark.parametrize("name", REQUIRED)
 @pytest.mark.parametrize("how", ["flip", "cut", "gone"])
 def test_a_damaged_newest_checkpoint_is_named_and_passed_over(run, name, how):
     path = run / "checkpoints" / "step-00000030" / name
@@ -78,7 +81,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(run, name, how):
     assert repair(str(run)) == []
 
 
-@pytest.mark.parametrize("name", [*checkpoint.REQUIRED, checkpoint.SUMS])
+@pytest.mark.parametrize("name", [*REQUIRED, SUMS])
 def test_what_a_deletion_left_that_was_cut_short_is_removed(run, name):
     """Ray Train takes an old checkpoint off its record first, and tries to delete it once."""
     old, whole = run / "checkpoints" / "step-00000005", run / "checkpoints" / "step-00000007"
@@ -122,7 +125,7 @@ def test_what_was_about_to_be_replaced_gets_its_name_back(run):
 def test_a_list_that_is_gone_names_what_is_damaged(run):
     (run / SNAPSHOT).unlink()
     for step in (10, 20, 30):
-        (run / "checkpoints" / f"step-{step:08d}" / checkpoint.TRAINING_STATE).write_bytes(b"")
+        (run / "checkpoints" / f"step-{step:08d}" / TRAINING_STATE).write_bytes(b"")
     assert len(repair(str(run))) == 3
     assert last_step(str(run)) == 0
     assert (run / "checkpoints" / "damaged-step-00000030").is_dir()
@@ -145,7 +148,7 @@ def test_a_run_without_a_checkpoint_needs_no_list(tmp_path):
 
 def test_when_all_are_damaged_the_run_begins_anew(run):
     for step in (10, 20, 30):
-        (run / "checkpoints" / f"step-{step:08d}" / checkpoint.TRAINING_STATE).write_bytes(b"")
+        (run / "checkpoints" / f"step-{step:08d}" / TRAINING_STATE).write_bytes(b"")
     assert len(repair(str(run))) == 3
     assert last_step(str(run)) == 0
 
@@ -189,7 +192,7 @@ def test_a_storage_that_does_not_let_us_in_says_nothing_of_a_checkpoint(run, gcs
     bucket = gcs.create_bucket("not-let-in")
     for path in (path for path in run.rglob("*") if path.is_file()):
         storage.upload_file(path, f"{bucket}/run/{path.relative_to(run)}")
-    for name in (checkpoint.SUMS, "model.safetensors", SNAPSHOT):
+    for name in (SUMS, "model.safetensors", SNAPSHOT):
         gcs.inject(Fault("status", match=f"{name}.*alt=media", status=403))
         with pytest.raises(InputError, match="no permission"):
             repair(f"{bucket}/run")
@@ -199,7 +202,7 @@ def test_a_storage_that_does_not_let_us_in_says_nothing_of_a_checkpoint(run, gcs
 
 
 def test_checksums_are_those_of_sha256sum(run):
-    lines = (run / "checkpoints" / "step-00000010" / checkpoint.SUMS).read_text().splitlines()
+    lines = (run / "checkpoints" / "step-00000010" / SUMS).read_text().splitlines()
     assert [line.split("  ")[1] for line in lines] == ["config.json", "model.safetensors", "training_state.pt"]
 
 

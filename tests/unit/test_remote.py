@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth.exceptions import RefreshError, TransportError
 
-from raybert import remote, storage
+from raybert import storage
 from raybert.data.shards import open_shards
 from raybert.errors import InputError, RunFailed
+from raybert.storage import clients as remote
 from tests.gcs import Fault
 
 SMALL, BIG = random.Random(0).randbytes(1000), random.Random(1).randbytes(6 << 20)

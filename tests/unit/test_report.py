@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from raybert import lease, live, storage
+from raybert import storage
 from raybert.errors import Interrupted
-from raybert.report import follow, write_report
+from raybert.report import follow, live, write_report
 from raybert.report.follow import kept_current
+from raybert.storage import lease
 from tests.runs import make_run, probe, write_probe
 
 AGAIN = 'http-equiv="refresh"'

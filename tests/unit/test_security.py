@@ -12,13 +12,13 @@ import torch
 
 from raybert import config, storage
 from raybert.data.shards import open_shards, read_unit, verify_shards
+from raybert.encode.encoders import open_encoder
 from raybert.errors import InputError
-from raybert.export import import_dir
+from raybert.export.directories import import_dir
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import load
-from raybert.probe import queue
-from raybert.probe.encoders import open_encoder
+from raybert.probe.service import queue
 from raybert.probe.tasks import load_task
 from raybert.report.read import read_run
 from raybert.train.checkpoint import load_state, snapshot, write

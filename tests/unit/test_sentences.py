@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raybert.data import sentences
-from raybert.data.sentences import MOST_MARKS, normalise, split
+from raybert.data.text import sentences
+from raybert.data.text.sentences import MOST_MARKS, normalise, split
 
 TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from('.!?…。 \n"”)AaZz1')), max_size=200)
 

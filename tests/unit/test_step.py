@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raybert.model import precision
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
-from raybert.train import optimizer, precision
+from raybert.model.peak import peak_flops
+from raybert.model.precision import pick_dtype
+from raybert.train import optimizer
 from raybert.train.interval import Streak, Totals
-from raybert.train.peak import peak_flops
-from raybert.train.precision import pick_dtype
 from raybert.train.step import MLM_COUNT, NSP_COUNT, dropout_seed, means, train_step, validate
 
 CONFIG = BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.0)

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from raybert.dry_run import Estimate, show_sweep
 from raybert.errors import InputError, RunFailed
 from raybert.sweep import space
 from raybert.sweep.page import write_summary
 from raybert.sweep.rates import best_rates, fit_parabola, sentence
 from raybert.sweep.summary import best, note_end, read_sweep, require_none_failed
 from raybert.sweep.table import summary_table
+from raybert.train.dry_run import Estimate, show_sweep
 from tests.runs import make_run
 
 BASE = {"train": {"steps": 1000, "global_batch": 32, "micro_batch": 16}, "model": {"size": "tiny"}}
@@ -56,11 +56,70 @@ def test_trials_are_every_combination_with_directories_of_their_own(tmp_path):
         ({"base": {"every": {"validation": 0}}}, "base.every.validation"),
         ({"base": {"optimizer": 0.001}}, "optimizer is a plain value"),
         ({"asha": {"grace": 1}}, "asha.grace_fraction"),
+        ({"space": None}, "key space is missing"),
     ],
 )
 def test_a_wrong_sweep_is_a_sentence(tmp_path, tree, sentence):
     with pytest.raises(InputError, match=sentence):
         space.trials(sweep(tmp_path, **tree))
+
+
+def test_overrides_reach_into_the_space(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("base:\n  train:\nspace:\n  optimizer.lr:\n    log_uniform: [1e-4, 1e-2]\n")
+
+    def loaded(*overrides):
+        return [dict(trial.point) for trial in space.trials(space.load(str(path), overrides))]
+
+    assert len(loaded("space.optimizer.lr.draws=3")) == 3
+    assert loaded("space.optimizer.lr={grid: [1e-3, 2e-3]}") == [{"optimizer.lr": 0.001}, {"optimizer.lr": 0.002}]
+    varied = ["space.optimizer.lr.draws=1", "space.model.size.grid=[tiny, mini]", "base.schedule.warmup_steps=0.1"]
+    assert [point["model.size"] for point in loaded(*varied)] == ["tiny", "mini"]
+    steps = loaded("space.optimizer.lr.draws=1", "space.train.steps.grid=[1e3, 2000]")
+    assert [point["train.steps"] for point in steps] == [1000, 2000]
+    for override, said in (
+        ("space.optimizer.lr.drwas=3", "Did you mean space.optimizer.lr.draws"),
+        ("space.optimizer.lrr.grid=[1]", "Did you mean optimizer.lr"),
+        ("space.optimizer.lr.draws=0", "space.optimizer.lr.draws=0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            loaded(override)
+
+
+@pytest.mark.parametrize(
+    ("key", "grid"),
+    [
+        ("optimizer.lr", "[0.001, 1e-3]"),
+        ("optimizer.lr", "[1, 2, 1.0]"),
+        ("train.steps", "[1_000, 2000, 1e3]"),
+        ("model.size", "[tiny, mini, 'tiny']"),
+        ("data.shards", "[s, ./s]"),
+        ("data.shards", "[2024, '2024']"),
+    ],
+)
+def test_a_value_that_occurs_twice_in_whatever_spelling_is_refused(tmp_path, key, grid):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"space:\n  train.seed: {{grid: [0, 1]}}\n  {key}: {{grid: {grid}}}\n")
+    with pytest.raises(InputError, match=rf"of space\.{key} give the same trial; leave one of them out"):
+        space.trials(space.load(str(path)))
+
+
+def test_draws_that_are_the_same_number_are_refused(tmp_path):
+    narrow = {"optimizer.lr": {"log_uniform": [1e-3, 1.0001e-3], "draws": 30}}
+    with pytest.raises(InputError, match=r"0\.001 and 0\.001 of space\.optimizer\.lr .* lower draws"):
+        space.trials(sweep(tmp_path, space=narrow))
+
+
+def test_texts_of_a_sweep_are_what_their_settings_ask_for(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        f"name: 2024\nstorage: {tmp_path}\nbase: {{data: {{shards: /2024-01-01}}, train: {{steps: 1e3}}}}\n"
+        "space:\n  optimizer.lr: {grid: [1e-3]}\n  probe.tasks: {grid: [[1e3]]}\n"
+    )
+    (trial,) = space.trials(space.load(str(path)))
+    assert trial.config.run_uri == str(tmp_path / "2024" / "trials" / "trial-0000")
+    assert (trial.config.data.shards, trial.config.train.steps) == ("/2024-01-01", 1000)
+    assert trial.point == {"optimizer.lr": 0.001, "probe.tasks": ["1e3"]}
 
 
 @given(best=st.floats(-7, -5), bend=st.floats(0.05, 2), count=st.integers(4, 8))

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raybert import storage, trackers
+from raybert import storage
 from raybert.config import from_mapping
 from raybert.errors import InputError
+from raybert.report import trackers
+from raybert.train.check import _check_trackers
 from tests.runs import make_run, probe, record, write_probe
 
 
@@ -166,7 +168,7 @@ def test_a_tracker_that_fails_does_no_harm(run, monkeypatch, caplog):
 def test_a_tracker_that_cannot_work_is_refused_early(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(InputError, match="set MLFLOW_TRACKING_URI"):
-        trackers.require(["mlflow"], "gs://bucket/run")
+        _check_trackers(from_mapping({"run": {"storage": "gs://bucket", "trackers": ["mlflow"]}}))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'raybert\[wandb\]'"):
-        trackers.require(["wandb"], "run")
+        _check_trackers(from_mapping({"run": {"trackers": ["wandb"]}}))

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert import storage, uri
+from raybert import storage
 from raybert.cli import run_app
 from raybert.errors import InputError
+from raybert.storage import uri
 from raybert.submit import _metadata
 
 

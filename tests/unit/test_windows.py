@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert.data import sentences
-from raybert.data.windows import MIN_TOKENS, SPECIALS, cut_long, cut_windows, encode_document
+from raybert.data.text import sentences
+from raybert.data.text.windows import MIN_TOKENS, SPECIALS, cut_long, cut_windows, encode_document
 from raybert.tokenizer import Tokenizer
 
 LENGTHS = st.lists(st.integers(1, 120), min_size=1, max_size=60)

@@ -1,0 +1,141 @@
+"""`raybert probe ...`: the probe service from the command line, and probes of single checkpoints."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from raybert import storage
+from raybert.errors import InputError
+
+app = typer.Typer(
+    name="probe", help="Probe checkpoints; ask the probe service.", no_args_is_help=True, rich_markup_mode=None
+)
+
+RunUri = Annotated[str, typer.Argument(metavar="RUN", help="run directory, at any URI")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@app.command(epilog="Example: raybert probe status")
+def status(as_json: AsJson = False) -> None:
+    """Show every probe service of the cluster and what waits in it."""
+    from raybert import cluster
+    from raybert.probe import show
+    from raybert.probe.service import client
+
+    cluster.find()
+    found = client.statuses()
+    print(json.dumps(found)) if as_json else Console().print(show.status_table(found))
+
+
+@app.command(epilog="Example: raybert probe results gs://bucket/runs/compact")
+def results(run: RunUri, as_json: AsJson = False) -> None:
+    """Show the run's probe results, and why there is none where there is none."""
+    from raybert.probe import show
+    from raybert.probe.service import client, queue
+
+    records = list(queue.records(client.run_of(run)).values())
+    print(json.dumps(records)) if as_json else Console().print(show.results_table(records))
+
+
+@app.command(epilog="Example: raybert probe wait gs://bucket/runs/compact --timeout 600")
+def wait(
+    run: RunUri, timeout: Annotated[float | None, typer.Option(help="seconds; fail when they are over")] = None
+) -> None:
+    """Return when no checkpoint of the run waits for its probe any more.
+
+    It looks into the run directory while a probe service gives signs of life there. When none does, one of RAY_ADDRESS
+    or of this machine takes the run over.
+    """
+    from raybert.probe.service import client, queue
+
+    run_uri = client.run_of(run)
+    before = len(queue.waiting_steps(run_uri))
+    columns = (TextColumn("probes"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        shown = bar.add_task("probes", total=before)
+        client.wait(
+            run_uri,
+            run_uri.rpartition("/")[0],
+            timeout=timeout,
+            progress=lambda left: bar.update(shown, completed=max(0, before - left)),
+            take_over=False,
+        )
+        bar.update(shown, completed=before)
+
+
+@app.command(epilog="Example: raybert probe run runs/compact/checkpoints/best --task bbc_news")
+def run(
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint at any URI, or a local transformers BERT directory")],
+    task: Annotated[str, typer.Option(help="ag_news, bbc_news, sst2, NAME@DIRECTORY, or a task's YAML file")],
+    as_json: AsJson = False,
+) -> None:
+    """Probe one checkpoint here and now, in this process."""
+    from raybert.probe import show
+
+    record = _probe(checkpoint, task)
+    print(json.dumps(record)) if as_json else Console().print(show.result_table(record))
+
+
+@app.command(epilog="Example: raybert probe compare runs/a/checkpoints/best runs/b/checkpoints/best --task bbc_news")
+def compare(
+    a: Annotated[str, typer.Argument(help="checkpoint, transformers directory, or a run's probes/TASK-STEP.json")],
+    b: Annotated[str, typer.Argument(help="the same; its accuracy minus A's is shown")],
+    task: Annotated[str, typer.Option(help="probe task, where checkpoints are given")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Is B better than A on the same test texts? Paired bootstrap, each pooling."""
+    from raybert.probe import show
+    from raybert.probe.compare import compare as compare_records
+
+    sides = []
+    for uri in (a, b):
+        if uri.endswith(".json"):
+            if not storage.exists(uri):
+                raise InputError(f"There is no probe record {uri}.")
+            sides.append(storage.read_json(uri))
+        elif task:
+            sides.append(_probe(uri, task))
+        else:
+            raise InputError(f"Say which task to probe {uri} with: --task NAME_OR_YAML.")
+    found = compare_records(*sides)
+    print(json.dumps(found)) if as_json else Console().print(show.comparison_table(found))
+
+
+@app.command(epilog="Example: raybert probe stop")
+def stop() -> None:
+    """End the cluster's probe services. What waits stays queued until a service starts again."""
+    from raybert import cluster
+    from raybert.probe.service import client
+
+    cluster.find()
+    names = client.stop()
+    print(f"stopped {', '.join(names)}" if names else "no probe service runs")
+
+
+def _probe(checkpoint: str, task: str) -> dict[str, object]:
+    import torch
+
+    from raybert.encode.encoders import open_encoder
+    from raybert.probe.baselines import Cache
+    from raybert.probe.evaluate import evaluate, prepare
+    from raybert.probe.tasks import load_task
+
+    probe_task = load_task(task)
+    encoder = open_encoder(checkpoint)
+    console = Console(stderr=True)
+    with Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console) as bar:
+        shown = bar.add_task(f"reading {probe_task.name}", total=None)
+        material = prepare(probe_task, encoder.tokenize, encoder.positions)
+        bar.update(shown, description=f"embedding {len(material.texts.texts):,} texts", total=1.0)
+        cache = Cache(str(Path(typer.get_app_dir("raybert")) / "baselines"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        record = evaluate(
+            encoder, material, cache, device=device, progress=lambda share: bar.update(shown, completed=share)
+        )
+    sys.stderr.flush()
+    return {"step": None, "run": None, "status": "done", "checkpoint": storage.absolute(checkpoint), **record}

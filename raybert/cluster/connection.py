@@ -1,0 +1,202 @@
+"""Reaching a Ray cluster: the one that RAY_ADDRESS names, or one on this machine; and what it can grow to."""
+
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from raybert import storage
+from raybert.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Placement of what must outlive a preemption: any node but those that carry the label. Drivers of jobs run on the head,
+# and Ray Train puts a run's controller beside its driver.
+MARKET_TYPE = "ray.io/market-type"
+OFF_SPOT = {MARKET_TYPE: "!spot"}
+# What the autoscaler may grow the cluster to, as JSON: {"CPU": 96, "GPU": 8}. For where it cannot be read (Kubernetes).
+LIMITS = "RAYBERT_MAX_RESOURCES"
+
+# How Ray Train shall behave in a Ray that `start` starts. The dashboard's list of training runs costs an actor that
+# imports torch, at the moment when the workers start: on two cores seconds until the first step. Such a Ray is looked
+# at through `raybert watch`. And nobody preempts its one node.
+LOCAL = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+_set_here: list[str] = []
+
+# A socket's path has at most 107 characters, of which Ray takes about 65 below the temporary directory
+# (ray/session_DATE_TIME_PID/sockets/plasma_store).
+LONGEST_TEMPORARY = 40
+SHORT_TEMPORARY = "/tmp"
+
+
+def connect(*, quiet: bool = True) -> bool:
+    """Connect to the cluster that RAY_ADDRESS names (in a submitted job, its own), or start Ray on this machine.
+
+    Returns:
+        True when a local Ray was started, which ends with this process.
+
+    Raises:
+        InputError: RAY_ADDRESS is set and no cluster answers there, or this process is on a spot node of it.
+    """
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        while _set_here:  # for a Ray of this process, which has ended
+            os.environ.pop(_set_here.pop(), None)
+        try:
+            _knock(address)
+            ray.init(address=address, **_logging(quiet))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"No Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS to use this machine."
+            ) from error
+        _refuse_spot_node()
+        return False
+    start(quiet=quiet)
+    return True
+
+
+def _logging(quiet: bool) -> dict[str, Any]:
+    return {"log_to_driver": not quiet, "logging_level": logging.ERROR if quiet else logging.INFO}
+
+
+def start(*, quiet: bool = True) -> None:
+    """Start Ray on this machine, whatever RAY_ADDRESS says, unless one is there; it ends with this process.
+
+    Raises:
+        InputError: the path of RAY_TMPDIR is too long for sockets.
+    """
+    if ray.is_initialized():
+        return
+    _shorten_temporary_directory()
+    # A worker, its data tasks and a probe need two CPUs to be placed, which a machine of one core has to share.
+    cpus = max(2, os.cpu_count() or 1)
+    # Workers, data tasks, the controller and probes are more processes than a small machine has CPUs, each with a
+    # fraction of one: no reason for Ray to warn, in the middle of a progress bar, that there are many.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, cpus)))
+    # Ray ends idle processes beyond its CPUs within a second. Data tasks with a share of a CPU each are more than that,
+    # and every chapter would be built by a process that starts for it.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(cpus + 6))
+    for name in LOCAL.keys() - os.environ.keys():
+        os.environ[name] = LOCAL[name]
+        _set_here.append(name)
+    # "local": without an address Ray would join a cluster that `ray start` left running on this machine.
+    ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **_logging(quiet))
+
+
+def _shorten_temporary_directory() -> None:
+    """Let Ray keep its files in /tmp where the path of TMPDIR is too long for its sockets."""
+    given = os.environ.get("RAY_TMPDIR")
+    if given is not None:
+        if len(os.fsencode(given)) > LONGEST_TEMPORARY:
+            raise InputError(
+                f"RAY_TMPDIR={given} is too long: Ray keeps sockets there, and their paths are limited to 107 "
+                f"characters. Set it to a directory whose path has at most {LONGEST_TEMPORARY}, such as "
+                f"{SHORT_TEMPORARY}."
+            )
+    elif len(os.fsencode(os.environ.get("TMPDIR", ""))) > LONGEST_TEMPORARY:
+        logger.warning(
+            "TMPDIR=%s is too long for Ray's sockets: Ray's files go to %s; RAY_TMPDIR names another directory.",
+            *(os.environ["TMPDIR"], SHORT_TEMPORARY),
+        )
+        os.environ["RAY_TMPDIR"] = SHORT_TEMPORARY
+
+
+def find() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or to the Ray that runs on this machine. None is started.
+
+    Raises:
+        InputError: there is none, or more than one on this machine, or as `connect`.
+    """
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        connect()
+        return
+    # By its processes: ray.init(address="auto") believes a file that outlives the cluster that it names, and then tries
+    # for two minutes to reach it.
+    from ray._private.services import find_gcs_addresses
+
+    addresses = sorted(find_gcs_addresses())
+    if len(addresses) != 1:
+        found = f"More than one Ray runs on this machine ({', '.join(addresses)})" if addresses else "No Ray runs here"
+        raise InputError(f"{found}: set RAY_ADDRESS to the cluster that is meant, as host:port.")
+    ray.init(address=addresses[0], log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _knock(address: str) -> None:
+    """Ray itself would try for a minute to reach a port where nobody listens.
+
+    Raises:
+        OSError: nobody listens at ``host:port``; other kinds of addresses are not tried.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _refuse_spot_node() -> None:
+    if ray.get_runtime_context().get_node_labels().get(MARKET_TYPE) == "spot":
+        raise InputError(
+            "This driver is on a spot node, and all its work would be lost with the node; submit it as a job "
+            "(`raybert submit`), whose driver runs on the head."
+        )
+
+
+def largest_resources() -> tuple[float, float]:
+    """(CPUs, GPUs) that the cluster can ever have: what it has now, or the autoscaler's limit where that is more.
+
+    Raises:
+        InputError: RAYBERT_MAX_RESOURCES is set and is no JSON object of numbers.
+    """
+    now, stated = ray.cluster_resources(), stated_limits()
+    limit = _monitored_limits() if stated is None else stated
+    return max(now.get("CPU", 0.0), limit.get("CPU", 0.0)), max(now.get("GPU", 0.0), limit.get("GPU", 0.0))
+
+
+def stated_limits() -> dict[str, float] | None:
+    """What the environment states as the autoscaler's limits, if it does.
+
+    Raises:
+        InputError: it is no JSON object of numbers.
+    """
+    stated = os.environ.get(LIMITS)
+    if not stated:
+        return None
+    try:
+        return {name: float(value) for name, value in json.loads(stated).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f'{LIMITS}={stated} is no JSON object like {{"CPU": 96, "GPU": 8}}.') from error
+
+
+def _monitored_limits() -> dict[str, float]:
+    """The limits in the file that this cluster's autoscaler was started with; empty where there is none.
+
+    Ray 2.60 publishes them nowhere. Its monitor runs on the head, as job drivers do; its command line names the file.
+    """
+    gcs = ray.get_runtime_context().gcs_address
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended
+            continue
+        flags = dict(argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument)
+        config = flags.get("--autoscaling-config")
+        if config and flags.get("--gcs-address") == gcs and storage.exists(config):
+            return limits_of(yaml.safe_load(storage.read_bytes(config)))
+    return {}
+
+
+def limits_of(autoscaling: dict[str, Any]) -> dict[str, float]:
+    """CPUs and GPUs of the head and of as many workers as a cluster file allows."""
+    total = {"CPU": 0.0, "GPU": 0.0}
+    for name, node_type in autoscaling["available_node_types"].items():
+        most = int(node_type.get("max_workers", autoscaling.get("max_workers", 0)))
+        count = most + 1 if name == autoscaling["head_node_type"] else most
+        for resource in total:
+            total[resource] += count * float(node_type.get("resources", {}).get(resource, 0))
+    return total

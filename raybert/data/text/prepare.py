@@ -1,0 +1,370 @@
+"""Raw text to a shard set, as two streaming Ray Data jobs: read and spill, then gather each shard.
+
+Every task holds a piece of the input or one shard, never more, and the driver holds counts and offsets. Which task does
+what, and in what order, leaves no trace in the output: see raybert.data.text.spill.
+"""
+
+import logging
+import pickle
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from ray.data import DataContext
+from ray.data._internal.execution.backpressure_policy import (
+    ENABLED_BACKPRESSURE_POLICIES,
+    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+    BackpressurePolicy,
+)
+from ray.data._internal.execution.resource_manager import ResourceManager
+from ray.data._internal.execution.streaming_executor_state import Topology
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from raybert import storage
+from raybert.data.manifest import LONGEST, SHORTEST
+from raybert.data.shards import MANIFEST, SPLITS, Shard, ShardSet, open_shards, verify_shards, write_manifest
+from raybert.data.text import corpus, phases
+from raybert.data.text import documents as readers
+from raybert.data.text.inputs import summary
+from raybert.data.text.windows import MIN_TOKENS
+from raybert.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+LIMITS_SECONDS = 0.1
+_PROGRESS_LOGGER = "ray.data._internal.progress"  # warns that the bars are off, which is on purpose
+_OURS = re.compile(rf"({'|'.join(SPLITS)})-\d+-of-\d+\.parquet(\.\w+\.tmp)?|{re.escape(MANIFEST)}|_tmp-\w+")
+
+
+def prepare(
+    inputs: Sequence[str],
+    output: str,
+    *,
+    seq_len: int,
+    text_column: str = "text",
+    validation_fraction: float = 0.01,
+    shard_tokens: int = 32 << 20,
+    unit_rows: int = 512,
+    max_bad_fraction: float = 0.01,
+    split_txt: str = "",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> ShardSet:
+    """Tokenise raw text into a shard set. Ray must be initialised.
+
+    The same input and settings give the same bytes, on any cluster. Exact copies of a document are left out. A set
+    that is already there, from the same input with the same settings, is returned as it is; an interrupted one is begun
+    anew.
+
+    Args:
+        inputs: files, directories, globs or ``embedded://`` names; see raybert.data.text.inputs.
+        output: URI of a directory, which every node of the cluster can reach.
+        seq_len: tokens of a training sample; a window holds at most ``seq_len - 3``.
+        validation_fraction: share of the documents that go, by their hash, to the validation split.
+        shard_tokens: a shard holds at most about so many tokens, and a task in the second phase a shard.
+        unit_rows: windows that are read, and shuffled, together.
+        max_bad_fraction: share of documents that may be undecodable, empty or of a wrong type.
+        split_txt: where a document of a text file ends: ``blank-lines`` or ``lines``; by default with the file.
+        overwrite: replace a shard set that is already there.
+        progress: show a bar.
+
+    Raises:
+        InputError: a setting, the input or the output will not do, or too many documents are bad.
+    """
+    if not ray.is_initialized():
+        raise RuntimeError("prepare() needs an initialised Ray: call ray.init() or raybert.cluster.connect() first")
+    if not SHORTEST <= seq_len <= LONGEST:
+        raise InputError(f"--seq-len must lie between {SHORTEST} and {LONGEST}, not {seq_len}.")
+    if not 0 <= validation_fraction < 1:
+        raise InputError(f"The validation fraction must be at least 0 and less than 1, not {validation_fraction}.")
+    if not 0 <= max_bad_fraction <= 1:
+        raise InputError(f"--max-bad-fraction must lie between 0 and 1, not {max_bad_fraction}.")
+    if split_txt not in ("", *readers.SPLIT_TXT):
+        raise InputError(f"--split-txt is one of {', '.join(readers.SPLIT_TXT)}, not {split_txt}.")
+    if unit_rows < 2 or shard_tokens < 1:
+        raise InputError("A unit must have at least 2 rows and a shard at least 1 token.")
+    output = storage.absolute(output)
+    storage.require_writable(output)
+    raw = corpus.plan(inputs, text_column, lines=bool(split_txt))
+    _keep_input(raw.files, output)
+    settings = {
+        "text_column": text_column,
+        "validation_fraction": validation_fraction,
+        "shard_tokens": shard_tokens,
+        **({"split_txt": split_txt} if split_txt else {}),  # sets that were made before know no such setting
+    }
+    about: dict[str, Any] = {"seq_len": seq_len, "unit_rows": unit_rows, "settings": settings, "inputs": raw.inputs}
+    if storage.exists(storage.join(output, MANIFEST)) and not overwrite:
+        there = _already_there(output, about, progress)
+        if there is not None:
+            _say([_passed_over(raw)], progress)
+            return there
+    _remove_leftovers(output)
+
+    spills_uri = storage.join(output, f"_tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        with _bar(progress) as bar:
+            spills, counts = _read(
+                raw,
+                bar,
+                spills_uri=spills_uri,
+                text_column=text_column,
+                split_txt=split_txt,
+                seq_len=seq_len,
+                validation_fraction=validation_fraction,
+            )
+            tokens = sum((spilled.tokens for spilled in spills), np.zeros(len(SPLITS), np.int64))
+            _check(raw, counts, tokens, max_bad_fraction, split_txt)
+            jobs = [
+                job
+                for number, split in enumerate(SPLITS)
+                for job in phases.shard_jobs(number, split, int(tokens[number]), shard_tokens)
+            ]
+            shards = _gather(jobs, spills, bar, output, unit_rows, counts)
+        made = write_manifest(output, splits=shards, counts=_counts(counts), **about)
+    finally:
+        storage.remove(spills_uri)
+    _say([*describe(made), _passed_over(raw)], progress)
+    return made
+
+
+def describe(shards: ShardSet) -> list[str]:
+    """What went into a shard set and what was left out, by reason, as lines for a person."""
+    documents = shards.counts["documents"]
+    windows = " and ".join(f"{shards.rows(split):,} {split}" for split in SPLITS)
+    tokens = sum(shards.tokens(split) for split in SPLITS)
+    lines = [f"{shards.uri}: {windows} windows, {tokens:,} tokens, of {documents['read']:,} documents"]
+    reasons = {
+        **{f"bad ({reason.replace('_', ' ')})": number for reason, number in documents["bad_dropped"].items()},
+        "too short": documents["too_short_dropped"],
+        "exact copies": documents["copies_dropped"],
+        "files without a document": shards.inputs.get("empty_files", 0),
+    }
+    left_out = [f"{number:,} {reason}" for reason, number in reasons.items() if number]
+    if left_out:
+        lines.append(f"left out: {', '.join(left_out)}")
+    fraction = shards.settings.get("validation_fraction")
+    if fraction and not shards.rows("validation"):
+        lines.append(
+            f"no validation windows: too few documents for --validation-fraction {fraction:g}; add documents, raise "
+            "the fraction, or train with every.validation=0"
+        )
+    return lines
+
+
+def _passed_over(raw: corpus.Corpus) -> str:
+    return f"passed over: {summary(raw.passed_over)}" if raw.passed_over else ""
+
+
+def _say(lines: Iterable[str], aloud: bool) -> None:
+    for line in filter(None, lines if aloud else ()):
+        Console(soft_wrap=True).print(line, highlight=False, markup=False)
+
+
+def _keep_input(files: Iterable[str], output: str) -> None:
+    """Refuse an output whose preparation would delete files of the input."""
+    for uri in files:
+        folder, _, name = uri.rpartition("/")
+        if folder == output and _OURS.fullmatch(name):
+            raise InputError(f"The output {output} holds {name} of the input, which it would replace; choose another.")
+
+
+def _read(raw: corpus.Corpus, bar: Progress, **how: Any) -> tuple[list[phases.Spilled], Counter[str]]:
+    """Phase 1: every fragment into spills; `how` is what phases.read_fragment takes beside it.
+
+    Raises:
+        InputError: no document of a file has a text.
+    """
+
+    def task(numbered: tuple[int, list[readers.Piece]]) -> Iterator[phases.Spilled]:
+        return phases.read_fragment(*numbered, **how)
+
+    spills: list[phases.Spilled] = []
+    counts: Counter[str] = Counter()
+    # Of each file: the pieces that are not known to hold a text, and the documents in the others.
+    pieces = Counter(piece.uri for part in raw.fragments for piece in part)
+    missing: Counter[str] = Counter()
+    shown = bar.add_task("reading", total=sum(piece.size for part in raw.fragments for piece in part), note="")
+    # The largest first, so that no core is left with one at the end.
+    tasks = sorted(enumerate(raw.fragments), key=lambda task: -sum(piece.size for piece in task[1]))
+    for spilled in _stream(task, tasks):
+        counts += spilled.counts
+        spills.append(spilled)
+        for uri, documents in spilled.textless:
+            pieces[uri] -= 1
+            missing[uri] += documents
+            if not pieces[uri] and missing[uri]:
+                raise InputError(
+                    f"{uri} holds no text: {how['text_column']} is missing or null in all of its {missing[uri]:,} "
+                    "documents; name another --text-column, or leave the file out."
+                )
+        note = f"{counts['read']:,} documents, {counts['tokens']:,} tokens"
+        bar.update(shown, advance=spilled.size, note=note)
+    return spills, counts
+
+
+def _gather(
+    jobs: list[phases.ShardJob],
+    spills: list[phases.Spilled],
+    bar: Progress,
+    output: str,
+    unit_rows: int,
+    counts: Counter[str],
+) -> dict[str, list[Shard]]:
+    """Phase 2: every shard from the spills; adds what it finds to ``counts``."""
+    # Fetched once a task from the object store instead of being sent with each.
+    sources = ray.put(sorted(((spilled.uri, spilled.offsets) for spilled in spills if spilled.uri), key=lambda s: s[0]))
+
+    def task(job: phases.ShardJob) -> Iterator[phases.Gathered]:
+        yield phases.gather_shard(job, ray.get(sources), output, unit_rows)
+
+    shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+    shown = bar.add_task("writing shards", total=len(jobs), note="")
+    for gathered in _stream(task, jobs):
+        shards[gathered.split].append(gathered.shard)
+        counts[gathered.split] += gathered.documents
+        counts["copies"] += gathered.copies
+        bar.update(shown, advance=1)
+    return {split: sorted(found, key=lambda shard: shard.name) for split, found in shards.items()}
+
+
+def _already_there(output: str, about: dict[str, Any], progress: bool) -> ShardSet | None:
+    """The finished shard set at ``output``, when it is what was asked for; None when it is damaged."""
+    there = open_shards(output)
+    if {key: getattr(there, key) for key in about} != about:
+        raise InputError(
+            f"{output} holds a shard set with other settings or from other input; "
+            "choose another output, or replace it with --overwrite."
+        )
+    message, whole = f"{output} is already prepared from this input with these settings; nothing to do.", True
+    try:
+        verify_shards(there)
+    except InputError as fault:
+        message, whole = f"{fault} That is done now.", False
+    logger.info(message)
+    if progress:
+        Console().print(message, highlight=False)
+    return there if whole else None
+
+
+def _remove_leftovers(output: str) -> None:
+    """Clear what an interrupted or an older prepare left; the manifest first, so that no half set is ever valid."""
+    names = [uri for uri in storage.list_dir(output) if _OURS.fullmatch(uri.rpartition("/")[2])]
+    for uri in sorted(names, key=lambda uri: not uri.endswith(MANIFEST)):
+        storage.remove(uri)
+
+
+def _stream(function: Callable[[Any], Iterator[Any]], tasks: Sequence[Any]) -> Iterator[Any]:
+    """Run ``function`` on each task, one Ray task each, and yield what they yield as it comes, in no order.
+
+    Raises:
+        InputError: the first that a task raised.
+    """
+
+    def run(row: dict[str, bytes]) -> Iterator[dict[str, bytes]]:
+        try:
+            for result in function(pickle.loads(row["task"])):
+                yield {"result": pickle.dumps(result)}
+        except InputError as error:  # as a value: an exception would come back wrapped in Ray's
+            yield {"result": pickle.dumps(error)}
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [_EarlyLimits, *ENABLED_BACKPRESSURE_POLICIES])
+    with DataContext.current(context), _quiet("ray.data", logging.WARNING), _quiet(_PROGRESS_LOGGER, logging.ERROR):
+        rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
+        for row in rows.flat_map(run).iter_rows():
+            result = pickle.loads(row["result"])
+            if isinstance(result, InputError):
+                raise result
+            yield result
+
+
+class _EarlyLimits(BackpressurePolicy):
+    """Lets the second task begin at once.
+
+    Ray Data asks once a second which resources it may use, and for the first time before there is an answer: until it
+    asks again it takes the cluster for empty and runs one task alone, in each of the two phases.
+    """
+
+    def __init__(self, data_context: DataContext, topology: Topology, resource_manager: ResourceManager) -> None:
+        super().__init__(data_context, topology, resource_manager)
+        resource_manager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_SECONDS
+
+
+@contextmanager
+def _quiet(name: str, level: int) -> Iterator[None]:
+    """Keep a logger to what matters for a while: its plans and timings would run through the progress bar."""
+    target = logging.getLogger(name)
+    before = target.level
+    target.setLevel(level)
+    try:
+        yield
+    finally:
+        target.setLevel(before)
+
+
+def _check(
+    raw: corpus.Corpus, counts: Counter[str], tokens: np.ndarray, max_bad_fraction: float, split_txt: str
+) -> None:
+    """Refuse input that is empty or bad, before a shard is written."""
+    read, reasons = counts["read"], _bad(counts)
+    bad = sum(reasons.values())
+    whole = [] if split_txt else [piece.uri for part in raw.fragments for piece in part if piece.kind == "txt"]
+    remedy = ""
+    if whole and readers.TOO_LARGE.reason in reasons:
+        remedy = (
+            f"A .txt file ({whole[0]}) is one document, of at most {readers.MAX_DOCUMENT_BYTES >> 20} MB; "
+            f"cut it into documents with --split-txt {' or --split-txt '.join(readers.SPLIT_TXT)}."
+        )
+    if read == 0:
+        raise InputError("The input holds no documents.")
+    if bad > max_bad_fraction * read:
+        raise InputError(
+            f"{bad:,} of {read:,} documents cannot be used ({', '.join(f'{r}: {n:,}' for r, n in reasons.items())}), "
+            f"more than {max_bad_fraction:.2%}. "
+            + (remedy or "Clean the input, or allow more with --max-bad-fraction.")
+        )
+    if tokens[0] == 0:
+        raise InputError(
+            f"None of the {read:,} documents gave a training window of at least {MIN_TOKENS} tokens "
+            f"({counts['too_short']:,} are too short). " + (remedy or "Add documents, or lower --validation-fraction.")
+        )
+
+
+def _bad(counts: Counter[str]) -> dict[str, int]:
+    return {key.removeprefix("bad:"): counts[key] for key in sorted(counts) if key.startswith("bad:")}
+
+
+def _counts(counts: Counter[str]) -> dict[str, Any]:
+    """The counts as the manifest has them. ``read`` is the sum of the other numbers of documents."""
+    return {
+        "documents": {
+            "read": counts["read"],
+            **{split: counts[split] for split in SPLITS},
+            "copies_dropped": counts["copies"],
+            "too_short_dropped": counts["too_short"],
+            "bad_dropped": _bad(counts),
+        },
+        "short_windows_dropped": counts["short_windows"],
+        "short_tokens_dropped": counts["short_tokens"],
+    }
+
+
+def _bar(show: bool) -> Progress:
+    """A progress bar with a note beside it; nothing at all unless ``show``."""
+    return Progress(
+        TextColumn("{task.description:>14}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        disable=not show,
+    )

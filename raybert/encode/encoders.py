@@ -1,0 +1,242 @@
+"""The encoders that can be probed: raybert's checkpoints, and transformers' BERT directories with their tokenizer."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raybert import storage
+from raybert.encode import Text
+from raybert.errors import InputError
+from raybert.model import files
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID, VOCAB_SIZE, Tokenizer
+
+UNTRAINED_SEED = 0
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """N token sequences, [CLS] A [SEP] or [CLS] A [SEP] B [SEP], without padding."""
+
+    ids: np.ndarray  # int32, all sequences one after the other
+    offsets: np.ndarray  # (N + 1,) int64: sequence i is ids[offsets[i] : offsets[i + 1]]
+    cuts: np.ndarray  # (N,) int32: tokens of the first segment, its specials included
+    truncated: int  # texts that were longer
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+
+class Encoder(ABC):
+    """One encoder with its way to make sequences.
+
+    Attributes:
+        positions: the longest sequence that it takes.
+        hidden_size: width of its vectors.
+        hash: identity of its architecture and tokenizer, not of its weights.
+        warnings: what a reader of its results must know, by pooling.
+    """
+
+    positions: int
+    hidden_size: int
+    pad_id: int
+    hash: str
+    module: nn.Module
+    warnings: Mapping[str, str] = {}
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[Text], max_tokens: int) -> Sequences:
+        """Texts or pairs -> ids, cut to `max_tokens`."""
+
+    @abstractmethod
+    def encode(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, T) -> last hidden state (B, T, D) and pooler output (B, D)."""
+
+    @abstractmethod
+    def untrained(self) -> "Encoder":
+        """The same architecture with the weights that training starts from."""
+
+
+class RaybertEncoder(Encoder):
+    """A checkpoint of this project, with raybert's tokenizer or the one that an imported model brought.
+
+    Raises:
+        InputError: raybert's tokenizer does not fit the model's vocabulary.
+    """
+
+    pad_id = PAD_ID
+
+    def __init__(self, model: Bert) -> None:
+        self.module = self._model = model
+        self._tokenizer = model.tokenizer
+        self.positions = model.config.max_position_embeddings
+        self.hidden_size = model.config.hidden_size
+        self.hash = architecture_hash(model.config)
+        if self._tokenizer is not None:
+            self.pad_id = int(self._tokenizer.pad_token_id)
+            self.hash = _digest({"model": self.hash, **_describe_tokenizer(self._tokenizer)})
+        elif model.config.vocab_size != VOCAB_SIZE:
+            raise InputError(
+                f"The model has a vocabulary of {model.config.vocab_size} and raybert's tokenizer has {VOCAB_SIZE}; "
+                "import it with its tokenizer, or use the transformers directory, which has it."
+            )
+
+    def tokenize(self, texts: Sequence[Text], max_tokens: int) -> Sequences:
+        if self._tokenizer is not None:
+            return _tokenize_with(self._tokenizer, texts, min(max_tokens, self.positions))
+        return tokenize(texts, max_tokens)
+
+    def encode(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._model.encode(input_ids, token_type_ids, attention_mask)
+
+    def untrained(self) -> "RaybertEncoder":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(UNTRAINED_SEED)
+            model = Bert(self._model.config)
+        model.tokenizer = self._tokenizer
+        return RaybertEncoder(model.eval())
+
+
+class TransformersEncoder(Encoder):
+    """A transformers BERT with the tokenizer in its directory."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.module = self._model = model.eval()
+        self._tokenizer = tokenizer
+        self.pad_id = int(tokenizer.pad_token_id)
+        self.positions = int(model.config.max_position_embeddings)
+        self.hidden_size = int(model.config.hidden_size)
+        description = model.config.to_diff_dict() | _describe_tokenizer(tokenizer)
+        for key in ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"):
+            description.pop(key, None)
+        self.hash = _digest(description)
+
+    def tokenize(self, texts: Sequence[Text], max_tokens: int) -> Sequences:
+        return _tokenize_with(self._tokenizer, texts, min(max_tokens, self.positions))
+
+    def encode(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        out = self._model(input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=attention_mask)
+        return out.last_hidden_state, out.pooler_output
+
+    def untrained(self) -> "TransformersEncoder":
+        from transformers import BertModel
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(UNTRAINED_SEED)
+            return TransformersEncoder(BertModel(self._model.config), self._tokenizer)
+
+
+def open_encoder(uri: str) -> Encoder:
+    """A raybert checkpoint at any URI, or a local transformers BERT directory.
+
+    Raises:
+        InputError: it is neither, it is damaged, or it has another vocabulary than the tokenizer.
+    """
+    config = storage.join(uri, files.CONFIG)
+    if not storage.exists(config):
+        raise InputError(f"{uri} is no checkpoint and no transformers directory: it has no {files.CONFIG}.")
+    try:
+        described = storage.read_json(config)
+    except ValueError as error:
+        raise InputError(f"{config} is not JSON: {error}.") from error
+    if isinstance(described, dict) and described.get("model_type") == "bert":
+        return _open_transformers(uri)
+    return RaybertEncoder(files.load(uri))
+
+
+def _open_transformers(uri: str) -> Encoder:
+    try:
+        from transformers import BertModel
+
+        from raybert.model.interop import has_tokenizer, open_tokenizer
+    except ImportError as error:
+        raise InputError("Probing a transformers directory needs: pip install 'raybert[hf]'.") from error
+    if storage.is_remote(uri):
+        raise InputError(f"Copy the transformers directory {uri} to a local one first.")
+    directory = str(Path(storage.absolute(uri)))
+    if not has_tokenizer(directory):
+        raise InputError(f"{uri} holds no tokenizer (tokenizer.json or vocab.txt); save the model's beside it.")
+    try:
+        # What the directory lacks is drawn at random: the same numbers each time, as every result must be.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(UNTRAINED_SEED)
+            model, report = BertModel.from_pretrained(
+                directory, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{uri} cannot be loaded: {' '.join(str(error).split())}") from error
+    tokenizer = open_tokenizer(directory, model.config.vocab_size)
+    missing = sorted(report["missing_keys"])
+    if others := [name for name in missing if not name.startswith("pooler.")]:
+        raise InputError(f"{uri} lacks {len(others)} tensors of its encoder, {others[0]} for one.")
+    encoder = TransformersEncoder(model, tokenizer)
+    if missing:
+        encoder.warnings = {"pooler": "the directory has no pooler, so this one is random and was never trained"}
+    return encoder
+
+
+def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    return {"tokenizer": type(tokenizer).__name__, "rows": len(tokenizer)}
+
+
+def _tokenize_with(tokenizer: Any, texts: Sequence[Text], limit: int) -> Sequences:
+    """The sequences of a transformers tokenizer."""
+    first = [text if isinstance(text, str) else text[0] for text in texts]
+    second = None if isinstance(texts[0], str) else [text[1] for text in texts]
+    encoded = tokenizer(first, second, truncation="longest_first", max_length=limit, return_token_type_ids=True)
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+    return Sequences(
+        ids=np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        cuts=np.array([len(types) - sum(types) for types in encoded["token_type_ids"]], dtype=np.int32),
+        truncated=int((lengths == limit).sum()),  # a text of exactly this length counts, which nobody will notice
+    )
+
+
+def tokenize(texts: Sequence[Text], max_tokens: int) -> Sequences:
+    """raybert's own sequences: [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with the longer of the two cut first."""
+    encode = Tokenizer().encode_batch
+    first = encode([text if isinstance(text, str) else text[0] for text in texts])
+    second = [[]] * len(texts) if isinstance(texts[0], str) else encode([text[1] for text in texts])
+    specials = 2 if isinstance(texts[0], str) else 3
+    sequences, cuts, truncated = [], [], 0
+    for a, b in zip(first, second, strict=True):
+        keep_a, keep_b = _shares(len(a), len(b), max_tokens - specials)
+        truncated += keep_a + keep_b < len(a) + len(b)
+        sequence = [CLS_ID, *a[:keep_a], SEP_ID]
+        cuts.append(len(sequence))
+        sequences.append(sequence if specials == 2 else [*sequence, *b[:keep_b], SEP_ID])
+    lengths = [len(sequence) for sequence in sequences]
+    return Sequences(
+        ids=np.concatenate([np.array(sequence, dtype=np.int32) for sequence in sequences]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        cuts=np.array(cuts, dtype=np.int32),
+        truncated=int(truncated),
+    )
+
+
+def _shares(a: int, b: int, room: int) -> tuple[int, int]:
+    """How many tokens of each part fit: a part shorter than half the room is kept whole."""
+    if a + b <= room:
+        return a, b
+    keep_b = min(b, max(room // 2, room - a))
+    return room - keep_b, keep_b
+
+
+def architecture_hash(config: BertConfig) -> str:
+    """Identity of what an untrained encoder of this configuration is."""
+    return _digest(asdict(config) | {"tokenizer": Tokenizer.hash, "seed": UNTRAINED_SEED})
+
+
+def _digest(description: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,230 @@
+"""The model card of an export: what was trained, on what, how far, and how good it is beside simple baselines."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raybert import storage
+from raybert.config import warmup_steps
+from raybert.errors import InputError
+from raybert.model.bert import Bert
+from raybert.report.figure import learning_figure
+from raybert.report.read import Probe, RunData, Score, read_run
+from raybert.telemetry import format_seconds
+
+FIGURE = "learning.png"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from: its run and its step; `best` is the checkpoint of the lowest validation loss."""
+
+    run: RunData
+    step: int
+    best: bool
+
+
+def origin(checkpoint: str) -> Origin | None:
+    """The run that the checkpoint lies in; None for one that lies elsewhere."""
+    directory, _, name = storage.absolute(checkpoint).rpartition("/")
+    run_uri, _, parent = directory.rpartition("/")
+    if parent != "checkpoints" or not storage.exists(storage.join(run_uri, "config.yaml")):
+        return None
+    run = read_run(run_uri)
+    if name == "best":
+        steps, losses = run.series("validation.loss")
+        return Origin(run, steps[losses.index(min(losses))], True) if steps else None
+    step = name.removeprefix("step-")
+    return Origin(run, int(step), False) if step.isdecimal() else None
+
+
+def write_card(checkpoint: str, model: Bert, directory: Path, *, repository: str = "", revision: str = "main") -> None:
+    """Write README.md, and the run's figure where there is a run, into an export directory.
+
+    Args:
+        repository: where the directory is to be pushed, if it is, and its `revision` there.
+    """
+    found = origin(checkpoint)
+    if found is not None and found.run.records:
+        (directory / FIGURE).write_bytes(learning_figure(found.run))
+    name = repository or directory.resolve().name
+    text = render(model, found, name, revision if repository else "main")
+    (directory / "README.md").write_text(text, encoding="utf-8")
+
+
+def render(model: Bert, found: Origin | None, name: str, revision: str = "main") -> str:
+    """The card in Markdown with the header that the Hugging Face Hub reads.
+
+    Args:
+        name: what the snippets open: the export's directory, or a repository at its `revision`.
+    """
+    title = f"{found.run.name}, step {found.step:,}" if found else name
+    probes = _probes(found) if found else []
+    parts = [
+        f"---\n{yaml.safe_dump(_header(title, probes), sort_keys=False, allow_unicode=True)}---",
+        f"# {title}",
+        "A BERT encoder, pre-trained from scratch with raybert on masked-language-model and next-sentence losses."
+        if found
+        else "A BERT encoder, exported by raybert.",
+        *(_of_run(found, probes) if found else ()),
+        "## The model",
+        _table(("", ""), _model_rows(model)),
+        "## Use it",
+        _snippets(model, name, revision),
+    ]
+    if model.tokenizer is None:
+        parts.append(
+            "The tokenizer is GPT-2's byte-pair encoding with `[CLS]`, `[SEP]`, `[MASK]` and `[PAD]`. It is case "
+            "sensitive, and a word differs from the same word after a space. Trained text never held a special token: "
+            "there `[MASK]` written out was plain text, which this tokenizer takes for the token itself."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _header(title: str, probes: list[Probe]) -> dict[str, Any]:
+    """Metadata: https://huggingface.co/docs/hub/model-cards"""
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "tags": ["bert", "fill-mask", "sentence-transformers", "feature-extraction", "raybert"],
+    }
+    results = [
+        {
+            "task": {"type": "text-classification", "name": "linear probe"},
+            "dataset": {"type": probe.task, "name": str(probe.raw.get("title", probe.task))},
+            "metrics": [
+                {"type": "accuracy", "name": f"test accuracy, {pooling} pooling", "value": round(score.accuracy, 4)}
+                for pooling, score in probe.scores.items()
+            ],
+        }
+        for probe in probes
+    ]
+    return header | ({"model-index": [{"name": title, "results": results}]} if results else {})
+
+
+def _of_run(found: Origin, probes: list[Probe]) -> Iterator[str]:
+    run = found.run
+    yield "## Training"
+    yield _table(("", ""), _training_rows(found))
+    yield "| loss (nats) | masked words | next sentence | sum |\n|---|---:|---:|---:|\n" + "\n".join(_loss_rows(found))
+    if run.records:
+        yield f"![Losses and probe accuracy against tokens]({FIGURE})"
+    yield "## Probes"
+    if not probes:
+        yield f"No probe has a result at step {found.step:,}."
+    for probe in probes:
+        sizes = f"{probe.raw.get('n_train', '?'):,} training and {probe.raw.get('n_test', '?'):,} test texts"
+        yield (
+            f"**{probe.raw.get('title', probe.task)}**, step {probe.step:,}: logistic regression on frozen vectors, "
+            f"{sizes}. Test accuracy with its 95 % interval:"
+        )
+        yield _table(("", "this model", "the same, untrained"), _probe_rows(probe))
+
+
+def _training_rows(found: Origin) -> Iterator[tuple[str, ...]]:
+    run, about = found.run, found.run.about
+    batch, seq_len = run.setting("train.global_batch", 0), about.get("seq_len")
+    record: Mapping[str, Any] = next((r for r in reversed(run.records) if r["step"] <= found.step and "loss" in r), {})
+    yield from _data_rows(run)
+    planned = f"{found.step:,} of {run.steps_planned:,}"
+    yield "steps", planned + (" (the lowest validation loss)" if found.best else "")
+    yield "samples", f"{found.step * batch:,} ({batch} a step)"
+    if seq_len:
+        yield "tokens", f"{found.step * batch * seq_len:,} positions of {seq_len} a sample, padding included"
+    if "epoch" in record:
+        yield "passes over the data", f"{record['epoch'] * found.step / max(1, record['step']):.2f}"
+    if "elapsed_seconds" in record:
+        rate = f", {record['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in record else ""
+        yield "time", f"{format_seconds(record['elapsed_seconds'])} on {record.get('workers', '?')} workers{rate}"
+    yield (
+        "optimizer",
+        f"AdamW, lr {run.setting('optimizer.lr', '?')}, weight decay {run.setting('optimizer.weight_decay', '?')}",
+    )
+    given = run.setting("schedule.warmup_steps", None)
+    warmup = "?" if given is None else warmup_steps(given, run.steps_planned)
+    yield "schedule", f"{run.setting('schedule.decay', '?')}, {warmup} warm-up steps"
+    yield "seeds", f"data {run.setting('data.seed', '?')}, training {run.setting('train.seed', '?')}"
+    versions = about.get("versions") or {}
+    yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"
+
+
+def _data_rows(run: RunData) -> Iterator[tuple[str, ...]]:
+    """The shard set as its manifest tells of it, as far as it can still be read."""
+    from raybert.data.shards import open_shards
+
+    manifest = str(run.about.get("manifest", ""))
+    try:
+        shards = open_shards(str(run.setting("data.shards", "")))
+    except (InputError, OSError):
+        shards = None
+    if shards is not None and shards.manifest_hash == manifest:
+        documents = shards.counts.get("documents", {}).get("read")
+        of = f" from {documents:,} documents" if isinstance(documents, int) else ""
+        yield "data", f"{shards.tokens('train'):,} tokens in {shards.rows('train'):,} windows{of}"
+        yield "held out", f"{shards.tokens('validation'):,} tokens in {shards.rows('validation'):,} windows"
+    yield "SHA-256 of the data's manifest", f"`{manifest}`"
+
+
+def _loss_rows(found: Origin) -> Iterator[str]:
+    keys = ("mlm_loss", "nsp_loss", "loss")
+    for name, prefix in (("training", ""), ("validation", "validation.")):
+        cells, at = [], None
+        for key in keys:
+            points = [(s, v) for s, v in zip(*found.run.series(prefix + key), strict=True) if s <= found.step]
+            at, value = points[-1] if points else (None, None)
+            cells.append("" if value is None else f"{value:.4f}")
+        if at is not None:
+            yield f"| {name}, step {at:,} | {' | '.join(cells)} |"
+
+
+def _probes(found: Origin) -> list[Probe]:
+    """Of each task the newest result that is not of a later step."""
+    newest = []
+    for task in found.run.tasks:
+        done = [probe for probe in found.run.of_task(task) if probe.step <= found.step]
+        newest += done[-1:]
+    return newest
+
+
+def _probe_rows(probe: Probe) -> Iterator[tuple[str, ...]]:
+    def cell(score: Score | None) -> str:
+        return "" if score is None else str(score)
+
+    for pooling, score in probe.scores.items():
+        yield f"{pooling} pooling", cell(score), cell(probe.baselines.untrained.get(pooling))
+    yield "TF-IDF + logistic regression", cell(probe.baselines.tfidf), ""
+    yield "majority class", cell(probe.baselines.majority), ""
+
+
+def _model_rows(model: Bert) -> Iterator[tuple[str, ...]]:
+    parameters = sum(p.numel() for name, p in model.named_parameters() if name != "word_embeddings.weight")
+    parameters += model.config.vocab_size * model.config.hidden_size  # without the spare rows
+    yield "parameters", f"{parameters:,}"
+    for name, value in asdict(model.config).items():
+        yield name, f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _snippets(model: Bert, name: str, revision: str) -> str:
+    opened = json.dumps(name) + (f", revision={json.dumps(revision)}" if revision != "main" else "")
+    mask = "[MASK]" if model.tokenizer is None else str(model.tokenizer.mask_token)
+    return f"""```python
+from transformers import AutoModel, AutoTokenizer, pipeline
+
+model, tokenizer = AutoModel.from_pretrained({opened}), AutoTokenizer.from_pretrained({opened})
+pipeline("fill-mask", {opened})("The government said on {mask} that it would cut taxes.")
+```
+
+```python
+from sentence_transformers import SentenceTransformer
+
+SentenceTransformer({opened}).encode(["a text", "another text"])  # mean pooling
+```"""

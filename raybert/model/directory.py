@@ -1,0 +1,102 @@
+"""A checkpoint as a directory of files at any URI: their names and checksums, written whole or not at all.
+
+Nothing here imports torch, so that the driver can check a checkpoint without it.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from raybert import storage
+from raybert.errors import DamagedCheckpoint, InputError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TRAINING_STATE = "training_state.pt"
+SUMS = "SHA256SUMS"  # what `sha256sum -c` takes
+REQUIRED = (CONFIG, WEIGHTS, TRAINING_STATE)  # of a checkpoint that training can resume from
+BEFORE = ".before-"
+
+
+def write_directory(uri: str, fill: Callable[[Path], None]) -> int:
+    """Write a directory of files and their checksums, and return its size in bytes.
+
+    A local directory appears under its name only when it is complete. An object store has no directories: there
+    ``config.json`` is uploaded last, and a directory without it is no checkpoint.
+
+    Args:
+        fill: writes the files into an empty local directory.
+    """
+    if storage.is_remote(uri):
+        directory = Path(tempfile.mkdtemp(prefix="raybert-checkpoint-"))
+    else:
+        parent = Path(uri).parent
+        parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{Path(uri).name}-", dir=parent))
+        directory.chmod(0o755)
+    try:
+        fill(directory)
+        names = sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
+        (directory / SUMS).write_text("".join(f"{_sha256(directory / name)}  {name}\n" for name in names))
+        size = sum((directory / name).stat().st_size for name in (*names, SUMS))
+        if storage.is_remote(uri):
+            for name in sorted([*names, SUMS], key=lambda name: name == CONFIG):
+                storage.upload_file(directory / name, storage.join(uri, name))
+        else:
+            _replace(directory, Path(uri))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return size
+
+
+def _replace(directory: Path, place: Path) -> None:
+    """Give a directory its name, which the best weights before it have, or an attempt that was cut off.
+
+    A process that is killed in between leaves those under the name with `BEFORE`, where a restart finds them.
+    """
+    before = place.with_name(BEFORE + place.name)
+    if place.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        place.rename(before)
+    try:
+        directory.rename(place)
+    except OSError:
+        with suppress(OSError):
+            before.rename(place)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify_files(uri: str, required: Sequence[str] = REQUIRED) -> None:
+    """Read the files of a checkpoint and compare them with its checksums.
+
+    Args:
+        required: files that must be there; by default, those that training can resume from.
+
+    Raises:
+        DamagedCheckpoint: a file is missing or not the one that was written, or there are no checksums.
+        InputError: the storage does not let us in.
+    """
+    try:
+        lines = storage.read_bytes(storage.join(uri, SUMS)).decode("ascii").splitlines()
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except InputError:
+        raise
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise DamagedCheckpoint(f"{uri} has no {SUMS} that can be read.") from error
+    for name in (*required, *(name for name in sums if name not in required)):
+        try:
+            with storage.open_uri(storage.join(uri, name)) as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        except FileNotFoundError as error:
+            raise DamagedCheckpoint(f"{uri} lacks {name}.") from error
+        if found != sums.get(name):
+            raise DamagedCheckpoint(f"{uri}/{name} is not what was written (its SHA-256 differs).")

@@ -1,0 +1,173 @@
+"""The probe service as runs and people reach it: by name, in the cluster that this process is connected to."""
+
+import functools
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util import list_named_actors
+
+from raybert.cluster import OFF_SPOT, connect
+from raybert.errors import InputError, RunFailed
+from raybert.probe.service import owner, queue
+from raybert.probe.service.queue import Record
+from raybert.probe.tasks import ProbeTask
+
+log = logging.getLogger(__name__)
+NAMESPACE = "raybert"
+PREFIX = "probe-service-"
+
+
+@functools.cache
+def service_name() -> str:
+    """The name of the service that runs this version of the code.
+
+    A detached actor keeps the code that it was started with for as long as it lives. Another version must not be given
+    its place, or be served by it: hence the digest of the package's sources in the name.
+    """
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[2]
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return PREFIX + digest.hexdigest()[:12]
+
+
+def ensure_service(root: str) -> Any:
+    """The handle of this version's service, which is started if there is none.
+
+    Args:
+        root: any URI that all nodes can write; a service that is started keeps its list of runs and its baselines
+            there. One that runs already keeps its own.
+    """
+    from raybert.probe.service.actor import ProbeService
+
+    name = service_name()
+    actor = ray.remote(ProbeService).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        label_selector=OFF_SPOT,
+        scheduling_strategy="DEFAULT",  # not within a sweep's trial, whose end would take the service along
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=8,
+    )
+    return actor.remote(name, root)
+
+
+def serve(run_uri: str, root: str) -> None:
+    """Have the run's queue served, by a service that is started if there is none; returns when it is known there."""
+    ray.get(ensure_service(root).submit.remote(run_uri))
+
+
+def submit(
+    run_uri: str,
+    root: str,
+    step: int,
+    tasks: Sequence[ProbeTask],
+    write_weights: Callable[[str], object],
+    *,
+    positions: int,
+    cpus: float,
+    max_waiting: int,
+    gpus: float = 0.0,
+) -> None:
+    """Queue a checkpoint of a run (see `queue.add`) and announce it; the service need not answer for it to count."""
+    added = queue.add(
+        run_uri, step, tasks, write_weights, max_waiting=max_waiting, positions=positions, cpus=cpus, gpus=gpus
+    )
+    if added:
+        ensure_service(root).submit.remote(run_uri)
+
+
+def new_results(run_uri: str, seen: set[str]) -> list[Record]:
+    """The run's records that are not in `seen`, which they are added to."""
+    found = queue.records(run_uri, seen)
+    seen.update(found)
+    return sorted(found.values(), key=lambda record: (record["step"], record["task"]))
+
+
+def wait(
+    run_uri: str,
+    root: str,
+    *,
+    timeout: float | None = None,
+    interval: float = 1.0,
+    progress: Callable[[int], None] | None = None,
+    take_over: bool = True,
+) -> None:
+    """Return when nothing of the run is queued any more.
+
+    Args:
+        take_over: have the run served by this cluster. Without it the queue is only looked at while some service, of
+            whatever cluster, gives signs of life there; Ray is connected to (or started) when none does.
+        timeout: seconds; None waits for ever.
+        progress: is told how many checkpoints are left.
+
+    Raises:
+        RunFailed: the time is over.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    announced = 0.0
+    while waiting := queue.waiting_steps(run_uri):
+        if time.monotonic() - announced > 30:
+            announced = time.monotonic()
+            if take_over or not owner.is_served(run_uri):
+                connect()
+                serve(run_uri, root)
+        if progress is not None:
+            progress(len(waiting))
+        if end is not None and time.monotonic() > end:
+            raise RunFailed(f"{len(waiting)} checkpoints of {run_uri} still wait for their probe.")
+        time.sleep(interval)
+
+
+def services() -> list[str]:
+    """Names of all probe services of the cluster; more than one when several versions are in use."""
+    actors = list_named_actors(all_namespaces=True)
+    return sorted(a["name"] for a in actors if a["namespace"] == NAMESPACE and a["name"].startswith(PREFIX))
+
+
+def statuses(timeout: float = 10.0) -> list[Record]:
+    """`ProbeService.status` of each service of the cluster; one that does not answer in time has a "reason" instead."""
+    found: list[Record] = []
+    for name in services():
+        try:
+            service: Any = ray.get_actor(name, namespace=NAMESPACE)
+            found.append(ray.get(service.status.remote(), timeout=timeout))
+        except (ray.exceptions.RayError, ValueError) as error:
+            found.append({"name": name, "runs": [], "reason": f"does not answer ({type(error).__name__})"})
+    return found
+
+
+def stop() -> list[str]:
+    """End all probe services of the cluster and return their names. What is queued stays so until one starts again."""
+    names = services()
+    for name in names:
+        service: Any = ray.get_actor(name, namespace=NAMESPACE)
+        try:
+            ray.get(service.release.remote(), timeout=10)
+        except ray.exceptions.RayError as error:  # its runs are free when its last sign of life is old
+            log.warning("%s does not answer (%s); it is ended all the same", name, type(error).__name__)
+        ray.kill(service, no_restart=True)
+    return names
+
+
+def run_of(uri: str) -> str:
+    """The run directory, if `uri` is one.
+
+    Raises:
+        InputError: it is not.
+    """
+    from raybert import storage
+
+    run_uri = storage.absolute(uri)
+    if not storage.exists(storage.join(run_uri, "config.yaml")):
+        raise InputError(f"{uri} is not a run directory: it has no config.yaml. Give the storage/name of a run.")
+    return run_uri

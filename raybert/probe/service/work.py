@@ -1,0 +1,112 @@
+"""What the probe service has done in Ray tasks, and what their ends mean: a result, another attempt, or a failure."""
+
+import os
+import time
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+)
+
+from raybert.encode.encoders import open_encoder, tokenize
+from raybert.probe import tables
+from raybert.probe.baselines import Cache
+from raybert.probe.evaluate import Material, evaluate, prepare
+from raybert.probe.service.queue import Entry, Record
+from raybert.probe.tasks import ProbeTask
+from raybert.storage.retry import FINAL
+
+# Attempts, with pauses of up to half a minute between them. A lost node is no fault of a probe: no limit for that.
+MOST_MEMORY_KILLS = 4
+MOST_CRASHES = 50  # half an hour of them: a process that crashes by itself must not hold its run's queue for ever
+LONGEST_PAUSE = 30.0
+LOST_NODE = (NodeDiedError, ObjectLostError, LocalRayletDiedError)
+
+
+def read_texts(task: ProbeTask, entry: Entry) -> ray.ObjectRef:
+    """Start to read and tokenise a task's texts; the result is for all probes with the same `texts_key`."""
+    return _prepare.options(**_options(entry)).remote(task, entry.positions)
+
+
+def texts_key(task: ProbeTask, entry: Entry) -> str:
+    """Identity of the texts: the task, its files as they are now, and the length that the model can take."""
+    try:
+        stamps = [tables.stamp(uri) for uri in (task.train, task.test) if uri is not None]
+    except Exception as error:  # the attempt to read them will tell what is wrong
+        stamps = [repr(error)]
+    return f"{task.hash}:{min(task.max_tokens, entry.positions)}:{stamps}"
+
+
+def probe(entry: Entry, task: ProbeTask, texts: ray.ObjectRef, cache: str, service: Any) -> ray.ObjectRef:
+    """Start a probe. It tells `service.started` when it has got its CPUs."""
+    where = (entry.run_uri, entry.step, task.name)
+    return _probe.options(**_options(entry)).remote(texts, entry.weights, cache, service, where)
+
+
+def _options(entry: Entry) -> dict[str, Any]:
+    """Processes of their own (the environment differs from other tasks'), with as many threads as CPUs."""
+    threads = str(max(1, int(entry.cpus)))
+    env = {"OMP_NUM_THREADS": threads, "RAYBERT_PROBE": threads}
+    return {"num_cpus": entry.cpus, "num_gpus": entry.gpus, "runtime_env": {"env_vars": env}}
+
+
+def _be_modest() -> None:
+    """Where processes share cores, training comes first; and no library may start a thread for every core."""
+    if os.getpriority(os.PRIO_PROCESS, 0) < 10:
+        os.setpriority(os.PRIO_PROCESS, 0, 10)
+    torch.set_num_threads(int(os.environ["RAYBERT_PROBE"]))
+
+
+# Ray would start a task again three times and then never: `try_again` decides.
+@ray.remote(max_retries=0)
+def _prepare(task: ProbeTask, positions: int) -> Material:
+    _be_modest()
+    return prepare(task, tokenize, positions)
+
+
+@ray.remote(max_retries=0)
+def _probe(material: Material, weights: str, cache: str, service: Any, where: tuple[str, int, str]) -> Record:
+    started = time.time()
+    service.started.remote(*where, started)
+    _be_modest()
+    device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+    return {**evaluate(open_encoder(weights), material, Cache(cache), device=device), "started": started}
+
+
+def try_again(error: BaseException, failures: int) -> bool:
+    """Whether a probe that has failed so often, this time included, may end otherwise the next time."""
+    if isinstance(error, LOST_NODE):
+        return True
+    if isinstance(error, OutOfMemoryError):
+        return failures < MOST_MEMORY_KILLS
+    if isinstance(error, OSError) and not isinstance(error, FINAL):
+        return failures < MOST_CRASHES  # storage that is away
+    # RayTaskError is what the task's own code raised; what that wraps is looked at above.
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError) and failures < MOST_CRASHES
+
+
+def pause_after(failures: int) -> float:
+    """Seconds until the next attempt."""
+    return min(LONGEST_PAUSE, 0.5 * 2.0 ** min(failures, 16))
+
+
+def reason(error: BaseException, failures: int) -> str:
+    """What went wrong in one line, without the remote stack."""
+    times = f" ({failures} times)" if failures > 1 else ""
+    if isinstance(error, OutOfMemoryError):
+        return (
+            f"the probe's process was killed because its node ran out of memory{times}; give the nodes more memory, "
+            "or lower the task's n_train and max_tokens"
+        )
+    if isinstance(error, ray.exceptions.WorkerCrashedError):
+        return f"the probe's process was killed from outside, or crashed{times}"
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}{times}"

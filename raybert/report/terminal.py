@@ -1,0 +1,110 @@
+"""What a person sees in the terminal when a run is over: one table, with every probe beside its baselines."""
+
+import bisect
+from collections.abc import Sequence
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from raybert.encode import POOLINGS
+from raybert.probe.show import percent_range
+from raybert.report.read import Probe, RunData, Score, read_run
+
+
+def closing_table(run_uri: str, *, last: int | None = None) -> Table:
+    """Losses, speed and probe accuracy by step; a row for every validation, every probe (missed ones too), the end.
+
+    Accuracies are in per cent of the test texts, followed by their 95 % interval. With `last` the table has so many
+    of these rows, the newest.
+
+    Raises:
+        InputError: `run_uri` is no run directory.
+    """
+    run = read_run(run_uri)
+    poolings = list(dict.fromkeys([*POOLINGS, *(pooling for probe in run.probes for pooling in probe.scores)]))
+    several = len(run.tasks) > 1
+    table = Table(
+        title=escape(f"{run.name}: {run.steps_done:,} of {run.steps_planned:,} steps"),
+        caption=escape(_caption(run)),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),  # 80 columns hold the three poolings of one task
+    )
+    for name in ("step", "train\nloss", "valid.\nMLM", "\ntokens/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if several:
+        table.add_column("\nprobe", justify="right")
+    for pooling in poolings:
+        table.add_column(escape(f"{pooling} %\n95 % interval"), justify="right", no_wrap=True)
+    curves = [run.series(key) for key in ("loss", "validation.mlm_loss", "tokens_per_second")]
+    for step in _steps(run)[-last if last else None :]:
+        figures = [_at(step, curve, form) for curve, form in zip(curves, ("{:.3f}", "{:.3f}", "{:,.0f}"), strict=True)]
+        tasks = [task for task in run.tasks if step in _probed(run, task)] or [""]
+        for place, task in enumerate(tasks):
+            left = [f"{step:,}", *figures] if place == 0 else [""] * 4
+            table.add_row(*left, *([escape(task)] if several else []), *_probe_cells(run, task, step, poolings))
+    for task in run.tasks:
+        if probes := run.of_task(task):
+            table.add_section()
+            for name, scores in _baseline_rows(probes[-1], poolings):
+                cells = [score_cell(score) for score in scores]
+                table.add_row(name, "", "", "", *([escape(task)] if several else []), *cells)
+    return table
+
+
+def _steps(run: RunData) -> list[int]:
+    steps = set(run.series("validation.loss")[0])
+    for task in run.tasks:
+        steps |= _probed(run, task)
+    if run.records:
+        steps.add(run.steps_done)
+    return sorted(steps)
+
+
+def _probed(run: RunData, task: str) -> set[int]:
+    found = {p.step for p in run.of_task(task)} | {m.step for m in run.missed_of(task)}
+    return found | set(run.unrecorded(task))
+
+
+def _at(step: int, curve: tuple[list[int], list[float]], form: str) -> str:
+    """The value logged at `step`; nothing is guessed for a step that was not logged."""
+    steps, values = curve
+    place = bisect.bisect_left(steps, step)
+    return form.format(values[place]) if place < len(steps) and steps[place] == step else ""
+
+
+def _probe_cells(run: RunData, task: str, step: int, poolings: Sequence[str]) -> list[str]:
+    for probe in run.of_task(task):
+        if probe.step == step:
+            return [score_cell(probe.scores.get(pooling)) for pooling in poolings]
+    status = [missed.status for missed in run.missed_of(task) if missed.step == step]
+    if step in run.unrecorded(task):
+        status = ["no record"]
+    return [*(escape(word) for word in status), *[""] * len(poolings)][: len(poolings)]
+
+
+def _baseline_rows(probe: Probe, poolings: Sequence[str]) -> list[tuple[str, list[Score | None]]]:
+    baselines = probe.baselines
+    return [
+        ("untrained", [baselines.untrained.get(pooling) for pooling in poolings]),
+        ("majority", [baselines.majority] * len(poolings)),
+        ("TF-IDF", [baselines.tfidf] * len(poolings)),
+    ]
+
+
+def score_cell(score: Score | None) -> str:
+    """``71.2 68.9–73.4``, or nothing."""
+    return "" if score is None else percent_range(score.accuracy, score.interval)
+
+
+def _caption(run: RunData) -> str:
+    """Why a probe has no result, and how many texts the others stand on."""
+    lines = [f"{m.task} at step {m.step:,} {m.status}: {m.reason}" for m in run.missed]
+    for task in run.tasks:
+        if probes := run.of_task(task):
+            sizes = (probes[-1].raw.get("n_train", "?"), probes[-1].raw.get("n_test", "?"))
+            lines.append(f"{task}: logistic regression on {sizes[0]} texts, tested on {sizes[1]}")
+        if missing := run.unrecorded(task):
+            lines.append(f"{task}: no record for step {', '.join(f'{step:,}' for step in missing)}")
+    return "\n".join(lines or ["no probe result"])

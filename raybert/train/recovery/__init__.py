@@ -1,0 +1,1 @@
+"""What a run does when something fails: restarts, resizes, preemption, hangs, repairs."""
