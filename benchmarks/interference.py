@@ -103,16 +103,10 @@ class Checkpoints:
 
     def _hand_over(self, snap: checkpoint.Snapshot, step: int, seconds: float) -> None:
         start = time.thread_time()
-        client.submit(
-            self.run,
-            self._root,
-            step,
-            [self._task],
-            lambda uri: checkpoint.write(snap, uri),
-            positions=T,
-            cpus=cluster.SMALL_SHARE,
-            max_waiting=20,
-        )
+        request = queue.Request(self.run, step, (self._task,), positions=T, cpus=cluster.SMALL_SHARE, max_waiting=20)
+        checkpoint.write(snap, request.weights)
+        queue.add(request)
+        client.announce(self.run, self._root)
         self.seconds.append(seconds + time.thread_time() - start)
 
     def fill(self) -> None:

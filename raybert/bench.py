@@ -12,7 +12,15 @@ from torch import Tensor
 
 from raybert.data.masking import max_masked
 from raybert.data.shards import UnitRows, open_shards, shard_name, write_manifest, write_shard
-from raybert.data.stream import CHAPTERS, MOST_SAMPLES, blocks_of, execution_options, train_stream, worker_batches
+from raybert.data.stream import (
+    CHAPTERS,
+    MOST_SAMPLES,
+    StreamSpec,
+    blocks_of,
+    execution_options,
+    train_stream,
+    worker_batches,
+)
 from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
@@ -137,9 +145,8 @@ def stream_rate(shards_uri: str, *, batch: int, steps: int) -> float:
 def _consumed(shards_uri: str, batch: int, steps: int) -> tuple[int, float]:
     """Tokens of a stream, and the seconds it took from its start to its last batch."""
     start = time.perf_counter()
-    stream = train_stream(
-        shards_uri, seed=0, global_batch=batch, world_size=1, start_step=0, steps=steps, task_cpus=0.5
-    )
+    spec = StreamSpec(shards_uri, seed=0, global_batch=batch, steps=steps, task_cpus=0.5)
+    stream = train_stream(spec, world_size=1, start_step=0)
     stream.context.execution_options = execution_options()
     tokens = ray.get(consume.remote(stream.streaming_split(1, equal=True)[0], batch, steps))
     return tokens, time.perf_counter() - start

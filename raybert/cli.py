@@ -1,6 +1,6 @@
 """The command line: `raybert COMMAND`. Every command is a thin layer over the library; start reading here.
 
-prepare -> raybert.data.text.prepare     pretrain -> raybert.train.run      probe -> raybert.cli_probe
+prepare -> raybert.data.text.prepare     pretrain -> raybert.pretrain       probe -> raybert.cli_probe
 sweep   -> raybert.sweep.run
 doctor  -> raybert.doctor
 report  -> raybert.report           export, import -> raybert.export.directories
@@ -116,8 +116,6 @@ def pretrain(
     """
     from raybert import cluster
     from raybert import config as configs
-    from raybert.report import trackers
-    from raybert.storage import lease
     from raybert.train import ahead
     from raybert.train.check import check, check_inputs
     from raybert.train.memory import worker_environment
@@ -133,10 +131,8 @@ def pretrain(
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with ahead.imported("torch", "matplotlib.figure", "pandas"):
         local = cluster.connect()
-    from raybert.probe.service import client
+    from raybert.pretrain import drive
     from raybert.report import live
-    from raybert.report.follow import kept_current
-    from raybert.train.run import train
 
     run = check(settings, inputs=inputs)
     if dry_run:
@@ -151,16 +147,7 @@ def pretrain(
     print(f"run {run.uri}: {steps} steps, {windows}", flush=True)
     if settings.every.validation and not run.shards.rows("validation"):
         print("no validation: the shards were prepared with --validation-fraction 0", flush=True)
-    with (
-        lease.held(run.uri),
-        kept_current(run.uri),
-        trackers.following(run.config),
-        live.showing(run.config, Console()),
-    ):
-        train(run)
-        if local and settings.probe.tasks:
-            # The probe service lives in this local Ray, which ends with this command.
-            client.wait(run.uri, settings.run.storage)
+    drive(run, live.showing(run.config, Console()), wait_for_probes=local)
     kept = f"checkpoints in {run.uri}/checkpoints" if settings.every.checkpoint else "no checkpoint: every.checkpoint=0"
     print(f"done: {steps} steps, {kept}", flush=True)
 

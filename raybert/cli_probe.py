@@ -35,10 +35,11 @@ def status(as_json: AsJson = False) -> None:
 @app.command(epilog="Example: raybert probe results gs://bucket/runs/compact")
 def results(run: RunUri, as_json: AsJson = False) -> None:
     """Show the run's probe results, and why there is none where there is none."""
+    from raybert.config import run_directory
     from raybert.probe import show
-    from raybert.probe.service import client, queue
+    from raybert.probe.service import queue
 
-    records = list(queue.records(client.run_of(run)).values())
+    records = list(queue.records(run_directory(run)).values())
     print(json.dumps(records)) if as_json else Console().print(show.results_table(records))
 
 
@@ -51,9 +52,10 @@ def wait(
     It looks into the run directory while a probe service gives signs of life there. When none does, one of RAY_ADDRESS
     or of this machine takes the run over.
     """
+    from raybert.config import run_directory
     from raybert.probe.service import client, queue
 
-    run_uri = client.run_of(run)
+    run_uri = run_directory(run)
     before = len(queue.waiting_steps(run_uri))
     columns = (TextColumn("probes"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:

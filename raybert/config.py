@@ -271,16 +271,26 @@ def _read_config(path: str) -> dict[str, Any]:
     return tree
 
 
+def run_directory(uri: str) -> str:
+    """The URI of a run's directory as it holds in every process.
+
+    Raises:
+        InputError: it is no run directory.
+    """
+    run_uri = storage.absolute(uri)
+    if not storage.exists(storage.join(run_uri, "config.yaml")):
+        raise InputError(f"{uri} is not a run directory: it has no config.yaml. Give the storage/name of a run.")
+    return run_uri
+
+
 def load_run(run_uri: str, overrides: Iterable[str] = ()) -> Config:
     """The settings that a run was started with, wherever its directory lies now.
 
     Raises:
         InputError: it is no run directory, or an override does not fit.
     """
-    storage_uri, _, name = storage.absolute(run_uri).rpartition("/")
+    storage_uri, _, name = run_directory(run_uri).rpartition("/")
     path = storage.join(storage_uri, name, "config.yaml")
-    if not storage.exists(path):
-        raise InputError(f"{run_uri} is not a run directory: it has no config.yaml. Give the storage/name of a run.")
     tree = _read_config(path)
     set_key(tree, "run.storage", storage_uri)
     set_key(tree, "run.name", name)

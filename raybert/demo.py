@@ -10,13 +10,10 @@ from rich.console import Console
 from raybert import cluster, storage
 from raybert import config as configs
 from raybert.data.text.prepare import prepare
-from raybert.probe.service import client
-from raybert.report import live, trackers
-from raybert.report.follow import kept_current
+from raybert.pretrain import drive
+from raybert.report import live
 from raybert.report.terminal import closing_table
-from raybert.storage import lease
 from raybert.train.check import check, probe_tasks
-from raybert.train.run import train
 
 CORPUS = "embedded://bbc_news"
 
@@ -54,14 +51,7 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
         f"[bold]3/4[/bold] training on {run.shards.tokens('train'):,} tokens with {settings.train.workers} workers; "
         "a service beside them probes the checkpoints"
     )
-    with (
-        lease.held(run.uri),
-        kept_current(run.uri),
-        trackers.following(run.config),
-        live.bars(run.config, console),
-    ):
-        train(run)
-        client.wait(run.uri, run.config.run.storage)
+    drive(run, live.bars(run.config, console), wait_for_probes=True)
     console.print("[bold]4/4[/bold] report")
     console.print(closing_table(run.uri))
     return storage.join(run.uri, "report.html")

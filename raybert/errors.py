@@ -1,4 +1,4 @@
-"""The exceptions that the command line shows as a sentence instead of a stack trace."""
+"""The exceptions that the command line shows as a sentence instead of a stack trace, and what others' errors say."""
 
 
 class InputError(ValueError):
@@ -19,3 +19,13 @@ class RunFailed(RuntimeError):  # noqa: N818 - reads as what happened
 
 class Interrupted(KeyboardInterrupt):
     """Somebody ended the work early, and what was done is kept. The command line exits with code 130."""
+
+
+def last_line(error: BaseException, default: str = "") -> str:
+    """The last line of an error's text, which is the cause where a remote stack trace stands before it.
+
+    Args:
+        default: what an error without a text says; the name of its type where it is empty.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else default or type(error).__name__

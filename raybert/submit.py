@@ -16,7 +16,7 @@ import aiohttp
 
 from raybert import config as configs
 from raybert import storage
-from raybert.errors import InputError, RunFailed
+from raybert.errors import InputError, RunFailed, last_line
 from raybert.sweep import space
 
 ADDRESS = "http://127.0.0.1:8265"
@@ -75,7 +75,7 @@ def submit(arguments: Sequence[str], *, address: str | None = None, directory: s
             metadata=metadata,
         )
     except RuntimeError as error:
-        raise InputError(f"The cluster at {address} refused the job: {_last_line(error)}") from error
+        raise InputError(f"The cluster at {address} refused the job: {last_line(error)}") from error
     return Job(job, address)
 
 
@@ -113,7 +113,7 @@ async def _follow(client: Any, job: Job, show: Callable[[str], None], patience: 
             lost = lost or time.monotonic()
             if time.monotonic() - lost > patience:
                 raise RunFailed(
-                    f"{job.address} has not answered for {patience:.0f} s ({_last_line(error)}); the job {job.id} may "
+                    f"{job.address} has not answered for {patience:.0f} s ({last_line(error)}); the job {job.id} may "
                     f"well go on. To follow it again: {job.follow}"
                 ) from error
         else:
@@ -137,7 +137,7 @@ def _client(address: str):  # type: ignore[no-untyped-def] # Ray has no types
             "`kubectl port-forward`), or give another --address."
         ) from error
     except (AuthenticationError, RuntimeError) as error:
-        raise InputError(f"The cluster at {address} does not let us in: {_last_line(error)}") from error
+        raise InputError(f"The cluster at {address} does not let us in: {last_line(error)}") from error
 
 
 def _metadata(arguments: list[str], directory: str) -> dict[str, str]:
@@ -192,8 +192,3 @@ def _seen_by_all(key: str, path: str) -> None:
             f"{key}={path} is a path in this directory, which the cluster does not have; "
             "give a URI, or the absolute path of a file system that all nodes share."
         )
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

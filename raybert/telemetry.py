@@ -1,8 +1,6 @@
 """What a run tells about itself: metrics.jsonl, Ray's metrics registry, and the log line that a person reads."""
 
 import json
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -11,9 +9,7 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge
 
 from raybert import storage
-
-# A remote object cannot be appended to: the whole file is written again, at most this often (seconds).
-REMOTE_INTERVAL = 10.0
+from raybert.storage.growing import GrowingFile
 
 GAUGES = {
     "loss": "training loss, MLM + next sentence (nats)",
@@ -127,63 +123,18 @@ class MetricsLog:
     """RUN/metrics.jsonl, written by one process. A restarted run goes on in the same file."""
 
     def __init__(self, run_uri: str) -> None:
-        self._uri = storage.join(run_uri, "metrics.jsonl")
-        self._remote = storage.is_remote(self._uri)
-        self._lock = threading.Lock()
-        self._upload_lock = threading.Lock()  # so that no older upload ends after a newer one
-        self._written = time.monotonic()
-        self._uploader: threading.Thread | None = None
-        if self._remote:
-            descriptor, self._path = tempfile.mkstemp(prefix="raybert-metrics-")
-            os.close(descriptor)
-            if storage.exists(self._uri):
-                with open(self._path, "wb") as file:
-                    file.write(storage.read_bytes(self._uri))
-        else:
-            self._path = self._uri
-            os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        # A process that was killed may have left half a line, without its end.
-        self._repair()
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - open for the life of the run
-
-    def _repair(self) -> None:
-        if not os.path.exists(self._path) or not os.path.getsize(self._path):
-            return
-        with open(self._path, "rb+") as file:
-            content = file.read()
-            if not content.endswith(b"\n"):
-                file.truncate(content.rfind(b"\n") + 1)
+        self._file = GrowingFile(storage.join(run_uri, "metrics.jsonl"))
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line; a reader of the local file sees it at once."""
-        line = json.dumps(dict(values), allow_nan=False)
-        with self._lock:
-            self._file.write(line + "\n")
-            self._file.flush()
-        busy = self._uploader is not None and self._uploader.is_alive()
-        if self._remote and not busy and time.monotonic() - self._written > REMOTE_INTERVAL:
-            self._written = time.monotonic()
-            self._uploader = threading.Thread(target=self.sync, daemon=True)
-            self._uploader.start()
+        self._file.append([json.dumps(dict(values), allow_nan=False)])
 
     def sync(self) -> None:
         """Have all that was written so far in storage, also where that is remote. Nothing to do once it is closed."""
-        if not self._remote:
-            return
-        with self._upload_lock:
-            if not os.path.exists(self._path):
-                return
-            with self._lock, open(self._path, "rb") as file:
-                content = file.read()
-            storage.write_bytes(self._uri, content)
+        self._file.flush()
 
     def close(self) -> None:
-        with self._lock:
-            self._file.close()
-        self.sync()
-        with self._upload_lock:
-            if self._remote:
-                os.unlink(self._path)
+        self._file.close()
 
 
 def read_metrics(run_uri: str) -> list[dict[str, Any]]:

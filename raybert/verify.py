@@ -18,7 +18,7 @@ from raybert.model.files import CONFIG, WEIGHTS, load
 from raybert.report.read import RunData, read_run
 from raybert.train.ledger import digest, read_account
 from raybert.train.recovery.committed import last_step
-from raybert.train.recovery.repair import DAMAGED, halves
+from raybert.train.recovery.repair import DAMAGED, incomplete_checkpoints
 
 CHECKED_SAMPLES = 4096  # built at once when the ledger is computed again
 
@@ -56,7 +56,7 @@ def verify(run_uri: str) -> Iterator[Finding]:
     if "config" not in found:
         return
     yield _look("shards", shards)
-    cut_short = set(halves(run.uri))
+    cut_short = set(incomplete_checkpoints(run.uri))
     for uri in storage.list_dir(storage.join(run.uri, "checkpoints")):
         if uri in cut_short:
             said = "neither listed nor whole: being written or deleted, or cut short at it; nothing goes on from it"

@@ -4,6 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from raybert.model.bert import Bert
+from raybert.model.files import save
+from raybert.probe.service import queue
+from raybert.probe.tasks import ProbeTask
+
 WORDS = {"sport": "match goal player team win cup league", "money": "bank share profit market price trade fund"}
 
 
@@ -19,3 +24,11 @@ def make_task(folder: Path, *, n_train: int = 120, n_test: int = 60) -> str:
     text = f"name: mine\ntrain: {folder}/train.csv\ntest: {folder}/test.csv\ntext: headline\nlabel: topic\n"
     (folder / "mine.yaml").write_text(text)
     return str(folder / "mine.yaml")
+
+
+def queue_checkpoint(run: str, step: int, task: ProbeTask, model: Bert, *, cpus: float = 0.5, max_waiting: int) -> bool:
+    """Queue a model for its probe as a run does, without telling a service."""
+    request = queue.Request(run, step, (task,), positions=32, cpus=cpus, max_waiting=max_waiting)
+    if queue.new_tasks(request):
+        save(model, request.weights)
+    return queue.add(request)

@@ -50,7 +50,7 @@ def connect(*, quiet: bool = True) -> bool:
         while _set_here:  # for a Ray of this process, which has ended
             os.environ.pop(_set_here.pop(), None)
         try:
-            _knock(address)
+            _require_listener(address)
             ray.init(address=address, **_logging(quiet))
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
@@ -128,7 +128,7 @@ def find() -> None:
     ray.init(address=addresses[0], log_to_driver=False, logging_level=logging.ERROR)
 
 
-def _knock(address: str) -> None:
+def _require_listener(address: str) -> None:
     """Ray itself would try for a minute to reach a port where nobody listens.
 
     Raises:

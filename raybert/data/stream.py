@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -35,7 +36,7 @@ from raybert.data.block import Columns, from_table, take, to_table
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
 from raybert.errors import InputError
-from raybert.storage.retry import FINAL, patiently
+from raybert.storage.retry import FINAL, retry
 
 T = TypeVar("T")
 
@@ -52,6 +53,19 @@ PREFETCHED_BLOCKS = 2
 FIRST_AHEAD, MOST_AHEAD, AHEAD_OF_WORKER = PREFETCHED_BLOCKS + 1, 16, 2
 AHEAD, CHAPTERS_OF_TASK = "raybert.read_ahead", "raybert.chapters_of_task"  # in the dataset's context
 PAUSE = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """What a run's stream is made of, whatever step it begins at and however many workers share it."""
+
+    shards_uri: str
+    seed: int
+    global_batch: int
+    steps: int  # of the whole run
+    task_cpus: float  # of a task that builds chapters
+    manifest: str = ""  # hash that the shard set's manifest must have, where it is known
+    retry_seconds: float = 0.0  # for which a read that fails is tried again
 
 
 class ReadAhead(BackpressurePolicy):
@@ -91,34 +105,20 @@ def chapter_steps(global_batch: int, steps: int) -> int:
     return max(1, samples // global_batch)
 
 
-def train_stream(
-    shards_uri: str,
-    *,
-    seed: int,
-    global_batch: int,
-    world_size: int,
-    start_step: int,
-    steps: int,
-    task_cpus: float,
-    manifest: str = "",
-    patience: float = 0.0,
-) -> ray.data.Dataset:
-    """The blocks of steps [start_step, steps) in dealing order. The last chapter goes on past the last step, so that
-    all blocks are equal and none is cut; `worker_batches` stops at the last step.
-
-    Args:
-        manifest: hash that the shard set's manifest must have, where it is known.
-        patience: seconds for which a read that fails is tried again.
+def train_stream(spec: StreamSpec, *, world_size: int, start_step: int) -> ray.data.Dataset:
+    """The blocks of the steps from `start_step` on in dealing order. The last chapter goes on past the last step, so
+    that all blocks are equal and none is cut; `worker_batches` stops at the last step.
     """
-    span = chapter_steps(global_batch, steps - start_step)
-    chapters = max(1, -(-(steps - start_step) // span))
+    global_batch, task_cpus = spec.global_batch, spec.task_cpus
+    span = chapter_steps(global_batch, spec.steps - start_step)
+    chapters = max(1, -(-(spec.steps - start_step) // span))
 
     def build_chapters(batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-        reader = patiently(partial(_reader, shards_uri, seed, manifest), f"opening {shards_uri}", seconds=patience)
+        reader = _open_reader(spec)
         for chapter in batch["id"]:
             first = (start_step + int(chapter) * span) * global_batch
             samples = np.arange(first, first + span * global_batch)
-            columns = _build(reader, samples, patience)
+            columns = _build(reader, samples, spec.retry_seconds)
             # (S, W, G / W) -> one block a worker
             places = np.arange(span * global_batch).reshape(span, world_size, -1)
             for worker in range(world_size):
@@ -149,18 +149,23 @@ def train_stream(
     return blocks
 
 
+def _open_reader(spec: StreamSpec) -> SampleReader:
+    open_it = partial(_reader, spec.shards_uri, spec.seed, spec.manifest)
+    return retry(open_it, f"opening {spec.shards_uri}", seconds=spec.retry_seconds)
+
+
 @lru_cache(maxsize=2)
 def _reader(shards_uri: str, seed: int, manifest: str) -> SampleReader:
     """Kept by a task's process for the next task: the manifest is read once, and the last units stay."""
     return SampleReader(open_shards(shards_uri, manifest), seed=seed)
 
 
-def _build(reader: SampleReader, samples: np.ndarray, patience: float) -> Columns:
+def _build(reader: SampleReader, samples: np.ndarray, retry_seconds: float) -> Columns:
     try:
         # A shard that is on the manifest and not there may come back, as the rest of a storage.
         final = tuple(kind for kind in FINAL if kind is not FileNotFoundError)
         what = f"reading {reader.shards.uri}"
-        return patiently(partial(reader.build, samples), what, seconds=patience, final=final)
+        return retry(partial(reader.build, samples), what, seconds=retry_seconds, final=final)
     except FileNotFoundError as error:
         raise InputError(f"{reader.shards.uri} lacks a shard that its manifest lists: {error}.") from error
 

@@ -24,7 +24,7 @@ from raybert.config import Config
 from raybert.data.shards import open_shards
 from raybert.doctor import judge
 from raybert.doctor.judge import PACKAGES, Line, NodeFacts
-from raybert.errors import InputError, RunFailed
+from raybert.errors import InputError, RunFailed, last_line
 from raybert.probe.service.client import service_name
 
 # Seconds for a node to start a process and answer.
@@ -114,9 +114,8 @@ def _ask_nodes(config: Config | None, marker: _Marker) -> tuple[list[NodeFacts],
             facts = ray.get(refs[key], timeout=0)
             skew, error = _skew(on(node, _now))
         except Exception as reason:  # whatever kept it from running there
-            lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
             timed_out = isinstance(reason, ray.exceptions.GetTimeoutError)
-            silent[name] = f"no answer in {PATIENCE:.0f} s" if timed_out else lines[-1]
+            silent[name] = f"no answer in {PATIENCE:.0f} s" if timed_out else last_line(reason)
             continue
         capacity = {
             "cpus": resources.get("CPU", 0.0),

@@ -8,7 +8,7 @@ from typing import Any
 
 from raybert.errors import Interrupted
 from raybert.report.page import write_report
-from raybert.train.watch import Watcher
+from raybert.report.watch import Subscriber
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +22,13 @@ class Page:
     def __init__(self, run_uri: str) -> None:
         self._run_uri = run_uri
         self._stale, self._not_before = False, 0.0
-        self.given_up = False
 
     def note(self, record: dict[str, Any]) -> None:
         """A line of the log or a probe record is new."""
         self._stale |= "validation" in record or "task" in record
 
     def write_if_due(self) -> None:
-        if self._stale and not self.given_up and time.monotonic() >= self._not_before:
+        if self._stale and time.monotonic() >= self._not_before:
             self.write()
 
     def write(self) -> None:
@@ -41,20 +40,17 @@ class Page:
 
 
 @contextmanager
-def kept_current(run_uri: str) -> Iterator[None]:
-    """Keep the run's page current inside the ``with``, from a thread of this process; at its end it is whole."""
-    page = Page(run_uri)
+def kept_current(run_uri: str) -> Iterator[Subscriber]:
+    """Give a subscriber that keeps the run's page current while it is told of news; at the end the page is complete."""
+    page, hurried = Page(run_uri), False
     try:
-        with Watcher(run_uri, on_record=page.note, on_probe=page.note, on_look=page.write_if_due):
-            try:
-                yield
-            except KeyboardInterrupt as error:
-                # A second Ctrl-C: whoever sends it does not want to wait.
-                page.given_up = not isinstance(error, Interrupted)
-                raise
+        yield Subscriber("page", on_record=page.note, on_probe=page.note, on_look=page.write_if_due)
+    except KeyboardInterrupt as error:
+        hurried = not isinstance(error, Interrupted)  # a second Ctrl-C: whoever sends it does not want to wait
+        raise
     finally:
         try:
-            if not page.given_up:
+            if not hurried:
                 page.write()
         except Exception as error:  # the run itself is in order
             logger.warning("The report of %s could not be written: %s", run_uri, error)

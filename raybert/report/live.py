@@ -15,17 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from raybert import storage
-from raybert.config import Config
+from raybert.config import Config, run_directory
 from raybert.errors import RunFailed
 from raybert.probe.service import queue
-from raybert.probe.service.client import run_of
 from raybert.probe.show import format_block
 from raybert.report.drawing import bin_means
 from raybert.report.read import WAITS, read_run
 from raybert.report.terminal import closing_table
+from raybert.report.watch import RunReader, Subscriber
 from raybert.storage.lease import Onlooker
 from raybert.telemetry import format_line, format_seconds, read_end, read_failure, read_metrics
-from raybert.train.watch import Watcher
 
 Record = dict[str, Any]
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -37,12 +36,17 @@ TABLE_ROWS = 6  # with the curves above they fill a terminal of 24 lines
 
 
 @contextmanager
-def showing(config: Config, console: Console) -> Iterator[None]:
-    """Show what the run records inside the ``with``, the way the console allows."""
+def showing(config: Config, console: Console) -> Iterator[Subscriber]:
+    """A subscriber that shows the run's news, the way the console allows."""
     if console.is_terminal:
-        with bars(config, console):
-            yield
-        return
+        with bars(config, console) as subscriber:
+            yield subscriber
+    else:
+        yield lines(config)
+
+
+def lines(config: Config) -> Subscriber:
+    """Prints a line for each record and each fault, and a block for each probe."""
 
     def on_record(record: Record) -> None:
         print(format_line(record, config.train.steps), flush=True)
@@ -53,12 +57,11 @@ def showing(config: Config, console: Console) -> Iterator[None]:
     def on_probe(record: Record) -> None:
         print(format_block(record), flush=True)
 
-    with Watcher(config.run_uri, on_record=on_record, on_probe=on_probe, on_fault=on_fault):
-        yield
+    return Subscriber("terminal", on_record=on_record, on_fault=on_fault, on_probe=on_probe)
 
 
 @contextmanager
-def bars(config: Config, console: Console) -> Iterator[None]:
+def bars(config: Config, console: Console) -> Iterator[Subscriber]:
     """A bar for the steps and one for the probes; above them validations and probes as they come."""
     columns = (
         TextColumn("{task.description:>14}"),
@@ -89,8 +92,7 @@ def bars(config: Config, console: Console) -> Iterator[None]:
         def on_fault(fault: Record) -> None:
             shown.print(f"fault: {fault['text']}", highlight=False, markup=False)
 
-        with Watcher(config.run_uri, on_record=on_record, on_probe=on_probe, on_fault=on_fault):
-            yield
+        yield Subscriber("terminal", on_record=on_record, on_fault=on_fault, on_probe=on_probe)
 
 
 def _last_logged(run_uri: str) -> int:
@@ -118,7 +120,7 @@ def watch(run: str, *, once: bool = False) -> None:
         InputError: `run` is no run directory.
         RunFailed: the run noted that it failed, or was ended before its last step.
     """
-    run_uri, console = run_of(run), Console()
+    run_uri, console = run_directory(run), Console()
     state = State(run_uri)
     if once:
         state.refresh()
@@ -170,33 +172,23 @@ class State:
         self._undriven_since = time.monotonic()
         self._end: Record = {}
         self._news = time.monotonic()
-        self._watcher = Watcher(
-            run_uri,
-            on_record=self._on_record,
-            on_probe=self._on_probe,
-            on_fault=self._on_fault,
-            history=True,
-        )
+        self._reader = RunReader(run_uri)
 
-    def _on_record(self, record: Record) -> None:
-        self.records.append(record)
+    def _take(self, kind: str, value: Record) -> None:
         self._news = time.monotonic()
-        self._stale |= "validation" in record
-
-    def _on_probe(self, record: Record) -> None:
-        self._news = time.monotonic()
-        self._stale = True
-
-    def _on_fault(self, fault: Record) -> None:
-        self._news = time.monotonic()
-        self.faults.append(fault)
+        if kind == "record":
+            self.records.append(value)
+        elif kind == "fault":
+            self.faults.append(value)
+        self._stale |= kind == "probe" or "validation" in value
 
     def refresh(self) -> None:
         # First: what the driver wrote before it ended is read after its end is known.
         self._driven = self._onlooker.driven()
         if self._driven:
             self._undriven_since = time.monotonic()
-        self._watcher.poll()
+        for kind, value in self._reader.read():
+            self._take(kind, value)
         if self._stale and self.records:
             self.table, self._stale = closing_table(self.uri, last=TABLE_ROWS), False
         self.waiting = queue.waiting_steps(self.uri)

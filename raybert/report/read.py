@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raybert import storage
-from raybert.config import look_up, read_yaml_mapping
+from raybert.config import look_up, read_yaml_mapping, run_directory
 from raybert.encode import POOLINGS
-from raybert.errors import InputError
 from raybert.telemetry import read_failure, read_metrics
 
 PROBE_FILE = re.compile(r"(?P<task>.+)-(?P<step>\d{8})\.json")
@@ -161,11 +160,8 @@ def read_run(run_uri: str) -> RunData:
     Raises:
         InputError: there is no config.yaml, so this is no run directory; or it cannot be read.
     """
-    uri = storage.absolute(run_uri)
-    config = storage.join(uri, "config.yaml")
-    if not storage.exists(config):
-        raise InputError(f"{run_uri} is not a run directory: it has no config.yaml. Give the storage/name of a run.")
-    settings = read_yaml_mapping(config)
+    uri = run_directory(run_uri)
+    settings = read_yaml_mapping(storage.join(uri, "config.yaml"))
     about = settings.pop("about", None) or {}
     probes, missed = read_probes(uri)
     return RunData(

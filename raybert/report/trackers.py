@@ -1,6 +1,6 @@
 """Trackers: a run's figures and probes in TensorBoard, MLflow or Weights & Biases, from what the run directory records.
 
-They follow `metrics.jsonl` and the probe records from a thread of the driver, so no training step ever waits for one,
+They are told of `metrics.jsonl` and the probe records in threads of the driver, so no training step ever waits for one,
 and one that fails is left out with a warning while training goes on.
 
     tensorboard   RUN/tensorboard, rewritten from the whole log at every start of the driver
@@ -14,6 +14,7 @@ import netrc
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 
 from raybert import storage
 from raybert.config import Config
-from raybert.train.watch import Watcher
+from raybert.report.watch import Subscriber, watching
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ Name = Literal["tensorboard", "mlflow", "wandb"]  # as `raybert.config` takes th
 CURSOR = "trackers.json"  # what MLflow and W&B were told already: they cannot be rewritten
 UPLOAD_INTERVAL = 30.0  # seconds between two copies of a growing file to a bucket
 FLUSH_INTERVAL = 5.0  # seconds between two times that TensorBoard's file is written out
+_cursor_file = threading.Lock()  # each tracker is told in a thread of its own, and all share one file
 _LOSSES = ("loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "lr", "grad_norm", "epoch")
 
 
@@ -38,43 +40,34 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
-    def settle(self) -> None:
+    def flush_if_due(self) -> None:
         """Called now and then between figures, for what has to be sent on; most trackers do that by themselves."""
 
 
 @contextmanager
 def following(config: Config) -> Iterator[None]:
     """Tell the run's trackers what it records inside the ``with``, and what they have not been told of before."""
-    run_uri, settings = config.run_uri, flatten(config.model_dump(mode="json"))
-    open_ones = [_Followed(name, run_uri, settings) for name in config.run.trackers]
-    if not open_ones:
-        yield
-        return
-    try:
-        with Watcher(
-            run_uri,
-            on_record=lambda record: _tell(open_ones, record["step"], figures(record), ""),
-            on_probe=lambda record: _tell(open_ones, record["step"], probe_figures(record), record["task"]),
-            on_look=lambda: _settle(open_ones),
-            history=True,
-        ):
+    with opened(config) as subscribers:
+        if not subscribers:
             yield
+            return
+        with watching(config.run_uri, subscribers):
+            yield
+
+
+@contextmanager
+def opened(config: Config) -> Iterator[list[Subscriber]]:
+    """The run's trackers as subscribers of `raybert.report.watch`; they are closed at the end."""
+    run_uri, settings = config.run_uri, flatten(config.model_dump(mode="json"))
+    open_ones = [_HarmlessTracker(name, run_uri, settings) for name in config.run.trackers]
+    try:
+        yield [one.subscriber() for one in open_ones]
     finally:
         for one in open_ones:
             one.close()
 
 
-def _tell(trackers: Sequence["_Followed"], step: int, values: Mapping[str, float], probe: str) -> None:
-    for one in trackers:
-        one.tell(step, values, probe)
-
-
-def _settle(trackers: Sequence["_Followed"]) -> None:
-    for one in trackers:
-        one.settle()
-
-
-class _Followed:
+class _HarmlessTracker:
     """A tracker that is told everything once, and that does no harm when it fails."""
 
     def __init__(self, name: Name, run_uri: str, settings: Mapping[str, Any]) -> None:
@@ -83,15 +76,24 @@ class _Followed:
         with self._harmless():
             self._tracker = _OPEN[name](run_uri, settings)
 
-    def tell(self, step: int, values: Mapping[str, float], probe: str) -> None:
+    def subscriber(self) -> Subscriber:
+        return Subscriber(
+            f"tracker {self._name}",
+            on_record=lambda record: self._tell(record["step"], figures(record)),
+            on_probe=lambda record: self._tell(record["step"], probe_figures(record), record["task"]),
+            on_look=self._flush_if_due,
+            history=True,
+        )
+
+    def _tell(self, step: int, values: Mapping[str, float], probe: str = "") -> None:
         with self._harmless():
             if self._tracker is not None and values and self._cursor.is_new(step, probe):
                 self._tracker.log(step, values)
 
-    def settle(self) -> None:
+    def _flush_if_due(self) -> None:
         with self._harmless():
             if self._tracker is not None:
-                self._tracker.settle()
+                self._tracker.flush_if_due()
 
     def close(self) -> None:
         with self._harmless():
@@ -137,7 +139,9 @@ class _Cursor:
     def save(self) -> None:
         if self._name != "tensorboard":
             self._saved = time.monotonic()
-            storage.write_json(self._uri, self._read() | {self._name: {"step": self._step, "probes": self._probes}})
+            mine = {self._name: {"step": self._step, "probes": self._probes}}
+            with _cursor_file:
+                storage.write_json(self._uri, self._read() | mine)
 
 
 # -- figures ------------------------------------------------------------------------------------------------------
@@ -202,7 +206,7 @@ class TensorBoard(Tracker):
 
         self._write(step, [scalar(name, value) for name, value in values.items()])
 
-    def settle(self) -> None:
+    def flush_if_due(self) -> None:
         if self._file is not None and time.monotonic() - self._flushed > FLUSH_INTERVAL:
             self._flush()
         if self._remote and time.monotonic() - self._copied > UPLOAD_INTERVAL:

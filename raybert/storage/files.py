@@ -254,7 +254,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
         os.replace(temporary, path)
-    except BaseException:  # a full disk must not fill up with halves
+    except BaseException:  # a full disk must not fill up with incomplete files
         with suppress(OSError):
             os.unlink(temporary)
         raise

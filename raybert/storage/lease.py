@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 LEASE = "driver.json"
 RENEW = 10.0  # seconds
-SETTLE = 2.0  # until the first look whether another driver began at the same moment
+FIRST_RENEWAL = 2.0  # until the first look whether another driver began at the same moment
 EXPIRE = 60.0
 LONG_AGO = 600.0  # more than the clocks of two machines differ by
 LOOK = 1.0
@@ -70,13 +70,13 @@ def held(uri: str) -> Iterator[None]:
 
 
 def _keep(uri: str, token: str, ended: threading.Event) -> None:
-    pause = SETTLE
+    pause = FIRST_RENEWAL
     while not ended.wait(pause):
         pause = RENEW
         try:
             found = _read(uri)
             if found and found["token"] != token:
-                _give_way(uri, found)
+                _end_this_process(uri, found)
                 return
             if not ended.is_set():
                 _write(uri, token)
@@ -84,7 +84,7 @@ def _keep(uri: str, token: str, ended: threading.Event) -> None:
             logger.warning("The lease of %s could not be renewed, the next try is in %.0f s: %s", uri, RENEW, error)
 
 
-def _give_way(uri: str, other: dict[str, Any]) -> None:
+def _end_this_process(uri: str, other: dict[str, Any]) -> None:
     """End this process as it is: whatever it saved now would be written over the other one's work."""
     print(
         f"{uri} is driven by process {other['pid']} on {other['host']} now; this one ends.", file=sys.stderr, flush=True

@@ -15,7 +15,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 FINAL = (InputError, FileNotFoundError, ValueError, TypeError, KeyError, AttributeError)
 
 
-def patiently(action: Callable[[], T], what: str, *, seconds: float, final: tuple[type[Exception], ...] = FINAL) -> T:
+def retry(action: Callable[[], T], what: str, *, seconds: float, final: tuple[type[Exception], ...] = FINAL) -> T:
     """Do it, again and again with growing pauses while it fails, for at most so many seconds.
 
     Args:
@@ -26,7 +26,7 @@ def patiently(action: Callable[[], T], what: str, *, seconds: float, final: tupl
     Raises:
         Exception: the last one, when the time is over; one of `final` at once.
     """
-    end, pause, told = time.monotonic() + seconds, FIRST_PAUSE, False
+    end, pause, warned = time.monotonic() + seconds, FIRST_PAUSE, False
     while True:
         try:
             result = action()
@@ -36,12 +36,12 @@ def patiently(action: Callable[[], T], what: str, *, seconds: float, final: tupl
             left = end - time.monotonic()
             if left <= 0:
                 raise
-            if not told:
+            if not warned:
                 logger.warning("%s failed (%s: %s); trying again for %.0f s", what, type(error).__name__, error, left)
-                told = True
+                warned = True
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
         else:
-            if told:
+            if warned:
                 logger.warning("%s succeeded after a while", what)
             return result

@@ -14,11 +14,11 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from raybert import storage
 from raybert.cluster import OFF_SPOT, largest_resources
 from raybert.data.shards import open_shards
-from raybert.errors import InputError, Interrupted
+from raybert.errors import InputError, Interrupted, last_line
 from raybert.probe.service import client
 from raybert.report import trackers
 from raybert.storage import lease
-from raybert.storage.retry import patiently
+from raybert.storage.retry import retry
 from raybert.sweep.space import SweepConfig, Trial, trials
 from raybert.sweep.stop import INTERRUPTED, LetSave, asked, interruptible
 from raybert.sweep.summary import note_end
@@ -79,7 +79,7 @@ class Asha(AsyncHyperBandScheduler):
         decision: str = super().on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP:
             uri = self._run_uris[trial.config["trial"]]
-            patiently(lambda: note_end(uri, "pruned"), f"noting the end of {uri}", seconds=PATIENCE)
+            retry(lambda: note_end(uri, "pruned"), f"noting the end of {uri}", seconds=PATIENCE)
         return decision
 
 
@@ -240,9 +240,9 @@ def _note_failures(results: tune.ResultGrid, planned: Sequence[Trial]) -> None:
 
 def _last(error: BaseException) -> str:
     """The sentence at the end of a remote stack trace, which is ours where one of our errors is in it."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    ours = next((line for line in reversed(lines) if line.startswith("raybert.errors.")), None)
-    return ours.partition(": ")[2] if ours else lines[-1]
+    lines = reversed(str(error).splitlines())
+    ours = next((line for line in lines if line.startswith("raybert.errors.")), None)
+    return ours.partition(": ")[2] if ours else last_line(error)
 
 
 def _trainable(planned: list[Trial]) -> Callable[[dict[str, Any]], None]:

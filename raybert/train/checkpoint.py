@@ -34,6 +34,10 @@ class Snapshot:
     config: BertConfig
     state: dict[str, Any] | None
 
+    def weights_alone(self) -> "Snapshot":
+        """The same without what only training needs; the tensors are shared."""
+        return Snapshot(self.weights, self.config, None)
+
 
 def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **counters: Any) -> Snapshot:
     """Copy the weights and, with an optimizer, its state and the counters, to main memory."""

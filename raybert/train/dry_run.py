@@ -20,7 +20,7 @@ from raybert.config import Config, from_mapping
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
 from raybert.data.tensors import to_torch
-from raybert.errors import RunFailed
+from raybert.errors import RunFailed, last_line
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
@@ -73,8 +73,7 @@ def estimate(run: Run) -> Estimate:
             f"The cluster did not run {workers} workers for a measurement within {PATIENCE:.0f} s."
         ) from error
     except ray.exceptions.RayError as error:
-        cause = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-        raise RunFailed(f"The measurement of three steps failed: {cause}") from error
+        raise RunFailed(f"The measurement of three steps failed: {last_line(error)}") from error
     slowest = max(found, key=lambda one: one["seconds"])
     bert = config.model.bert()
     tokens = config.train.steps * config.train.global_batch * run.shards.seq_len

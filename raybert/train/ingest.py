@@ -6,9 +6,9 @@ import ray.data
 from ray.train import DataConfig
 
 from raybert import storage
-from raybert.data.stream import execution_options, train_stream
+from raybert.data.stream import StreamSpec, execution_options, train_stream
 from raybert.model.directory import verify_files
-from raybert.storage.retry import patiently
+from raybert.storage.retry import retry
 from raybert.train.recovery.committed import checkpoint_name, last_step
 
 
@@ -19,39 +19,19 @@ class IngestConfig(DataConfig):
     gets the batches from the restored step on, cut for its own number of workers.
     """
 
-    def __init__(
-        self,
-        *,
-        run_uri: str,
-        shards_uri: str,
-        manifest: str,
-        seed: int,
-        global_batch: int,
-        steps: int,
-        task_cpus: float,
-        patience: float,
-    ) -> None:
+    def __init__(self, run_uri: str, spec: StreamSpec) -> None:
         super().__init__(execution_options=execution_options())
-        self._run_uri, self._patience = run_uri, patience
-        self._stream: dict[str, Any] = {
-            "shards_uri": shards_uri,
-            "manifest": manifest,
-            "seed": seed,
-            "global_batch": global_batch,
-            "steps": steps,
-            "task_cpus": task_cpus,
-            "patience": patience,
-        }
+        self._run_uri, self._spec = run_uri, spec
 
     def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-        start_step = patiently(
-            lambda: last_step(self._run_uri), f"looking into {self._run_uri}", seconds=self._patience
+        start_step = retry(
+            lambda: last_step(self._run_uri), f"looking into {self._run_uri}", seconds=self._spec.retry_seconds
         )
-        stream = train_stream(world_size=world_size, start_step=start_step, **self._stream)
+        stream = train_stream(self._spec, world_size=world_size, start_step=start_step)
         return super().configure(dict.fromkeys(datasets, stream), world_size, *args, **kwargs)
 
 
-def placeholder(run_uri: str, patience: float) -> ray.data.Dataset:
+def placeholder(run_uri: str, retry_seconds: float) -> ray.data.Dataset:
     """What TorchTrainer is given in place of the stream, which `IngestConfig` builds later.
 
     Ray Train's controller calls it before each start of the worker group. So here is where the checkpoint that the
@@ -60,7 +40,7 @@ def placeholder(run_uri: str, patience: float) -> ray.data.Dataset:
     Raises:
         DamagedCheckpoint: its files are not what was written.
     """
-    patiently(lambda: _verify_newest(run_uri), f"looking into {run_uri}", seconds=patience)
+    retry(lambda: _verify_newest(run_uri), f"looking into {run_uri}", seconds=retry_seconds)
     return ray.data.range(1)
 
 

@@ -19,14 +19,10 @@ A checkpoint is committed only when the lines of its steps lie in storage.
 
 import hashlib
 import json
-import logging
-import os
 import posixpath
 import re
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,12 +32,10 @@ import torch.distributed as dist
 from raybert import storage
 from raybert.data.block import Columns
 from raybert.errors import InputError
-
-logger = logging.getLogger(__name__)
+from raybert.storage.growing import GrowingFile
 
 LEDGER = "ledger"
 FILE_STEPS = 10_000  # of one file; where nothing can be appended to, a file is written again while it grows
-REMOTE_INTERVAL = 10.0  # seconds between two writes of a growing remote file
 _HASHED = ("index", "next_sentence_label", "cut", "length", "input_ids", "masked_positions", "masked_labels")
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"(\d{5})-(\d{10})\.jsonl")
@@ -66,21 +60,12 @@ def sum_over_ranks(digests: Sequence[int], device: torch.device, world_size: int
 
 
 class Ledger:
-    """Writes the lines of one start of the worker group; rank 0 has one.
-
-    Lines of a local run are appended to a file. A remote object is written again as it grows, by a thread, and at
-    `flush`.
-    """
+    """Writes the lines of one start of the worker group; rank 0 has one."""
 
     def __init__(self, run_uri: str, *, restored: int, workers: int) -> None:
         self._directory = storage.join(run_uri, LEDGER)
-        self._remote = storage.is_remote(run_uri)
         before = [int(match[1]) for match in map(_NAME.fullmatch, _names(run_uri)) if match]
         self._header = {"attempt": max(before, default=0) + 1, "restored": restored, "workers": workers}
-        # Of the lines, and of the file in storage. Adding a line waits for no upload.
-        self._lock, self._uploading = threading.Lock(), threading.Lock()
-        self._uploader: threading.Thread | None = None
-        self._written = time.monotonic()
         self._begin(restored + 1)
 
     @property
@@ -89,12 +74,9 @@ class Ledger:
         return int(self._header["attempt"])
 
     def _begin(self, first: int) -> None:
-        uri = storage.join(self._directory, f"{self._header['attempt']:05d}-{first:010d}.jsonl")
-        lines = [json.dumps(self._header)]
-        if not self._remote:
-            os.makedirs(self._directory, exist_ok=True)
-            _append(uri, lines)
-        self._uri, self._lines, self._steps, self._dirty = uri, lines, 0, False
+        file = GrowingFile(storage.join(self._directory, f"{self.attempt:05d}-{first:010d}.jsonl"))
+        file.append([json.dumps(self._header)])
+        self._file, self._steps = file, 0
 
     def add(self, first: int, digests: Sequence[int], skipped: Sequence[bool]) -> None:
         """Note consecutive steps from `first` on. After an exception nothing was noted, and it may be done again."""
@@ -103,53 +85,18 @@ class Ledger:
             line = {"step": step, "digest": f"{value:016x}"}
             lines.append(json.dumps(line | {"skipped": True} if left_out else line))
         if self._steps >= FILE_STEPS:
-            self.flush()
-            with self._lock:
-                self._begin(first)
-        with self._lock:
-            if self._remote:
-                self._lines += lines
-                self._dirty = True
-            else:
-                _append(self._uri, lines)
-            self._steps += len(lines)
-        busy = self._uploader is not None and self._uploader.is_alive()
-        if self._remote and not busy and time.monotonic() - self._written > REMOTE_INTERVAL:
-            self._written = time.monotonic()
-            self._uploader = threading.Thread(target=self._try_to_flush, name="ledger", daemon=True)
-            self._uploader.start()
-
-    def _try_to_flush(self) -> None:
-        try:
-            self.flush()
-        except Exception as error:  # `flush` before the next checkpoint will say so, or succeed
-            logger.warning("The ledger could not be written for now: %s", error)
+            self._file.close()
+            self._begin(first)
+        self._file.append(lines)
+        self._steps += len(lines)
 
     def flush(self) -> None:
         """Return when all that was added before lies in storage."""
-        with self._uploading:
-            with self._lock:
-                uri, due, self._dirty = self._uri, self._dirty, False
-                content = "".join(f"{line}\n" for line in self._lines).encode() if due else b""
-            if not due:
-                return
-            try:
-                storage.write_bytes(uri, content)
-            except BaseException:
-                self._dirty = True
-                raise
+        self._file.flush()
 
-
-def _append(path: str, lines: Sequence[str]) -> None:
-    """Append all lines to a local file, or none of them."""
-    with open(path, "ab", buffering=0) as file:
-        before, content = file.tell(), "".join(f"{line}\n" for line in lines).encode()
-        try:
-            while content:
-                content = content[file.write(content) :]
-        except OSError:
-            file.truncate(before)
-            raise
+    def close(self) -> None:
+        """Flush; nothing is added any more."""
+        self._file.close()
 
 
 @dataclass(frozen=True)
@@ -182,47 +129,72 @@ def read_account(run_uri: str) -> Account:
         InputError: there is no ledger, a line is damaged, a step is missing or out of order, or two lines of one step
             differ.
     """
-    digests, size = np.zeros(1024, np.uint64), 0
-    attempts: list[Attempt] = []
-    skipped: set[int] = set()
-    repeated = 0
+    course = _Course()
     for name in (name for name in _names(run_uri) if _NAME.fullmatch(name)):
         uri = storage.join(run_uri, LEDGER, name)
         lines = _read_lines(uri)
         header = next(lines, None)
         if header is None:
             continue  # cut off before its first line was whole
-        attempt, restored, workers = header["attempt"], header["restored"], header["workers"]
-        if not attempts or attempts[-1].number != attempt:
-            if restored > size:
-                raise InputError(
-                    f"The ledger lacks the steps {size + 1} to {restored}, and start {attempt} went on from there."
-                )
-            attempts.append(Attempt(attempt, restored, workers, restored))
-            skipped = {step for step in skipped if step <= restored}
-        last = attempts[-1].last
+        course.go_on(header)
         for line in lines:
-            step, value = line["step"], np.uint64(int(line["digest"], 16))
-            if step != last + 1:
-                raise InputError(f"{uri} has step {step} where step {last + 1} should be.")
-            last = step
-            if step <= size:
-                repeated += 1
-                if digests[step - 1] != value:
-                    raise InputError(
-                        f"Step {step} was trained on with the digest {int(digests[step - 1]):016x} and again, after a "
-                        f"restart, with {int(value):016x} ({uri}): the samples differ."
-                    )
-            else:
-                if step > len(digests):
-                    digests = np.concatenate([digests, np.zeros_like(digests)])
-                digests[step - 1], size = value, step
-            if line.get("skipped"):
-                skipped.add(step)
-        attempts[-1] = Attempt(attempt, restored, workers, last)
-    if not attempts:
+            course.add(line, uri)
+    if not course.attempts:
         raise InputError(f"The run {run_uri} has no ledger.")
-    return Account(digests[:size], attempts, repeated, len(skipped))
+    return course.account()
+
+
+class _Course:
+    """The steps of a ledger, file after file: the next one is of the same start or of a later one."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Attempt] = []
+        self._digests, self._size = np.zeros(1024, np.uint64), 0  # of step 1 and on; how many of them are known
+        self._skipped: set[int] = set()
+        self._repeated = 0
+
+    def go_on(self, header: dict[str, Any]) -> None:
+        """A file begins: of the start that is under way, or of another one, behind the checkpoint that it restored."""
+        number, restored = header["attempt"], header["restored"]
+        if self.attempts and self.attempts[-1].number == number:
+            return
+        if restored > self._size:
+            raise InputError(
+                f"The ledger lacks the steps {self._size + 1} to {restored}, and start {number} went on from there."
+            )
+        self.attempts.append(Attempt(number, restored, header["workers"], restored))
+        self._skipped = {step for step in self._skipped if step <= restored}
+
+    def add(self, line: dict[str, Any], uri: str) -> None:
+        """The next step of the start that is under way."""
+        step, value, attempt = line["step"], np.uint64(int(line["digest"], 16)), self.attempts[-1]
+        if step != attempt.last + 1:
+            raise InputError(f"{uri} has step {step} where step {attempt.last + 1} should be.")
+        self.attempts[-1] = replace(attempt, last=step)
+        if step <= self._size:
+            self._compare(step, value, uri)
+        else:
+            self._append(value)
+        if line.get("skipped"):
+            self._skipped.add(step)
+
+    def _compare(self, step: int, value: np.uint64, uri: str) -> None:
+        self._repeated += 1
+        before = self._digests[step - 1]
+        if before != value:
+            raise InputError(
+                f"Step {step} was trained on with the digest {int(before):016x} and again, after a restart, with "
+                f"{int(value):016x} ({uri}): the samples differ."
+            )
+
+    def _append(self, value: np.uint64) -> None:
+        if self._size == len(self._digests):
+            self._digests = np.concatenate([self._digests, np.zeros_like(self._digests)])
+        self._digests[self._size] = value
+        self._size += 1
+
+    def account(self) -> Account:
+        return Account(self._digests[: self._size], self.attempts, self._repeated, len(self._skipped))
 
 
 def _names(run_uri: str) -> list[str]:

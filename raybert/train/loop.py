@@ -2,47 +2,36 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator
+from typing import Any
 
 import ray.train
 import torch
-import torch.distributed as dist
-from ray.train.torch import get_device, prepare_model
-from torch import nn
+from ray.train.torch import get_device
 
 from raybert import storage
 from raybert.config import Config, from_mapping
+from raybert.data.block import Columns
 from raybert.data.reader import validation_batches
 from raybert.data.shards import open_shards
 from raybert.data.stream import ahead, blocks_of, worker_batches
 from raybert.data.tensors import to_torch
 from raybert.errors import DamagedCheckpoint, InputError
-from raybert.model.bert import Bert, flops_per_token
-from raybert.model.files import load, read_weights
-from raybert.model.losses import Pretraining
+from raybert.model.bert import flops_per_token
 from raybert.model.peak import peak_flops
-from raybert.model.precision import pick_dtype
 from raybert.probe.tasks import ProbeTask, parse_task
-from raybert.storage.retry import patiently
-from raybert.telemetry import FAILURE, Gauges, MetricsLog
-from raybert.train import checkpoint as checkpoints
+from raybert.telemetry import FAILURE
 from raybert.train import clock
-from raybert.train import optimizer as optimizers
-from raybert.train.exchange import compress_gradients
 from raybert.train.interval import Interval, Streak, Totals
-from raybert.train.ledger import Ledger
+from raybert.train.recorder import Recorder
 from raybert.train.recovery import faults, preemption
 from raybert.train.recovery.committed import checkpoint_name
 from raybert.train.recovery.heartbeat import Pulse
 from raybert.train.recovery.stop import StopVote
+from raybert.train.replica import build_replica
 from raybert.train.saver import Saver
 from raybert.train.schedule import lr_at
 from raybert.train.step import all_reduce_sums, means, train_step, validate
-
-T = TypeVar("T")
 
 # A run whose loss is so many times that of guessing has diverged.
 DIVERGED = 3.0
@@ -77,92 +66,53 @@ class Worker:
 
     def __init__(self, config: Config, *, tasks: list[ProbeTask], probe_cpus: float, manifest: str) -> None:
         context = ray.train.get_context()
-        self.config = config
+        self.config, self.tasks = config, tasks
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.tasks = tasks
-        self.device = get_device()
-        self.clock = clock.Clock()
-        self.pulse = Pulse(
-            config.run_uri,
-            rank=self.rank,
-            world_size=self.world_size,
-            device=self.device,
-            clock=self.clock,
-            factor=config.train.hang_factor,
-            least=config.train.hang_seconds,
-            patience=config.run.patience,
-        )
+        self.device, self.clock = get_device(), clock.Clock()
+        self.pulse = self._start_pulse()
         self.blocks = ahead(lambda: blocks_of(ray.train.get_dataset_shard("train")))
         if self.device.type == "cpu":
             # Ray's default for OpenMP follows whole CPUs only; more threads than cores fight each other.
             torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        self.dtype = self._agree_on_dtype()
         self.shards = open_shards(config.data.shards, manifest)
+        self.replica = build_replica(config, self.device, self.world_size)
+        self.step = self.replica.restored.step
         # Of guessing: ln(vocabulary) for a masked token and ln(2) for a pair, which is where training starts.
-        self.loss_limit = DIVERGED * (math.log(config.model.bert().vocab_size) + math.log(2))
-
-        torch.manual_seed(config.train.seed)
-        bert = Bert(config.model.bert()).to(self.device)
-        optimizer_options = config.optimizer.model_dump()
-        self.optimizer = optimizers.build(bert, **optimizer_options)
-        self.step, self.elapsed = 0, 0.0
-        best = self._restore(bert)
-        compiled = config.train.compile if config.train.compile != "auto" else self.device.type == "cuda"
-        self.counted = self.step  # the step up to which samples are in the counter
-        self.model = prepare_model(
-            cast(nn.Module, torch.compile(Pretraining(bert))) if compiled else Pretraining(bert),
-            parallel_strategy_kwargs={"gradient_as_bucket_view": True},
-        )
-        if config.train.gradient_exchange == "bfloat16":
-            compress_gradients(self.model)
-        self.flops_per_token = flops_per_token(bert.config, self.shards.seq_len)
-        self.peak = peak_flops(self.device, self.dtype) * self.world_size
+        self.loss_limit = DIVERGED * (math.log(self.replica.bert.vocab_size) + math.log(2))
+        self.flops_per_token = flops_per_token(self.replica.bert, self.shards.seq_len)
+        self.peak = peak_flops(self.device, self.replica.dtype) * self.world_size
         self.validation = self._validation_part()
         self.streak = Streak(config.train.max_bad_steps)
         self.stop_vote = StopVote(config.run_uri, rank=self.rank, world_size=self.world_size)
-        self.ledger: Ledger | None = None
-        self.log = MetricsLog(config.run_uri) if self.rank == 0 else None
-        self.gauges = Gauges(config.run_uri) if self.rank == 0 else None
+        self.recorder = Recorder(
+            config, rank=self.rank, world_size=self.world_size, restored=self.step, clock=self.clock
+        )
         self.saver = Saver(
             config,
-            model=self.model,
-            optimizer=self.optimizer,
+            model=self.replica.model,
+            optimizer=self.replica.optimizer,
             tasks=tasks,
             probe_cpus=probe_cpus,
             rank=self.rank,
             clock=self.clock,
             restored=self.step,
-            best=best,
-            flush=self._flush,
-            gauges=self.gauges,
+            best=self.replica.restored.best,
+            flush=self.recorder.flush,
+            gauges=self.recorder.gauges,
         )
 
-    # -- set-up -------------------------------------------------------------------------------------------------
-
-    def _agree_on_dtype(self) -> torch.dtype:
-        """bfloat16 where it is the choice of every rank."""
-        mine = pick_dtype(self.config.train.dtype, self.device)
-        agreed = torch.tensor(int(mine == torch.bfloat16), device=self.device)
-        if self.world_size > 1:
-            dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
-        return torch.bfloat16 if agreed.item() else torch.float32
-
-    def _restore(self, bert: Bert) -> float:
-        """Begin where the checkpoint ended, and return the best validation loss until then."""
-        committed = ray.train.get_checkpoint()
-        if committed is None:
-            if self.config.model.start_from:
-                bert.load_state_dict(load(self.config.model.start_from).state_dict())
-            return math.inf
-        with committed.as_directory() as directory:
-            try:
-                bert.load_state_dict(read_weights(Path(directory)))
-            except InputError as error:
-                raise DamagedCheckpoint(str(error)) from error
-            state = checkpoints.load_state(Path(directory))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.elapsed = state["step"], state["elapsed_seconds"]
-        return float(state["best_validation_loss"])
+    def _start_pulse(self) -> Pulse:
+        train = self.config.train
+        return Pulse(
+            self.config.run_uri,
+            rank=self.rank,
+            world_size=self.world_size,
+            device=self.device,
+            clock=self.clock,
+            factor=train.hang_factor,
+            least=train.hang_seconds,
+            patience=self.config.run.patience,
+        )
 
     def _validation_part(self) -> list[dict[str, Any]]:
         """This rank's part of the validation samples. They are few and always the same, so they are built once."""
@@ -179,85 +129,93 @@ class Worker:
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        config, train = self.config, self.config.train
-        if self.step >= train.steps:
+        """Train until the last step, or until the run is asked to stop or has diverged."""
+        if self.step >= self.config.train.steps:
             return
-        first_micro_batch = self.rank * (train.global_batch // (train.micro_batch * self.world_size))
-        if self.step == 0 and config.every.validation:
-            self._write(self._validate(), {})
-        batches = worker_batches(
-            self.blocks,
-            rank=self.rank,
-            world_size=self.world_size,
-            global_batch=train.global_batch,
-            micro_batch=train.micro_batch,
-            start_step=self.step,
-            steps=train.steps,
-        )
-        # Made here, so that a run which was done already leaves no trace of another start.
-        self.ledger = self._patiently(self._open_ledger, "opening the ledger") if self.rank == 0 else None
-        if self.gauges is not None and self.ledger is not None:
-            self.gauges.set({"restarts": self.ledger.attempt - 1})
+        if self.step == 0 and self.config.every.validation:
+            self.recorder.log(self._validate(), {})
+        self.recorder.open_ledger()
         interval = self._new_interval()
         self.clock.done(self.step)
         self.clock.start()
-        for step, columns in self._timed(batches):
-            micro_batches = [to_torch(part, self.device) for part in columns]
-            lr = lr_at(
-                step,
-                peak_lr=config.optimizer.lr,
-                total_steps=train.steps,
-                warmup_steps=config.warmup_steps,
-                decay=config.schedule.decay,
-                decay_fraction=config.schedule.decay_fraction,
-                min_lr_ratio=config.schedule.min_lr_ratio,
-            )
-            sums, norm = train_step(
-                self.model,
-                self.optimizer,
-                micro_batches,
-                lr=lr,
-                grad_clip=train.grad_clip,
-                dtype=self.dtype,
-                seed=train.seed,
-                step=step,
-                first_micro_batch=first_micro_batch,
-                global_batch=train.global_batch,
-            )
-            interval.add(columns, sums, norm)
-            self.step = step + 1
-            self.clock.done(self.step)
+        for step, columns in self._timed(self._batches()):
+            lr = self._train(step, columns, interval)
             stopping, leaving = self.stop_vote.agreed(preemption.noticed())
-            # The last checkpoint of this group, whatever the cadence.
-            events = self._events() | ({"checkpoint"} if stopping or leaving else set())
-            if not events and self.step % config.every.log and self.step < train.steps:
+            events = self._events(final=stopping or leaving)
+            if not self._ends_interval(events):
                 continue
-            totals, interval = interval.close(), self._new_interval()
-            self._note(totals)
-            record = self._record(totals, lr)
-            if (bad := self.streak.reached(totals)) is not None:
-                self._stop(self._not_finite(bad, totals))
+            if reason := self._close_interval(interval, events, lr):
+                self._give_up_diverged(reason)
                 return
-            if not record.get("loss", 0.0) <= self.loss_limit:
-                self._stop(self._diverged(record))
-                return
-            if "validation" in events:
-                record |= self._validate()
-            waits = self.clock.lap()
-            self._write(record, waits)
-            self.saver.save(events, record, tokens=record["samples"] * self.shards.seq_len)
+            interval = self._new_interval()
             if stopping:
                 break
-            if leaving and self.step < train.steps:
+            if leaving and self.step < self.config.train.steps:
                 with self.clock.waiting("checkpoint"):
-                    preemption.leave(config.run_uri, self.step)
+                    preemption.leave(self.config.run_uri, self.step)
         self._finish()
+
+    def _batches(self) -> Iterator[Any]:
+        return worker_batches(
+            self.blocks,
+            rank=self.rank,
+            world_size=self.world_size,
+            global_batch=self.config.train.global_batch,
+            micro_batch=self.config.train.micro_batch,
+            start_step=self.step,
+            steps=self.config.train.steps,
+        )
+
+    def _train(self, step: int, columns: list[Columns], interval: Interval) -> float:
+        """One optimizer step, added to the interval. Returns its learning rate."""
+        config, train = self.config, self.config.train
+        lr = lr_at(
+            step,
+            peak_lr=config.optimizer.lr,
+            total_steps=train.steps,
+            warmup_steps=config.warmup_steps,
+            decay=config.schedule.decay,
+            decay_fraction=config.schedule.decay_fraction,
+            min_lr_ratio=config.schedule.min_lr_ratio,
+        )
+        sums, norm = train_step(
+            self.replica.model,
+            self.replica.optimizer,
+            [to_torch(part, self.device) for part in columns],
+            lr=lr,
+            grad_clip=train.grad_clip,
+            dtype=self.replica.dtype,
+            seed=train.seed,
+            step=step,
+            first_micro_batch=self.rank * (train.global_batch // (train.micro_batch * self.world_size)),
+            global_batch=train.global_batch,
+        )
+        interval.add(columns, sums, norm)
+        self.step = step + 1
+        self.clock.done(self.step)
+        return lr
+
+    def _close_interval(self, interval: Interval, events: set[str], lr: float) -> str:
+        """Add the interval up over the ranks, write it down, and do what is due after its last step.
+
+        Returns:
+            Why training must end here, if it must.
+        """
+        totals = interval.close()
+        self.recorder.note(totals)
+        record = self._record(totals, lr)
+        if reason := self._diverged(totals, record):
+            return reason
+        if "validation" in events:
+            record |= self._validate()
+        self.recorder.log(record, self.clock.lap())
+        self.saver.save(events, record, tokens=record["samples"] * self.shards.seq_len)
+        return ""
 
     def _finish(self) -> None:
         """Wait until all that this start of the group noted lies in storage; no other rank waits for this one now."""
         self.pulse.close()
-        if self.ledger is not None:
-            self._patiently(self.ledger.flush, "writing the ledger")
+        self.recorder.flush()
         self.saver.close()
 
     def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -275,13 +233,25 @@ class Worker:
                 return
             yield batch
 
-    def _events(self) -> set[str]:
-        """What is due after this step. The last step validates, probes and saves whatever the cadence."""
+    def _events(self, *, final: bool) -> set[str]:
+        """What is due after this step. The last step validates, probes and saves whatever the cadence.
+
+        Args:
+            final: the group ends after this step, at least with a checkpoint.
+        """
         every, last = self.config.every, self.step == self.config.train.steps
         cadences = {"validation": every.validation, "probe": every.probe, "checkpoint": every.checkpoint}
         if not self.tasks:
             cadences["probe"] = 0
-        return {name for name, cadence in cadences.items() if cadence and (last or self.step % cadence == 0)}
+        due = {name for name, cadence in cadences.items() if cadence and (last or self.step % cadence == 0)}
+        return due | {"checkpoint"} if final else due
+
+    def _ends_interval(self, events: set[str]) -> bool:
+        train, every = self.config.train, self.config.every
+        return bool(events) or self.step % every.log == 0 or self.step >= train.steps
+
+    def _new_interval(self) -> Interval:
+        return Interval(self.step + 1, self.device, self.world_size)
 
     def _record(self, totals: Totals, lr: float) -> dict[str, Any]:
         """A line of the log. Without a single finite step there is nothing to say of losses."""
@@ -298,10 +268,10 @@ class Worker:
             "mfu": totals.tokens / seconds * self.flops_per_token / self.peak,
             "samples": self.step * self.config.train.global_batch,
             "epoch": self.step * self.config.train.global_batch / self.shards.rows("train"),
-            "elapsed_seconds": self.elapsed + self.clock.total(),
+            "elapsed_seconds": self.replica.restored.elapsed + self.clock.total(),
             "eta_seconds": remaining * self.config.train.global_batch / rate,
             "workers": self.world_size,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": str(self.replica.dtype).removeprefix("torch."),
         }
 
     def _validate(self) -> dict[str, Any]:
@@ -310,9 +280,11 @@ class Worker:
         The machine's limit is measured again as well: at the start of a run others may still be at work on its cores.
         """
         with self.clock.waiting("validation"):
-            batches = (to_torch(part, self.device) for part in self._moving(self.validation))
-            sums = all_reduce_sums(validate(self.model, batches, self.dtype, self.device), self.world_size)
-            self.peak = max(self.peak, peak_flops(self.device, self.dtype, seconds=0.05) * self.world_size)
+            batches = (to_torch(part, self.device) for part in self._counting_progress(self.validation))
+            sums = validate(self.replica.model, batches, self.replica.dtype, self.device)
+            sums = all_reduce_sums(sums, self.world_size)
+            peak = peak_flops(self.device, self.replica.dtype, seconds=0.05) * self.world_size
+            self.peak = max(self.peak, peak)
         if not sums[4] > 0:
             return {}
         found = means(sums)
@@ -323,48 +295,20 @@ class Worker:
             return {}
         return {"step": self.step, "validation": found}
 
-    def _moving(self, batches: list[Any]) -> Iterator[Any]:
+    def _counting_progress(self, batches: list[Any]) -> Iterator[Any]:
         for batch in batches:
             yield batch
             self.clock.progress += 1
 
-    # -- what is written ----------------------------------------------------------------------------------------
+    # -- the end ------------------------------------------------------------------------------------------------
 
-    def _patiently(self, action: Callable[[], T], what: str) -> T:
-        return patiently(action, f"{what} of {self.config.run_uri}", seconds=self.config.run.patience)
+    def _diverged(self, totals: Totals, record: dict[str, Any]) -> str:
+        """Why nothing good can come of further steps; empty while all is well."""
+        if (bad := self.streak.reached(totals)) is not None:
+            return self._not_finite(bad, totals)
+        return "" if record.get("loss", 0.0) <= self.loss_limit else self._too_high(record)
 
-    def _new_interval(self) -> Interval:
-        return Interval(self.step + 1, self.device, self.world_size)
-
-    def _open_ledger(self) -> Ledger:
-        return Ledger(self.config.run_uri, restored=self.step, workers=self.world_size)
-
-    def _note(self, totals: Totals) -> None:
-        if self.ledger is not None:
-            noted = partial(self.ledger.add, totals.first, totals.digests, totals.skipped)
-            with self.clock.waiting("report"):
-                self._patiently(noted, "writing the ledger")
-
-    def _write(self, record: dict[str, Any], waits: dict[str, float]) -> None:
-        if self.log is None or self.gauges is None or not record:
-            return
-        seconds = waits.get("seconds", 0.0)
-        shares = {f"wait_{name}": waits[name] / seconds for name in clock.KINDS if seconds}
-        with self.clock.waiting("report"):
-            self._patiently(partial(self.log.write, {**record, **shares}), "writing the log")
-        flat = {"validation_loss": record["validation"]["loss"]} if "validation" in record else {}
-        self.gauges.set({**record, **flat})
-        counted = {f"wait_{name}_seconds_total": waits.get(name, 0.0) for name in clock.KINDS}
-        self.gauges.add({**counted, "samples_total": (self.step - self.counted) * self.config.train.global_batch})
-        self.counted = self.step
-
-    def _flush(self) -> None:
-        """What was noted until here must lie in storage before a checkpoint is committed that goes on from here."""
-        if self.ledger is not None and self.log is not None:
-            self._patiently(self.ledger.flush, "writing the ledger")
-            self._patiently(self.log.sync, "writing the log")
-
-    def _diverged(self, record: dict[str, Any]) -> str:
+    def _too_high(self, record: dict[str, Any]) -> str:
         return (
             f"The loss is {record['loss']:.3g} at step {self.step} (lr {record['lr']:.2e}), more than {DIVERGED} times "
             "that where training starts; lower optimizer.lr or raise schedule.warmup_steps, and start again under "
@@ -383,7 +327,7 @@ class Worker:
             "run.name or from that checkpoint."
         )
 
-    def _stop(self, reason: str) -> None:
+    def _give_up_diverged(self, reason: str) -> None:
         self._finish()
         if self.rank == 0:
             _give_up(self.config.run_uri, "diverged", reason, step=self.step)
@@ -391,5 +335,4 @@ class Worker:
     def close(self) -> None:
         self.pulse.close()
         self.stop_vote.close()
-        if self.log is not None:
-            self._patiently(self.log.close, "writing the log")
+        self.recorder.close()

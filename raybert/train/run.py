@@ -13,7 +13,7 @@ from raybert.config import look_up, read_yaml_mapping
 from raybert.errors import Interrupted, RunFailed
 from raybert.probe.service import client
 from raybert.storage import lease
-from raybert.storage.retry import patiently
+from raybert.storage.retry import retry
 from raybert.telemetry import FAILURE, read_failure
 from raybert.train.ahead import set_defaults
 from raybert.train.check import Run
@@ -45,9 +45,9 @@ def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
 def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
     from raybert.train.recovery.committed import last_step
     from raybert.train.recovery.placement_groups import removed_meanwhile
-    from raybert.train.recovery.repair import remove_halves, repair
+    from raybert.train.recovery.repair import remove_incomplete_checkpoints, repair
     from raybert.train.recovery.stop import requested, until_signal
-    from raybert.train.recovery.supervise import keep_going
+    from raybert.train.recovery.supervise import fit_with_restarts
 
     set_defaults()
     config = run.config
@@ -62,7 +62,7 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
     with removed_meanwhile():
         result = until_signal(
             run.uri,
-            lambda: keep_going(
+            lambda: fit_with_restarts(
                 lambda: _trainer(run, callbacks).fit(),
                 run.uri,
                 max_failures=config.train.max_failures,
@@ -70,7 +70,7 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
             ),
         )
     # Ray Train deletes old checkpoints once, and goes on when the storage is away at that moment.
-    patiently(lambda: remove_halves(run.uri), f"tidying up {run.uri}", seconds=config.run.patience)
+    retry(lambda: remove_incomplete_checkpoints(run.uri), f"tidying up {run.uri}", seconds=config.run.patience)
     if failure := read_failure(run.uri):
         raise Diverged(failure["reason"]) if failure["kind"] == "diverged" else RunFailed(failure["reason"])
     if requested(run.uri) and (done := last_step(run.uri)) < config.train.steps:
@@ -81,12 +81,22 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
 def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
+    from raybert.data.stream import StreamSpec
     from raybert.train.ingest import IngestConfig, placeholder
     from raybert.train.loop import train_loop
     from raybert.train.recovery.elastic import ElasticTrainer
     from raybert.train.recovery.supervise import FaultLog
 
     config = run.config
+    spec = StreamSpec(
+        shards_uri=config.data.shards,
+        manifest=run.shards.manifest_hash,
+        seed=config.data.seed,
+        global_batch=config.train.global_batch,
+        steps=config.train.steps,
+        task_cpus=run.shares.data_task,
+        retry_seconds=config.run.patience,
+    )
     return ElasticTrainer(
         run.uri,
         config.train.worker_counts,
@@ -113,16 +123,7 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
             worker_runtime_env={"env_vars": worker_environment(run.shares.use_gpu)},
         ),
         datasets={"train": partial(placeholder, run.uri, config.run.patience)},
-        dataset_config=IngestConfig(
-            run_uri=run.uri,
-            shards_uri=config.data.shards,
-            manifest=run.shards.manifest_hash,
-            seed=config.data.seed,
-            global_batch=config.train.global_batch,
-            steps=config.train.steps,
-            task_cpus=run.shares.data_task,
-            patience=config.run.patience,
-        ),
+        dataset_config=IngestConfig(run.uri, spec),
     )
 
 

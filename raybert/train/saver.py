@@ -3,7 +3,6 @@
 Only the copy into memory is on the way of the step; files are written and uploaded behind it.
 """
 
-import math
 import tempfile
 import threading
 import time
@@ -21,7 +20,7 @@ from raybert import storage
 from raybert.config import Config
 from raybert.probe.service import client, queue
 from raybert.probe.tasks import ProbeTask
-from raybert.storage.retry import patiently
+from raybert.storage.retry import retry
 from raybert.telemetry import Gauges
 from raybert.train import checkpoint as checkpoints
 from raybert.train.clock import Clock
@@ -66,105 +65,115 @@ class Saver:
     def save(self, events: set[str], record: dict[str, Any], *, tokens: int) -> None:
         """Snapshot, hand over to the background, and tell Ray Train, as far as each is due after the record's step."""
         step = record["step"]
-        validation_loss = record["validation"]["loss"] if "validation" in record else math.inf
-        is_best = self.config.checkpoint.keep_best and validation_loss < self.best
-        self.best = min(self.best, validation_loss)
+        is_best = self._update_best(record)
         snap = None
         if self.writer is not None and (events & {"checkpoint", "probe"} or is_best):
             with self.clock.waiting("checkpoint"):
-                counters = {
-                    "step": step,
-                    "elapsed_seconds": record["elapsed_seconds"],
-                    "best_validation_loss": self.best,
-                }
-                full = "checkpoint" in events
-                if full:
-                    self.uploads.acquire()
-                snap = checkpoints.snapshot(self.model, self.optimizer if full else None, **counters)
+                snap = self._snapshot(record, full="checkpoint" in events)
                 if "probe" in events:
-                    self.writer.submit(partial(self._submit_probe, snap, step))
+                    self.writer.submit(partial(self._request_probe, snap.weights_alone(), step))
                 if is_best:
-                    best = checkpoints.Snapshot(snap.weights, snap.config, None)
-                    uri = storage.join(self.config.run_uri, "checkpoints", "best")
-                    written = partial(checkpoints.write, best, uri)
-                    self.writer.submit(partial(self._patiently, written, "writing the best weights"))
+                    self.writer.submit(partial(self._write_best, snap.weights_alone()))
         if events & {"checkpoint", "validation"}:
             metrics = {"step": step, "tokens": tokens}
             if "loss" in record:
                 metrics["loss"] = record["loss"]
             if "validation" in record:
-                metrics["validation_loss"] = validation_loss
+                metrics["validation_loss"] = record["validation"]["loss"]
             with self.clock.waiting("report"):
                 if "checkpoint" in events:
                     self._commit(metrics, snap, step)
                 else:
                     ray.train.report(metrics)
 
+    def _update_best(self, record: dict[str, Any]) -> bool:
+        """Note the validation loss, and return whether the weights are to be kept as the best so far."""
+        if "validation" not in record:
+            return False
+        loss, before = record["validation"]["loss"], self.best
+        self.best = min(before, loss)
+        return self.config.checkpoint.keep_best and loss < before
+
+    def _snapshot(self, record: dict[str, Any], *, full: bool) -> checkpoints.Snapshot:
+        """Copy the weights into memory and, for a full checkpoint, what else it needs, as soon as there is room."""
+        if full:
+            self.uploads.acquire()
+        return checkpoints.snapshot(
+            self.model,
+            self.optimizer if full else None,
+            step=record["step"],
+            elapsed_seconds=record["elapsed_seconds"],
+            best_validation_loss=self.best,
+        )
+
+    def _write_best(self, weights: checkpoints.Snapshot) -> None:
+        uri = storage.join(self.config.run_uri, "checkpoints", "best")
+        self._retry(partial(checkpoints.write, weights, uri), "writing the best weights")
+
     def close(self) -> None:
         """Wait until all that was handed over is written, but for the last checkpoint, which Ray Train waits for."""
         if self.writer is not None:
             self.writer.close()
 
-    def _patiently(self, action: Callable[[], T], what: str) -> T:
-        return patiently(action, f"{what} of {self.config.run_uri}", seconds=self.config.run.patience)
+    def _retry(self, action: Callable[[], T], what: str) -> T:
+        return retry(action, f"{what} of {self.config.run_uri}", seconds=self.config.run.patience)
 
     def _commit(self, metrics: dict[str, float], snap: checkpoints.Snapshot | None, step: int) -> None:
         """Tell the controller; with a snapshot, its upload goes on in Ray Train's own thread."""
-        name = checkpoint_name(step)
 
         def upload(_: Checkpoint, directory: str) -> Checkpoint:
+            assert snap is not None
             try:
-                return write(directory)
+                return self._upload(snap, directory)
             finally:
                 self.uploads.release()
-
-        def write(directory: str) -> Checkpoint:
-            assert snap is not None
-            uri, start = storage.join(self.config.run_uri, directory), time.monotonic()
-            # A run that goes on from this checkpoint must find what was noted until here, and has no second chance to
-            # queue a probe of this step or to keep its weights as the best.
-            if self.writer is not None:
-                self.writer.drain()
-            self.flush()
-            size = self._patiently(partial(checkpoints.write, snap, uri), f"writing {directory}")
-            if self.gauges is not None:
-                self.gauges.set({"checkpoint_bytes": size, "checkpoint_seconds": time.monotonic() - start})
-            return Checkpoint(storage.arrow_uri(uri))
 
         ray.train.report(
             metrics,
             # The directory is a formality: `upload` writes the snapshot itself.
             checkpoint=Checkpoint.from_directory(tempfile.mkdtemp(prefix="raybert-")) if snap else None,
-            checkpoint_dir_name=name,
+            checkpoint_dir_name=checkpoint_name(step),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
             checkpoint_upload_fn=upload,
         )
         self.saved = step
 
-    def _submit_probe(self, snap: checkpoints.Snapshot, step: int) -> None:
-        """Put the weights where retention never reaches and queue the step for the probe service.
+    def _upload(self, snap: checkpoints.Snapshot, directory: str) -> Checkpoint:
+        uri, start = storage.join(self.config.run_uri, directory), time.monotonic()
+        # A run that goes on from this checkpoint must find what was noted until here, and has no second chance to
+        # queue a probe of this step or to keep its weights as the best.
+        if self.writer is not None:
+            self.writer.drain()
+        self.flush()
+        size = self._retry(partial(checkpoints.write, snap, uri), f"writing {directory}")
+        if self.gauges is not None:
+            self.gauges.set({"checkpoint_bytes": size, "checkpoint_seconds": time.monotonic() - start})
+        return Checkpoint(storage.arrow_uri(uri))
 
-        Where that cannot be done, it is noted: training does not end for a probe.
-        """
-        weights_alone = checkpoints.Snapshot(snap.weights, snap.config, None)
+    def _request_probe(self, weights: checkpoints.Snapshot, step: int) -> None:
+        """Queue the step for the probe service. Where that cannot be done, it is noted: a probe never ends training."""
         run_uri = self.config.run_uri
-        submit = partial(
-            client.submit,
+        request = queue.Request(
             run_uri,
-            self.config.run.storage,
             step,
-            self.tasks,
-            lambda uri: checkpoints.write(weights_alone, uri),
-            positions=snap.config.max_position_embeddings,
+            tuple(self.tasks),
+            positions=weights.config.max_position_embeddings,
             cpus=self.probe_cpus,
-            max_waiting=self.config.probe.max_waiting,
             gpus=self.config.probe.gpus,
+            max_waiting=self.config.probe.max_waiting,
         )
         try:
-            self._patiently(submit, "queueing a probe")
+            self._retry(partial(self._queue_probe, request, weights), "queueing a probe")
         except Exception as error:
             reason = f"The checkpoint could not be queued for its probe ({type(error).__name__}: {error})."
             faults.note(run_uri, "probe", f"step {step}: {reason}", step=step)
             with suppress(Exception):  # the note says it, too
                 queue.skip(run_uri, step, self.tasks, reason)
+
+    def _queue_probe(self, request: queue.Request, weights: checkpoints.Snapshot) -> None:
+        """Put the weights where retention never reaches, then the request into the queue, then tell the service."""
+        if queue.new_tasks(request):
+            checkpoints.write(weights, request.weights)
+        if queue.add(request):
+            client.announce(request.run_uri, self.config.run.storage)

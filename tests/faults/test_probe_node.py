@@ -10,11 +10,10 @@ import torch
 from raybert import storage
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.files import save
 from raybert.probe.service import queue
 from raybert.probe.tasks import load_task
 from tests.faults.cluster import ray_nodes
-from tests.tasks import make_task
+from tests.tasks import make_task, queue_checkpoint
 
 SERVICE = "ProbeService"
 # Has the run served once, and waits until nothing is queued; what happens in between is the service's own affair.
@@ -37,7 +36,7 @@ def test_the_service_outlives_its_node(tmp_path):
     storage.write_bytes(f"{run}/config.yaml", b"{}")
     steps = [100 * (i + 1) for i in range(6)]
     for step in steps:
-        queue.add(run, step, [task], lambda uri: save(model, uri), positions=32, cpus=0.5, max_waiting=len(steps))
+        queue_checkpoint(run, step, task, model, max_waiting=len(steps))
     with ray_nodes() as cluster:
         cluster.add(0, labels="ray.io/market-type=spot")  # the head is no place for the service here
         nodes = [cluster.add(1) for _ in range(2)]

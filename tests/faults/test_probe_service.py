@@ -16,12 +16,11 @@ from raybert import storage
 from raybert.errors import RunFailed
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.files import save
 from raybert.probe.service import client, owner, queue
 from raybert.probe.service.owner import Owner
 from raybert.probe.tasks import load_task
 from tests.processes import titled
-from tests.tasks import make_task
+from tests.tasks import make_task, queue_checkpoint
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -44,9 +43,8 @@ def make_run(folder, name):
 
 
 def submit(run, folder, step, task, model, max_waiting=20):
-    client.submit(
-        run, str(folder), step, [task], lambda uri: save(model, uri), positions=32, cpus=0.5, max_waiting=max_waiting
-    )
+    if queue_checkpoint(run, step, task, model, max_waiting=max_waiting):
+        client.announce(run, str(folder))
 
 
 def kill_service():
@@ -87,7 +85,7 @@ def test_each_checkpoint_gets_one_record_whenever_the_service_is_killed(task, mo
 def test_past_the_limit_the_oldest_are_recorded_as_skipped(task, model, tmp_path):
     run = make_run(tmp_path, "many")
     for step in range(1, 9):
-        queue.add(run, step, [task], lambda uri: save(model, uri), positions=32, cpus=0.5, max_waiting=3)
+        queue_checkpoint(run, step, task, model, max_waiting=3)
     client.serve(run, str(tmp_path))
     client.wait(run, str(tmp_path), timeout=120)
     status = {record["step"]: record["status"] for record in queue.records(run).values()}
@@ -96,15 +94,9 @@ def test_past_the_limit_the_oldest_are_recorded_as_skipped(task, model, tmp_path
 
 def test_what_cannot_be_probed_is_recorded_with_its_reason(task, model, tmp_path):
     run = make_run(tmp_path, "broken")
-    queue.add(
-        run,
-        1,
-        [task],
-        lambda uri: storage.write_bytes(f"{uri}/model.safetensors", b"cos\nsystem\n"),
-        positions=32,
-        cpus=0.5,
-        max_waiting=3,
-    )
+    request = queue.Request(run, 1, (task,), positions=32, cpus=0.5, max_waiting=3)
+    storage.write_bytes(f"{request.weights}/model.safetensors", b"cos\nsystem\n")
+    assert queue.add(request)
     client.serve(run, str(tmp_path))
     client.wait(run, str(tmp_path), timeout=60)
     (record,) = queue.records(run).values()
@@ -131,7 +123,7 @@ def test_a_probe_whose_process_is_killed_is_done_again(model, tmp_path):
 
 def test_a_service_without_cpus_says_so_and_the_next_wait_starts_one_that_was_stopped(task, model, tmp_path):
     run = make_run(tmp_path, "stopped")
-    queue.add(run, 1, [task], lambda uri: save(model, uri), positions=32, cpus=64, max_waiting=3)
+    queue_checkpoint(run, 1, task, model, cpus=64, max_waiting=3)
     client.serve(run, str(tmp_path))
     end = time.monotonic() + 60
     while not (running := [r for status in client.statuses() for one in status["runs"] for r in one["running"]]):
@@ -148,7 +140,7 @@ def test_a_service_without_cpus_says_so_and_the_next_wait_starts_one_that_was_st
     assert client.stop()
     assert not owner.is_served(run)
     storage.remove(queue.queue_uri(run, 1))
-    queue.add(run, 1, [task], lambda uri: save(model, uri), positions=32, cpus=0.5, max_waiting=3)
+    queue_checkpoint(run, 1, task, model, max_waiting=3)
     # Served from elsewhere, it is only looked at.
     owner.claim(run, Owner("probe-service-x", "another cluster"))
     with pytest.raises(RunFailed, match="still wait"):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import pytest
 
 from raybert.cli import run_app
-from raybert.train.recovery.repair import halves
+from raybert.train.recovery.repair import incomplete_checkpoints
 from tests.data import make_shards
 from tests.faults.cluster import ray_nodes
 from tests.faults.driver import SEQ_LEN, STRETCH, Driver, assert_undisturbed, plain_losses, recomputed_digests
@@ -76,7 +76,7 @@ def test_nothing_is_lost(number, names, cluster, shards, gcs, bucket, tmp_path, 
             for path in cluster.temporary.glob("raybert-*"):  # what processes that were killed have left, for ever
                 shutil.rmtree(path, ignore_errors=True)
                 path.unlink(missing_ok=True)
-        assert not halves(driver.uri)
+        assert not incomplete_checkpoints(driver.uri)
         assert run_app(["verify", driver.uri]) == 0, capsys.readouterr().out
 
 

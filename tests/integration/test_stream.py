@@ -18,6 +18,7 @@ from raybert.data.stream import (
     FIRST_AHEAD,
     MOST_AHEAD,
     PREFETCHED_BLOCKS,
+    StreamSpec,
     blocks_of,
     chapter_steps,
     execution_options,
@@ -40,11 +41,13 @@ def consume(shard, **where):
     return [(step, [widen(part) for part in parts]) for step, parts in worker_batches(blocks_of(shard), **where)]
 
 
+def spec(uri, steps):
+    return StreamSpec(uri, seed=SEED, global_batch=G, steps=steps, task_cpus=0.5)
+
+
 def stream_steps(uri, workers, start_step, steps):
     """Every rank's micro-batches, as a real splitter and real tasks deliver them."""
-    dataset = train_stream(
-        uri, seed=SEED, global_batch=G, world_size=workers, start_step=start_step, steps=steps, task_cpus=0.5
-    )
+    dataset = train_stream(spec(uri, steps), world_size=workers, start_step=start_step)
     dataset.context.execution_options = execution_options()
     where = {"world_size": workers, "global_batch": G, "micro_batch": 2, "start_step": start_step, "steps": steps}
     splits = dataset.streaming_split(workers, equal=True)
@@ -72,7 +75,7 @@ def test_tasks_stay_a_few_chapters_ahead_of_the_workers(shards, monkeypatch):
     monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 2.0)
     chapters, span = 60, chapter_steps(G, 1_000_000)
     options = {"start_step": 0, "steps": chapters * span, "world_size": 1, "global_batch": G}
-    dataset = train_stream(shards.uri, seed=SEED, task_cpus=0.5, **options)
+    dataset = train_stream(spec(shards.uri, chapters * span), world_size=1, start_step=0)
     dataset.context.execution_options = execution_options()
     (shard,) = dataset.streaming_split(1, equal=True)
 
@@ -94,7 +97,7 @@ def test_tasks_stay_a_few_chapters_ahead_of_the_workers(shards, monkeypatch):
 
 
 def test_a_wrong_sample_stops_the_loop(shards):
-    dataset = train_stream(shards.uri, seed=SEED, global_batch=G, world_size=1, start_step=5, steps=10, task_cpus=0.5)
+    dataset = train_stream(spec(shards.uri, 10), world_size=1, start_step=5)
     # The consumer was restored to another step than the stream was built for.
     where = {"rank": 0, "world_size": 1, "global_batch": G, "micro_batch": 12, "start_step": 4, "steps": 10}
     with pytest.raises(RuntimeError, match="no sample is lost or seen twice"):
@@ -105,7 +108,7 @@ def test_a_missing_shard_is_an_error_that_names_it(tmp_path):
     broken = make_shards(str(tmp_path))
     for shard in broken.shards():
         (tmp_path / shard.name).unlink()
-    dataset = train_stream(broken.uri, seed=0, global_batch=G, world_size=1, start_step=0, steps=10, task_cpus=0.5)
+    dataset = train_stream(spec(broken.uri, 10), world_size=1, start_step=0)
     where = {"rank": 0, "world_size": 1, "global_batch": G, "micro_batch": 12, "start_step": 0, "steps": 10}
     with pytest.raises(Exception, match=r"train-0000\d-of-00002.parquet"):
         next(worker_batches(blocks_of(dataset.iterator()), **where))

@@ -127,7 +127,7 @@ def test_what_a_local_ray_is_told_does_not_hold_for_a_cluster(monkeypatch):
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: None)
-    monkeypatch.setattr(connection, "_knock", lambda address: None)
+    monkeypatch.setattr(connection, "_require_listener", lambda address: None)
     monkeypatch.setattr(connection, "_refuse_spot_node", lambda: None)
     assert cluster.connect()
     assert (environment[watch], environment[tracking]) == ("0", "1")

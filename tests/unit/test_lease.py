@@ -15,7 +15,7 @@ from raybert.storage.lease import LEASE, Onlooker
 DRIVE = """
 import sys, time
 from raybert.storage import lease
-lease.SETTLE = lease.RENEW = 0.05
+lease.FIRST_RENEWAL = lease.RENEW = 0.05
 with lease.held(sys.argv[1]):
     print("drives", flush=True)
     time.sleep(60)
@@ -25,7 +25,7 @@ with lease.held(sys.argv[1]):
 @pytest.fixture
 def brief(monkeypatch):
     """The pauses of a lease, in parts of a second."""
-    for name, seconds in {"SETTLE": 0.02, "RENEW": 0.05, "EXPIRE": 1.0, "LOOK": 0.02}.items():
+    for name, seconds in {"FIRST_RENEWAL": 0.02, "RENEW": 0.05, "EXPIRE": 1.0, "LOOK": 0.02}.items():
         monkeypatch.setattr(lease, name, seconds)
 
 

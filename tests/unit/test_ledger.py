@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert import storage
 from raybert.data.block import take
 from raybert.data.reader import SampleReader
 from raybert.errors import InputError
+from raybert.storage import growing, storage
 from raybert.train import ledger
 from tests.data import make_shards
 from tests.faults.driver import BATCH, SEED, recomputed_digests
@@ -136,7 +136,7 @@ def test_a_step_waits_for_no_upload(monkeypatch):
         assert may_end.wait(60)
         whole(uri, content)
 
-    monkeypatch.setattr(ledger, "REMOTE_INTERVAL", 0.0)
+    monkeypatch.setattr(growing, "UPLOAD_SECONDS", 0.0)
     monkeypatch.setattr(storage, "write_bytes", slow)
     writer = ledger.Ledger("memory://ledger-slow", restored=0, workers=1)
     for first in range(1, 101, 10):

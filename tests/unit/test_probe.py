@@ -28,7 +28,7 @@ from raybert.probe import classify
 from raybert.probe.baselines import Cache
 from raybert.probe.compare import compare
 from raybert.probe.evaluate import evaluate, pack_bits, prepare, unpack_bits
-from raybert.probe.service import client, owner, queue
+from raybert.probe.service import owner, queue
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.served import Outcome, ServedRun
 from raybert.probe.show import format_block, result_table, results_table
@@ -36,6 +36,7 @@ from raybert.probe.statistics import paired_bootstrap, wilson
 from raybert.probe.tasks import ProbeTask, load_task
 from raybert.probe.texts import load_texts
 from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID
+from raybert.train import checkpoint
 from raybert.train.checkpoint import Snapshot
 from raybert.train.recovery import faults
 from raybert.train.saver import Saver
@@ -238,12 +239,19 @@ def test_bits_survive(flags):
     assert unpack_bits(pack_bits(np.array(flags)), len(flags)).tolist() == flags
 
 
+def request(run, step, *tasks):
+    return queue.Request(run, step, tasks, positions=32, cpus=1, max_waiting=5)
+
+
 def test_a_step_is_queued_once_and_leaves_nothing_behind(task_file, tmp_path):
     run, task = str(tmp_path / "run"), load_task(task_file)
     written = []
 
     def add(*tasks):
-        return queue.add(run, 200, tasks, lambda uri: written.append(uri), positions=32, cpus=1, max_waiting=5)
+        wanted = request(run, 200, *tasks)
+        if queue.new_tasks(wanted):
+            written.append(wanted.weights)
+        return queue.add(wanted)
 
     assert add(task)
     assert add(task)
@@ -270,7 +278,7 @@ def test_what_cannot_be_queued_is_recorded_and_what_is_queued_is_not(task_file, 
     queue.skip(run, 1, [task], "no room")
     (record,) = queue.records(run).values()
     assert (record["status"], record["reason"]) == ("skipped", "no room")
-    queue.add(run, 2, [task], lambda uri: None, positions=32, cpus=1, max_waiting=5)
+    queue.add(request(run, 2, task))
     queue.skip(run, 2, [task], "no room")
     assert len(queue.records(run)) == 1
 
@@ -288,7 +296,7 @@ def test_an_unreadable_entry_ends_with_a_record(tmp_path, content, names):
     storage.write_bytes(queue.queue_uri(run, 1), content)
     storage.write_bytes(f"{queue.weights_uri(run, 1)}/model.safetensors", b"x")
     served = ServedRun(run, Owner("me", "here"))
-    served.attend()
+    served.advance()
     assert [record["task"] for record in queue.records(run).values()] == names
     assert {record["status"] for record in served.news} == {"failed"}
     assert queue.waiting_steps(run) == []
@@ -297,9 +305,9 @@ def test_an_unreadable_entry_ends_with_a_record(tmp_path, content, names):
 
 def served_run(run, task, steps=(1,)):
     for step in steps:
-        queue.add(run, step, [task], lambda uri: None, positions=32, cpus=1, max_waiting=5)
+        queue.add(request(run, step, task))
     served = ServedRun(run, Owner("me", "here"))
-    served.attend()
+    served.advance()
     return served
 
 
@@ -307,7 +315,7 @@ def finish_probe(served, **outcome):
     """As the service does when a probe ends."""
     probe, served.next = served.next, None
     served.outcome = Outcome(probe, **outcome)
-    served.attend()
+    served.advance()
 
 
 def test_a_result_that_cannot_be_written_is_kept(task_file, tmp_path, monkeypatch):
@@ -318,7 +326,7 @@ def test_a_result_that_cannot_be_written_is_kept(task_file, tmp_path, monkeypatc
             finish_probe(served, values={"started": 0.0, "seconds": 1.0})
     assert served.outcome is not None
     assert served.due
-    served.attend()
+    served.advance()
     assert served.next is None
     assert [record["seconds"] for record in queue.records(str(tmp_path)).values()] == [1.0]
     assert queue.waiting_steps(str(tmp_path)) == []
@@ -356,9 +364,9 @@ def test_a_task_that_comes_while_an_entry_ends_is_done_as_well(task_file, tmp_pa
     run, task = str(tmp_path), load_task(task_file)
     served = served_run(run, task)
     other = task.model_copy(update={"name": "other"})
-    queue.add(run, 1, [task, other], lambda uri: None, positions=32, cpus=1, max_waiting=5)
+    queue.add(request(run, 1, task, other))
     finish_probe(served, values={"started": 0.0})
-    served.attend()
+    served.advance()
     assert served.next.task == other
 
 
@@ -376,7 +384,7 @@ def test_texts_that_change_are_read_again(task_file, tmp_path):
     with open(folder / "train.csv", "a") as file:
         file.write("\nanother goal,sport")
     served.next = None
-    served.attend()
+    served.advance()
     assert served.next.key != before
     assert served.texts == {"mine": served.next.key}
 
@@ -393,9 +401,9 @@ def test_trouble_with_a_probe_does_not_end_training(task_file, tmp_path, monkeyp
     saver.config = from_mapping({"run": {"name": "run", "storage": str(tmp_path)}})
     storage.write_bytes(f"{saver.config.run_uri}/config.yaml", b"{}")
     saver.tasks, saver.probe_cpus = [load_task(task_file)], 1.0
-    monkeypatch.setattr(client, "submit", Mock(side_effect=ValueError("no place for the actor")))
-    saver._submit_probe(Snapshot({}, BertConfig(), None), 5)
+    monkeypatch.setattr(checkpoint, "write", Mock(side_effect=ValueError("no place for the weights")))
+    saver._request_probe(Snapshot({}, BertConfig(), None), 5)
     (record,) = queue.records(saver.config.run_uri).values()
     assert (record["status"], record["step"]) == ("skipped", 5)
-    assert "no place for the actor" in record["reason"]
+    assert "no place for the weights" in record["reason"]
     assert [fault["kind"] for fault in faults.read(saver.config.run_uri)] == ["probe"]

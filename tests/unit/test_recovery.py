@@ -13,15 +13,15 @@ from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.directory import REQUIRED, SUMS, TRAINING_STATE
-from raybert.storage.retry import patiently
+from raybert.storage.retry import retry
 from raybert.train import checkpoint
 from raybert.train.optimizer import build
 from raybert.train.recovery import faults
 from raybert.train.recovery import watchdog as hang
 from raybert.train.recovery.committed import SNAPSHOT, last_step
 from raybert.train.recovery.elastic import fitting_workers
-from raybert.train.recovery.repair import halves, repair
-from raybert.train.recovery.supervise import _mend
+from raybert.train.recovery.repair import incomplete_checkpoints, repair
+from raybert.train.recovery.supervise import _repair_or_fail
 from raybert.train.recovery.watchdog import FIRST_STEP, HangWatch, Rank, stalled_ranks
 from tests.gcs import Fault
 
@@ -89,7 +89,7 @@ def test_what_a_deletion_left_that_was_cut_short_is_removed(run, name):
         shutil.copytree(run / "checkpoints" / "step-00000010", place)
     (old / name).unlink()
     (run / "checkpoints" / "best").mkdir()
-    assert halves(str(run)) == [str(old)]
+    assert incomplete_checkpoints(str(run)) == [str(old)]
     assert repair(str(run)) == []
     assert not old.exists()
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
@@ -97,7 +97,7 @@ def test_what_a_deletion_left_that_was_cut_short_is_removed(run, name):
         *(f"step-{step:08d}" for step in (7, 10, 20, 30)),
     ]
     (run / "checkpoints" / "step-00000030" / name).unlink()  # on the record: damaged, and kept for whoever looks
-    assert halves(str(run)) == []
+    assert incomplete_checkpoints(str(run)) == []
     assert len(repair(str(run))) == 1
 
 
@@ -181,11 +181,11 @@ def test_a_run_whose_checkpoints_are_all_gone_does_not_begin_anew_by_itself(run)
 
 
 def test_a_run_of_which_nothing_is_left_does_not_begin_anew_behind_a_failure(run, tmp_path_factory):
-    _mend(str(run), had=30)
+    _repair_or_fail(str(run), had=30)
     empty = str(tmp_path_factory.mktemp("empty"))
-    _mend(empty, had=0)  # a run that has not come to its first checkpoint
+    _repair_or_fail(empty, had=0)  # a run that has not come to its first checkpoint
     with pytest.raises(RunFailed, match="had a checkpoint of step 30, and nothing of it is there now"):
-        _mend(empty, had=30)
+        _repair_or_fail(empty, had=30)
 
 
 def test_a_storage_that_does_not_let_us_in_says_nothing_of_a_checkpoint(run, gcs):
@@ -220,13 +220,13 @@ def test_patience_ends(monkeypatch):
         calls.clear()
         return action
 
-    assert patiently(fails(3, OSError(errno.ENOSPC, "No space left on device")), "writing x", seconds=60) == "done"
+    assert retry(fails(3, OSError(errno.ENOSPC, "No space left on device")), "writing x", seconds=60) == "done"
     assert len(calls) == 4
     with pytest.raises(InputError):
-        patiently(fails(1, InputError("wrong key")), "writing x", seconds=60)
+        retry(fails(1, InputError("wrong key")), "writing x", seconds=60)
     assert len(calls) == 1
     with pytest.raises(ConnectionError):
-        patiently(fails(10**9, ConnectionError("down")), "writing x", seconds=0)
+        retry(fails(10**9, ConnectionError("down")), "writing x", seconds=0)
 
 
 @pytest.mark.parametrize(

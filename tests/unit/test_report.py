@@ -9,6 +9,7 @@ from raybert import storage
 from raybert.errors import Interrupted
 from raybert.report import follow, live, write_report
 from raybert.report.follow import kept_current
+from raybert.report.watch import watching
 from raybert.storage import lease
 from tests.runs import make_run, probe, write_probe
 
@@ -26,7 +27,7 @@ def test_only_a_run_that_goes_on_has_a_page_that_loads_itself_again(tmp_path):
 def test_a_new_probe_comes_into_the_page(tmp_path, monkeypatch):
     run = make_run(tmp_path, steps=800, done=400)
     page = Path(run, "report.html")
-    with kept_current(run):
+    with kept_current(run) as page_news, watching(run, [page_news]):
         write_probe(run, probe("bbc_news", 600, 800))
         end = time.monotonic() + 60
         while not page.exists():
@@ -36,7 +37,7 @@ def test_a_new_probe_comes_into_the_page(tmp_path, monkeypatch):
         write_probe(run, probe("bbc_news", 800, 800))
     assert ">800</th>" in page.read_text()
     monkeypatch.setattr(follow, "write_report", lambda uri: 1 / 0)
-    with kept_current(run):
+    with kept_current(run) as page_news, watching(run, [page_news]):
         pass  # a page that cannot be drawn is no failure of the run
 
 
@@ -58,7 +59,7 @@ def test_who_interrupts_twice_does_not_wait_for_a_page(tmp_path, error, drawn):
     run = make_run(tmp_path, steps=800, done=400)
 
     def interrupted():
-        with kept_current(run):
+        with kept_current(run) as page_news, watching(run, [page_news]):
             write_probe(run, probe("bbc_news", 600, 800))  # news that a page would be drawn for
             raise error
 

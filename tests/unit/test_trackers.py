@@ -70,13 +70,13 @@ def test_tensorboard_outlives_a_full_disk(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(trackers, "FLUSH_INTERVAL", 0.0)
     board = trackers.TensorBoard(str(tmp_path), {"seed": 1})
     board.log(1, {"train/loss": 3.0})
-    board.settle()
+    board.flush_if_due()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # as a disk that takes no more
     try:
         for step in range(2, 1000):
             board.log(step, {"train/loss": 2.0})
-            board.settle()
+            board.flush_if_due()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     board.log(1000, {"train/loss": 1.0})

@@ -151,7 +151,7 @@ class ProbeService:
         for run in runs:
             if run.due:
                 run.busy = True
-                self._pool.submit(self._attend, run)
+                self._pool.submit(self._advance, run)
         self._launch(runs)
         used = {key for run in runs for key in list(run.texts.values())}
         self._texts = {key: ref for key, ref in self._texts.items() if key in used}
@@ -163,11 +163,11 @@ class ProbeService:
         with self._lock:
             return list(self._runs.values())
 
-    def _attend(self, run: ServedRun) -> None:
+    def _advance(self, run: ServedRun) -> None:
         """In a thread of the pool: all that is to be done in a run's storage now."""
         mentioned = run.mentioned
         try:
-            run.attend()
+            run.advance()
             run.errors, run.trouble = 0, ""
         except Exception as error:
             run.errors, run.trouble = run.errors + 1, f"{type(error).__name__}: {error}"

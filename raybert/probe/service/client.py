@@ -4,7 +4,7 @@ import functools
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ import ray
 from ray.util import list_named_actors
 
 from raybert.cluster import OFF_SPOT, connect
-from raybert.errors import InputError, RunFailed
+from raybert.errors import RunFailed
 from raybert.probe.service import owner, queue
 from raybert.probe.service.queue import Record
-from raybert.probe.tasks import ProbeTask
 
 log = logging.getLogger(__name__)
 NAMESPACE = "raybert"
@@ -66,31 +65,9 @@ def serve(run_uri: str, root: str) -> None:
     ray.get(ensure_service(root).submit.remote(run_uri))
 
 
-def submit(
-    run_uri: str,
-    root: str,
-    step: int,
-    tasks: Sequence[ProbeTask],
-    write_weights: Callable[[str], object],
-    *,
-    positions: int,
-    cpus: float,
-    max_waiting: int,
-    gpus: float = 0.0,
-) -> None:
-    """Queue a checkpoint of a run (see `queue.add`) and announce it; the service need not answer for it to count."""
-    added = queue.add(
-        run_uri, step, tasks, write_weights, max_waiting=max_waiting, positions=positions, cpus=cpus, gpus=gpus
-    )
-    if added:
-        ensure_service(root).submit.remote(run_uri)
-
-
-def new_results(run_uri: str, seen: set[str]) -> list[Record]:
-    """The run's records that are not in `seen`, which they are added to."""
-    found = queue.records(run_uri, seen)
-    seen.update(found)
-    return sorted(found.values(), key=lambda record: (record["step"], record["task"]))
+def announce(run_uri: str, root: str) -> None:
+    """Tell the service that something is new in the run's queue. It need not answer: what is queued is found anyway."""
+    ensure_service(root).submit.remote(run_uri)
 
 
 def wait(
@@ -157,17 +134,3 @@ def stop() -> list[str]:
             log.warning("%s does not answer (%s); it is ended all the same", name, type(error).__name__)
         ray.kill(service, no_restart=True)
     return names
-
-
-def run_of(uri: str) -> str:
-    """The run directory, if `uri` is one.
-
-    Raises:
-        InputError: it is not.
-    """
-    from raybert import storage
-
-    run_uri = storage.absolute(uri)
-    if not storage.exists(storage.join(run_uri, "config.yaml")):
-        raise InputError(f"{uri} is not a run directory: it has no config.yaml. Give the storage/name of a run.")
-    return run_uri

@@ -12,7 +12,7 @@ written and the weights are gone. So whatever is killed in between, the entry is
 import posixpath
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,26 +24,28 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One checkpoint that waits to be probed."""
+class Request:
+    """A checkpoint that is to be probed by some tasks, and what each probe of it needs."""
 
     run_uri: str
     step: int
     tasks: tuple[ProbeTask, ...]
     positions: int  # the longest sequence that the model takes
     cpus: float
-    gpus: float
-    max_waiting: int
-    submitted: float  # seconds since the epoch
-
-    @property
-    def uri(self) -> str:
-        return queue_uri(self.run_uri, self.step)
+    max_waiting: int  # checkpoints of the run; past that the oldest are skipped
+    gpus: float = 0.0
 
     @property
     def weights(self) -> str:
-        """Not read from the object: what it names is deleted in the end."""
+        """Where the weights lie. Not read from the queue's object: what it names is deleted in the end."""
         return weights_uri(self.run_uri, self.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Request):
+    """A request that waits."""
+
+    submitted: float  # seconds since the epoch
 
 
 def record_uri(run_uri: str, task: str, step: int) -> str:
@@ -58,57 +60,52 @@ def weights_uri(run_uri: str, step: int) -> str:
     return storage.join(run_uri, "probes", "weights", f"step-{step:08d}")
 
 
-def add(
-    run_uri: str,
-    step: int,
-    tasks: Sequence[ProbeTask],
-    write_weights: Callable[[str], object],
-    *,
-    positions: int,
-    cpus: float,
-    max_waiting: int,
-    gpus: float = 0.0,
-) -> bool:
-    """Queue a checkpoint for each task that has no record yet (a resumed run passes steps again).
+def new_tasks(request: Request) -> tuple[ProbeTask, ...]:
+    """Those of the request's tasks that have no record yet and are not queued. A resumed run passes steps again."""
+    return _new_tasks(request, _standing(request))
+
+
+def add(request: Request) -> bool:
+    """Queue the request for its new tasks, whose weights must lie at `request.weights` already.
 
     Where the step is queued already, perhaps for fewer tasks, its entry gets those that it lacks.
-
-    Args:
-        write_weights: writes a checkpoint of weights to the URI that it is given.
 
     Returns:
         Whether the step is queued now.
     """
-    missing = [task for task in tasks if not storage.exists(record_uri(run_uri, task.name, step))]
-    uri, submitted = queue_uri(run_uri, step), time.time()
-    queued: tuple[ProbeTask, ...] = ()
-    if storage.exists(uri):
-        try:
-            entry = read_entry(run_uri, step)
-        except (InputError, FileNotFoundError):
-            pass  # it ends just now, or nobody can make sense of it: a new one takes its place
-        else:
-            queued, submitted = entry.tasks, entry.submitted
-            known = {task.name for task in queued}
-            missing = [task for task in missing if task.name not in known]
-            if not missing:
-                return True
-    if not missing:
-        return False
-    write_weights(weights_uri(run_uri, step))
+    standing = _standing(request)
+    new = _new_tasks(request, standing)
+    if not new:
+        return standing is not None
+    queued, submitted = (standing.tasks, standing.submitted) if standing else ((), time.time())
     storage.write_json(
-        uri,
+        queue_uri(request.run_uri, request.step),
         {
-            "step": step,
-            "tasks": [task.model_dump(mode="json") for task in (*queued, *missing)],
-            "positions": positions,
-            "cpus": cpus,
-            "gpus": gpus,
-            "max_waiting": max_waiting,
+            "step": request.step,
+            "tasks": [task.model_dump(mode="json") for task in (*queued, *new)],
+            "positions": request.positions,
+            "cpus": request.cpus,
+            "gpus": request.gpus,
+            "max_waiting": request.max_waiting,
             "submitted": submitted,
         },
     )
     return True
+
+
+def _new_tasks(request: Request, standing: Entry | None) -> tuple[ProbeTask, ...]:
+    queued = {task.name for task in standing.tasks} if standing else set()
+    return tuple(task for task in open_tasks(request) if task.name not in queued)
+
+
+def _standing(request: Request) -> Entry | None:
+    """The entry of the request's step; None where there is none, or one that a new one replaces."""
+    if not storage.exists(queue_uri(request.run_uri, request.step)):
+        return None
+    try:
+        return read_entry(request.run_uri, request.step)
+    except (InputError, FileNotFoundError):
+        return None  # it ends just now, or cannot be read
 
 
 def skip(run_uri: str, step: int, tasks: Sequence[ProbeTask], reason: str) -> None:
@@ -169,9 +166,10 @@ def _task_names(uri: str) -> list[str]:
     return [name for name in names if isinstance(name, str) and re.fullmatch(TASK_NAME, name)]
 
 
-def open_tasks(entry: Entry) -> list[ProbeTask]:
-    """Those of the entry's tasks that have no record yet."""
-    return [task for task in entry.tasks if not storage.exists(record_uri(entry.run_uri, task.name, entry.step))]
+def open_tasks(request: Request) -> list[ProbeTask]:
+    """Those of the request's tasks that have no record yet."""
+    run_uri, step = request.run_uri, request.step
+    return [task for task in request.tasks if not storage.exists(record_uri(run_uri, task.name, step))]
 
 
 def write_record(entry: Entry, task: str, status: str, values: Record) -> Record:

@@ -35,7 +35,7 @@ class Outcome:
 class ServedRun:
     """What the service knows of one run.
 
-    `attend` is the only method that touches storage, and it runs once at a time (`busy`). What it raises leaves the
+    `advance` is the only method that touches storage, and it runs once at a time (`busy`). What it raises leaves the
     run as it was, so that the next call takes up where this one stopped: a result that could not be written stays in
     `outcome` and is not measured again.
 
@@ -77,14 +77,14 @@ class ServedRun:
             not self.busy and time.monotonic() >= self.not_before and (self.dirty or idle or self.outcome is not None)
         )
 
-    def attend(self) -> None:
+    def advance(self) -> None:
         """Write what came of the last probe, read the queue if it may have changed, and say what comes next."""
         found = owner.owner_of(self.uri)
         self.gone = found is not None and found != self._me
         if self.gone:
             return
         if self.outcome is not None:
-            self._settle(self.outcome)
+            self._record_outcome(self.outcome)
             self.outcome = None
         if self.dirty:
             self.dirty = False
@@ -136,7 +136,7 @@ class ServedRun:
             self._finish(entry)
         return None
 
-    def _settle(self, outcome: Outcome) -> None:
+    def _record_outcome(self, outcome: Outcome) -> None:
         entry, task, error = outcome.probe.entry, outcome.probe.task, outcome.error
         if error is None:
             values = dict(outcome.values)

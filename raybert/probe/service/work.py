@@ -16,6 +16,7 @@ from ray.exceptions import (
 )
 
 from raybert.encode.encoders import open_encoder, tokenize
+from raybert.errors import last_line
 from raybert.probe import tables
 from raybert.probe.baselines import Cache
 from raybert.probe.evaluate import Material, evaluate, prepare
@@ -57,7 +58,7 @@ def _options(entry: Entry) -> dict[str, Any]:
     return {"num_cpus": entry.cpus, "num_gpus": entry.gpus, "runtime_env": {"env_vars": env}}
 
 
-def _be_modest() -> None:
+def _lower_priority() -> None:
     """Where processes share cores, training comes first; and no library may start a thread for every core."""
     if os.getpriority(os.PRIO_PROCESS, 0) < 10:
         os.setpriority(os.PRIO_PROCESS, 0, 10)
@@ -67,7 +68,7 @@ def _be_modest() -> None:
 # Ray would start a task again three times and then never: `try_again` decides.
 @ray.remote(max_retries=0)
 def _prepare(task: ProbeTask, positions: int) -> Material:
-    _be_modest()
+    _lower_priority()
     return prepare(task, tokenize, positions)
 
 
@@ -75,7 +76,7 @@ def _prepare(task: ProbeTask, positions: int) -> Material:
 def _probe(material: Material, weights: str, cache: str, service: Any, where: tuple[str, int, str]) -> Record:
     started = time.time()
     service.started.remote(*where, started)
-    _be_modest()
+    _lower_priority()
     device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
     return {**evaluate(open_encoder(weights), material, Cache(cache), device=device), "started": started}
 
@@ -108,5 +109,4 @@ def reason(error: BaseException, failures: int) -> str:
     if isinstance(error, ray.exceptions.WorkerCrashedError):
         return f"the probe's process was killed from outside, or crashed{times}"
     cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}{times}"
+    return f"{type(cause).__name__}: {last_line(cause, 'no message')}{times}"

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from raybert import storage
-from raybert.errors import InputError
+from raybert.errors import InputError, last_line
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ def read(run_uri: str, seen: set[str] | None = None) -> list[dict[str, Any]]:
 def describe(error: BaseException) -> tuple[str, str]:
     """(kind, what happened) for an error that ended a worker."""
     text = str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
+    lines = [line.strip() for line in text.splitlines()]
+    last = last_line(error)
     cause = getattr(error, "cause", None) or error
     if type(cause).__name__ == "Preempted":
         return "preempted", f"left: {last}"
@@ -92,8 +92,7 @@ def input_fault(error: BaseException | None) -> str:
         if isinstance(cause, InputError):
             return _first_line(cause)
         if isinstance(error, InputError):
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            return lines[-1].rpartition("InputError: ")[2] if lines else ""
+            return last_line(error).rpartition("InputError: ")[2]
         error = cause if isinstance(cause, BaseException) else error.__cause__
     return ""
 

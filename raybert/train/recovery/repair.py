@@ -7,6 +7,7 @@ damaged is taken off the record and moved aside, so that the one before it is th
 
 import json
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -21,6 +22,26 @@ _STEP = re.compile(r"step-\d{8}")
 DAMAGED = "damaged-"
 
 
+@dataclass(frozen=True)
+class _Committed:
+    """A checkpoint on the record: its directory in the run's, its result, and the index of its report."""
+
+    name: str
+    result: dict[str, Any]
+    index: int
+
+
+@dataclass
+class _Findings:
+    """What is wrong with the record or its checkpoints: (kind of fault, sentence), and the damaged directories."""
+
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+    def checkpoint(self, sentence: str) -> None:
+        self.notes.append(("damaged_checkpoint", sentence))
+
+
 def repair(run_uri: str) -> list[str]:
     """Make sure that the record can be read and that its newest checkpoint is whole.
 
@@ -31,53 +52,70 @@ def repair(run_uri: str) -> list[str]:
         RunFailed: there are checkpoints on the record, and none of them is there.
         InputError: the storage does not let us in.
     """
-    _sweep_up(run_uri)
-    uri = storage.join(run_uri, SNAPSHOT)
-    told: list[tuple[str, str]] = []  # kind of fault, sentence
-    damaged: list[str] = []
+    _remove_leftovers(run_uri)
+    found = _Findings()
+    record, listed = _read_record(run_uri, found)
+    kept = _drop_missing(run_uri, listed, found)
+    _drop_damaged(run_uri, kept, found)
+    if found.notes:
+        _write_record(run_uri, record, kept)
+        for name in found.damaged:
+            _set_aside(run_uri, name)
+        for kind, text in found.notes:
+            faults.note(run_uri, kind, text)
+    return [text for _, text in found.notes]
+
+
+def _read_record(run_uri: str, found: _Findings) -> tuple[dict[str, Any], list[_Committed]]:
+    """Ray Train's record and the checkpoints on it; made again from the checkpoints where it cannot be read."""
     try:
-        record = json.loads(storage.read_bytes(uri))
+        record = json.loads(storage.read_bytes(storage.join(run_uri, SNAPSHOT)))
         results, indices = record["checkpoint_results"], record["checkpoint_report_indices"]
-        entries = list(zip([result["checkpoint_dir_name"] for result in results], results, indices, strict=True))
+        return record, [
+            _Committed(result["checkpoint_dir_name"], result, index)
+            for result, index in zip(results, indices, strict=True)
+        ]
     except InputError:
         raise  # we are not let in, which says nothing of the record
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        record, entries, damaged = _new_record(run_uri)
-        missing = isinstance(error, FileNotFoundError)
-        if entries or not missing:  # a run that has not come to its first checkpoint has no list
-            how = "missing" if missing else "damaged"
-            text = f"The list of checkpoints was {how}; it was made again from the checkpoints themselves."
-            told.append(("checkpoint_list", text))
-    told += [("damaged_checkpoint", f"The checkpoint {name} is damaged, and passed over.") for name in damaged]
-    kept = [entry for entry in entries if storage.list_dir(storage.join(run_uri, entry[0]))]
-    if entries and not kept:  # a disk that is not mounted looks like this, and the run would lose all that it did
+        how = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+    record, listed = _new_record(run_uri, found)
+    if listed or how == "damaged":  # a run that has not come to its first checkpoint has no list
+        text = f"The list of checkpoints was {how}; it was made again from the checkpoints themselves."
+        found.notes.insert(0, ("checkpoint_list", text))
+    return record, listed
+
+
+def _drop_missing(run_uri: str, listed: list[_Committed], found: _Findings) -> list[_Committed]:
+    """The checkpoints whose directories are there."""
+    kept = [one for one in listed if storage.list_dir(storage.join(run_uri, one.name))]
+    if listed and not kept:  # a disk that is not mounted looks like this, and the run would lose all that it did
         raise RunFailed(
-            f"{uri} lists {len(entries)} checkpoints, and none of them is there. Bring {CHECKPOINTS}/ back, or remove "
-            "that list as well to begin the run anew."
+            f"{storage.join(run_uri, SNAPSHOT)} lists {len(listed)} checkpoints, and none of them is there. Bring "
+            f"{CHECKPOINTS}/ back, or remove that list as well to begin the run anew."
         )
-    gone = [name for name, *_ in entries if name not in {k[0] for k in kept}]
-    told += [("damaged_checkpoint", f"The checkpoint {name} is listed and gone.") for name in gone]
+    there = {one.name for one in kept}
+    for one in listed:
+        if one.name not in there:
+            found.checkpoint(f"The checkpoint {one.name} is listed and gone.")
+    return kept
+
+
+def _drop_damaged(run_uri: str, kept: list[_Committed], found: _Findings) -> None:
+    """Take the newest ones off the list, in place, until the last one is as it was written."""
     while kept:
-        name = kept[-1][0]
         try:
-            verify_files(storage.join(run_uri, name))
+            verify_files(storage.join(run_uri, kept[-1].name))
+            return
         except DamagedCheckpoint as error:
-            before = kept[-2][0] if len(kept) > 1 else "the beginning"
-            text = f"The newest checkpoint is damaged: {error} It is passed over, and the run goes on from {before}."
-            told.append(("damaged_checkpoint", text))
-            damaged.append(kept.pop()[0])
-        else:
-            break
-    if told:
-        _write(uri, record, kept)
-        for name in damaged:
-            _set_aside(run_uri, name)
-        for kind, text in told:
-            faults.note(run_uri, kind, text)
-    return [text for _, text in told]
+            found.damaged.append(kept.pop().name)
+            before = kept[-1].name if kept else "the beginning"
+            found.checkpoint(
+                f"The newest checkpoint is damaged: {error} It is passed over, and the run goes on from {before}."
+            )
 
 
-def halves(run_uri: str) -> list[str]:
+def incomplete_checkpoints(run_uri: str) -> list[str]:
     """URIs of checkpoints that are neither on Ray Train's record nor whole: what an upload, or the deletion of an old
     one, has left that was cut short. Nothing goes on from them. While a run goes on, one may be under way.
     """
@@ -98,18 +136,18 @@ def halves(run_uri: str) -> list[str]:
     return found
 
 
-def remove_halves(run_uri: str) -> None:
+def remove_incomplete_checkpoints(run_uri: str) -> None:
     """Only while nobody writes checkpoints of the run."""
-    for uri in halves(run_uri):
+    for uri in incomplete_checkpoints(run_uri):
         storage.remove(uri)
 
 
-def _sweep_up(run_uri: str) -> None:
+def _remove_leftovers(run_uri: str) -> None:
     """Remove what a process that was killed while it wrote a checkpoint has left: nobody writes one now.
 
     What it was about to replace, and has not, gets its name back.
     """
-    remove_halves(run_uri)
+    remove_incomplete_checkpoints(run_uri)
     for uri in storage.list_dir(storage.join(run_uri, CHECKPOINTS)):
         directory, _, name = uri.rpartition("/")
         place = storage.join(directory, name.removeprefix(BEFORE))
@@ -119,36 +157,36 @@ def _sweep_up(run_uri: str) -> None:
             storage.remove(uri)
 
 
-def _new_record(run_uri: str) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any], int]], list[str]]:
-    """A record of the checkpoints that lie there whole, in the order of their steps; and those that do not."""
+def _new_record(run_uri: str, found: _Findings) -> tuple[dict[str, Any], list[_Committed]]:
+    """A record of the checkpoints that lie there whole, in the order of their steps."""
     names = [uri.rpartition("/")[2] for uri in storage.list_dir(storage.join(run_uri, CHECKPOINTS))]
-    whole: list[tuple[str, dict[str, Any], int]] = []
-    damaged = []
-    for name in sorted(name for name in names if _STEP.fullmatch(name)):
+    whole: list[_Committed] = []
+    for last in sorted(name for name in names if _STEP.fullmatch(name)):
+        name = f"{CHECKPOINTS}/{last}"
         try:
-            verify_files(storage.join(run_uri, CHECKPOINTS, name))
+            verify_files(storage.join(run_uri, name))
         except DamagedCheckpoint:
-            damaged.append(f"{CHECKPOINTS}/{name}")
-            continue
-        result = {"version": 0, "checkpoint_dir_name": f"{CHECKPOINTS}/{name}", "metrics": {"step": int(name[5:])}}
-        whole.append((f"{CHECKPOINTS}/{name}", result, len(whole)))
-    return {"ray_version": ray.__version__, "current_report_index": len(whole)}, whole, damaged
+            found.damaged.append(name)
+            found.checkpoint(f"The checkpoint {name} is damaged, and passed over.")
+        else:
+            result = {"version": 0, "checkpoint_dir_name": name, "metrics": {"step": int(last[5:])}}
+            whole.append(_Committed(name, result, len(whole)))
+    return {"ray_version": ray.__version__, "current_report_index": len(whole)}, whole
 
 
-def _write(uri: str, record: dict[str, Any], entries: list[tuple[str, dict[str, Any], int]]) -> None:
-    names = {name for name, *_ in entries}
-    results = [result for _, result, _ in entries]
+def _write_record(run_uri: str, record: dict[str, Any], kept: list[_Committed]) -> None:
+    names = {one.name for one in kept}
     record |= {
-        "checkpoint_results": results,
-        "checkpoint_report_indices": [index for *_, index in entries],
-        "latest_checkpoint_result": results[-1] if results else None,
+        "checkpoint_results": [one.result for one in kept],
+        "checkpoint_report_indices": [one.index for one in kept],
+        "latest_checkpoint_result": kept[-1].result if kept else None,
         "pending_training_results": [],
         "pending_validation_specs": [],
     }
     for key in ("validated", "timed_out_validation", "failed_validation"):
         key += "_checkpoint_dir_names"
         record[key] = [name for name in record.get(key, []) if name in names]
-    storage.write_json(uri, record)
+    storage.write_json(storage.join(run_uri, SNAPSHOT), record)
 
 
 def _set_aside(run_uri: str, name: str) -> None:

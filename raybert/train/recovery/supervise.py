@@ -11,7 +11,7 @@ from ray.train import ControllerError, TrainingFailedError, UserCallback
 
 from raybert import storage
 from raybert.errors import DamagedCheckpoint, InputError, RunFailed
-from raybert.storage.retry import patiently
+from raybert.storage.retry import retry
 from raybert.train.recovery import faults
 from raybert.train.recovery.committed import last_step
 from raybert.train.recovery.placement_groups import remove_orphans
@@ -23,7 +23,7 @@ LONGEST_PAUSE = 30.0
 RESTART_PAUSE = 2.0  # seconds between a failure of workers and what is done about it
 
 
-def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patience: float) -> Any:
+def fit_with_restarts(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patience: float) -> Any:
     """`fit()`, and again from the newest whole checkpoint when it failed, as long as failing is not all it does.
 
     Ray Train restarts its workers by itself. It does not survive the loss of its controller, an error in it (storage
@@ -51,23 +51,23 @@ def keep_going(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patie
             had = max(reached, now)
             failures = 1 if now > reached else failures + 1
             progress, reached = now > reached, now
-            text, final = _judge(error, progress)
+            text, final = _classify(error, progress)
             if final or failures > max_failures:
                 remove_orphans()
                 raise RunFailed(
                     f"Training of {run_uri} stopped: {text}. Ray's logs of this session have the full trace; running "
                     "the same command again goes on from the newest checkpoint."
                 ) from error
-            patiently(partial(_mend, run_uri, had), f"looking into {run_uri}", seconds=patience)
+            retry(partial(_repair_or_fail, run_uri, had), f"looking into {run_uri}", seconds=patience)
             faults.note(
                 run_uri, "restart", f"{text}; going on from step {_last_step(run_uri, patience)}", failures=failures
             )
             time.sleep(min(2.0**failures, LONGEST_PAUSE))
             # Ray Train writes there when it starts, and fails where it cannot.
-            patiently(lambda: _write_something(run_uri), f"writing to {run_uri}", seconds=patience)
+            retry(lambda: _require_writable(run_uri), f"writing to {run_uri}", seconds=patience)
 
 
-def _mend(run_uri: str, had: int) -> None:
+def _repair_or_fail(run_uri: str, had: int) -> None:
     """
     Raises:
         RunFailed: the run had a checkpoint of the step `had`, and now nothing tells of any.
@@ -76,7 +76,7 @@ def _mend(run_uri: str, had: int) -> None:
         raise RunFailed(f"{run_uri} had a checkpoint of step {had}, and nothing of it is there now; bring it back.")
 
 
-def _write_something(run_uri: str) -> None:
+def _require_writable(run_uri: str) -> None:
     place = storage.join(run_uri, ".writable")
     storage.write_bytes(place, b"raybert")
     storage.remove(place)
@@ -91,10 +91,10 @@ def _last_step(run_uri: str, patience: float) -> int:
         except ValueError:
             return 0  # half written when the controller was killed; `repair` makes it again
 
-    return patiently(look, f"looking into {run_uri}", seconds=patience)
+    return retry(look, f"looking into {run_uri}", seconds=patience)
 
 
-def _judge(error: Exception, progress: bool) -> tuple[str, bool]:
+def _classify(error: Exception, progress: bool) -> tuple[str, bool]:
     """What happened, and whether it would only happen again."""
     if isinstance(error, RayActorError):
         return "the controller of the run was lost", False

@@ -1,0 +1,34 @@
+"""A checked run from its first step to its report: what `raybert pretrain` and the demo do alike."""
+
+from contextlib import AbstractContextManager
+
+from raybert.probe.service import client
+from raybert.report import trackers
+from raybert.report.follow import kept_current
+from raybert.report.watch import Subscriber, watching
+from raybert.storage import lease
+from raybert.train.check import Run
+from raybert.train.run import train
+
+
+def drive(run: Run, shown: AbstractContextManager[Subscriber], *, wait_for_probes: bool) -> None:
+    """Train until the last step, with the page, the trackers and a terminal told of what the run records.
+
+    Args:
+        shown: what a person sees meanwhile; entered here (see `raybert.report.live`).
+        wait_for_probes: return when every checkpoint is probed; for a Ray that ends with this process, and the probe
+            service with it.
+
+    Raises:
+        InputError, RunFailed, Interrupted: as `raybert.train.run.train`.
+    """
+    with (
+        lease.held(run.uri),
+        kept_current(run.uri) as page,
+        trackers.opened(run.config) as tracking,
+        shown as terminal,
+        watching(run.uri, [page, *tracking, terminal]),
+    ):
+        train(run)
+        if wait_for_probes and run.config.probe.tasks:
+            client.wait(run.uri, run.config.run.storage)

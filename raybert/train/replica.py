@@ -1,0 +1,95 @@
+"""What one rank trains: the encoder in its losses, built, restored and wrapped, and the optimizer."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import prepare_model
+from torch import nn
+
+from raybert.config import Config
+from raybert.errors import DamagedCheckpoint, InputError
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.model.files import load, read_weights
+from raybert.model.losses import Pretraining
+from raybert.model.precision import pick_dtype
+from raybert.train import checkpoint as checkpoints
+from raybert.train import optimizer as optimizers
+from raybert.train.exchange import compress_gradients
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come at a checkpoint."""
+
+    step: int = 0
+    elapsed: float = 0.0  # seconds
+    best: float = math.inf  # validation loss
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One rank's copy of what is trained. `model` is compiled and exchanges gradients as the run asks for."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    bert: BertConfig
+    dtype: torch.dtype
+    restored: Progress
+
+
+def build_replica(config: Config, device: torch.device, world_size: int) -> Replica:
+    """Build it at the newest checkpoint; every rank has to call it.
+
+    Raises:
+        DamagedCheckpoint: the checkpoint cannot be read.
+        InputError: `model.start_from` is no checkpoint.
+    """
+    dtype = _agree_on_dtype(config, device, world_size)
+    torch.manual_seed(config.train.seed)
+    bert = Bert(config.model.bert()).to(device)
+    optimizer = optimizers.build(bert, **config.optimizer.model_dump())
+    restored = _restore(config, bert, optimizer)
+    return Replica(_wrap(config, bert, device), optimizer, bert.config, dtype, restored)
+
+
+def _agree_on_dtype(config: Config, device: torch.device, world_size: int) -> torch.dtype:
+    """bfloat16 where it is the choice of every rank."""
+    mine = pick_dtype(config.train.dtype, device)
+    agreed = torch.tensor(int(mine == torch.bfloat16), device=device)
+    if world_size > 1:
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+    return torch.bfloat16 if agreed.item() else torch.float32
+
+
+def _restore(config: Config, bert: Bert, optimizer: torch.optim.Optimizer) -> Progress:
+    """Begin where the newest checkpoint ended; without one, with the weights of `model.start_from` or random ones."""
+    committed = ray.train.get_checkpoint()
+    if committed is None:
+        if config.model.start_from:
+            bert.load_state_dict(load(config.model.start_from).state_dict())
+        return Progress()
+    with committed.as_directory() as directory:
+        try:
+            bert.load_state_dict(read_weights(Path(directory)))
+        except InputError as error:
+            raise DamagedCheckpoint(str(error)) from error
+        state = checkpoints.load_state(Path(directory))
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(state["step"], state["elapsed_seconds"], float(state["best_validation_loss"]))
+
+
+def _wrap(config: Config, bert: Bert, device: torch.device) -> nn.Module:
+    compiled = config.train.compile if config.train.compile != "auto" else device.type == "cuda"
+    model: nn.Module = prepare_model(
+        cast(nn.Module, torch.compile(Pretraining(bert))) if compiled else Pretraining(bert),
+        parallel_strategy_kwargs={"gradient_as_bucket_view": True},
+    )
+    if config.train.gradient_exchange == "bfloat16":
+        compress_gradients(model)
+    return model
