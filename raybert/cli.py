@@ -82,6 +82,7 @@ def prepare(
     text_column: Annotated[str, typer.Option(help="column or field that holds the text")] = "text",
     validation_fraction: Annotated[float, typer.Option(help="share of the documents kept for validation")] = 0.01,
     max_bad_fraction: Annotated[float, typer.Option(help="share of bad documents to accept")] = 0.01,
+    split_txt: Annotated[str, typer.Option(help="cut .txt files into documents at blank-lines or lines")] = "",
     overwrite: Annotated[bool, typer.Option(help="replace a shard set that lies at the output")] = False,
 ) -> None:
     """Turn raw text (parquet, jsonl, txt) into token shards."""
@@ -96,6 +97,7 @@ def prepare(
         text_column=text_column,
         validation_fraction=validation_fraction,
         max_bad_fraction=max_bad_fraction,
+        split_txt=split_txt,
         overwrite=overwrite,
         progress=True,
     )
@@ -187,6 +189,8 @@ def report(
     """
     from raybert.report import write_report
 
+    if figure:
+        storage.absolute(figure)  # refuses what is no path, before the page is written
     page = write_report(run)
     if figure:
         from raybert.report.figure import learning_figure

@@ -321,7 +321,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> InputError:
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     fault = error.errors()[0]
     path = ".".join(str(part) for part in fault["loc"] if not _UNION_PART.fullmatch(str(part)))
-    message = fault["msg"].removeprefix("Value error, ")
+    message = fault["msg"].removeprefix("Value error, ").rstrip(".")
     if fault["type"] == "extra_forbidden":
         keys = all_keys(model) + _beside(fault["loc"], model)
         if path in keys:

@@ -62,6 +62,7 @@ def submit(arguments: Sequence[str], *, address: str | None = None, directory: s
     command = arguments[0] if arguments else ""
     if command not in SCRIPTS:
         raise InputError(f"{command or 'Nothing'} cannot be submitted; use one of {', '.join(SCRIPTS)}.")
+    directory = str(storage.local_path(directory, "give a checkout on this machine as --directory"))
     script = Path(directory, "jobs", f"{command}.py")
     if not script.exists():
         raise InputError(f"{directory} is no checkout of raybert: it has no {script.relative_to(directory)}.")
@@ -156,7 +157,7 @@ def _metadata(arguments: list[str], directory: str) -> dict[str, str]:
         found["raybert.run"] = configs.load_run(resumed, plain).run_uri
     elif command in ("pretrain", "sweep") and plain:
         file, overrides = plain[0], plain[1:]
-        path = file if storage.is_remote(file) else str(Path(directory, file))
+        path = storage.absolute(file, directory)
         settings = configs.load(path, overrides) if command == "pretrain" else space.load(path, overrides)
         written = configs.read_overridden(path, overrides)
         places = ("run.storage", "data.shards") if command == "pretrain" else ("storage", "base.data.shards")
@@ -186,7 +187,7 @@ def _written(tree: Any, key: str) -> str:
 
 
 def _seen_by_all(key: str, path: str) -> None:
-    if path and not storage.is_remote(path) and not os.path.isabs(path.removeprefix("file://")):
+    if path and storage.is_relative(path):
         raise InputError(
             f"{key}={path} is a path in this directory, which the cluster does not have; "
             "give a URI, or the absolute path of a file system that all nodes share."

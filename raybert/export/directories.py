@@ -41,18 +41,18 @@ def export_dir(checkpoint: str, directory: str, *, repository: str = "", revisio
     Raises:
         InputError: there is no checkpoint, transformers is not installed, or something else lies at the directory.
     """
+    target = _local(directory)
     require_transformers()
     from raybert.export.card import write_card
     from raybert.model.interop import quiet_transformers, to_transformers
 
-    target = Path(directory)
     _refuse_to_destroy(target)
     model = files.load(checkpoint)
     theirs = to_transformers(model)
     for name in PARTS:
         (target / name).unlink(missing_ok=True)
     with quiet_transformers():
-        theirs.save_pretrained(directory)
+        theirs.save_pretrained(target)
     config = json.loads((target / files.CONFIG).read_bytes())
     config |= {MADE_BY: importlib.metadata.version("raybert"), ITS_WEIGHTS: _weights_digest(target)}
     (target / files.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -71,6 +71,7 @@ def import_dir(directory: str, checkpoint: str) -> list[str]:
         InputError: it is no BERT directory, it uses what our encoder does not have, its tokenizer will not do, or
             transformers is missing. Nothing is written then.
     """
+    directory = str(storage.local_path(directory, "copy the transformers directory to a local one first"))
     require_transformers()
     from raybert.model.interop import from_transformers, read_transformers
 
@@ -104,7 +105,10 @@ def push(directory: str, repository: str, revision: str) -> str:
         if revision != "main":
             hub.create_branch(repository, branch=revision, exist_ok=True)
         hub.upload_folder(
-            repo_id=repository, folder_path=directory, revision=revision, commit_message=f"raybert export: {revision}"
+            repo_id=repository,
+            folder_path=_local(directory),
+            revision=revision,
+            commit_message=f"raybert export: {revision}",
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise InputError(f"The hub did not take {repository}: {' '.join(str(error).split())}") from error
@@ -124,6 +128,10 @@ def require_transformers() -> None:
 
     if importlib.util.find_spec("transformers") is None:
         raise InputError("This needs the package transformers: pip install 'raybert[hf]'.")
+
+
+def _local(directory: str) -> Path:
+    return storage.local_path(directory, "export to a local directory and copy it there")
 
 
 def _refuse_to_destroy(target: Path) -> None:

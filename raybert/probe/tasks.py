@@ -97,8 +97,7 @@ def _beside(tree: dict[str, Any], spec: str) -> dict[str, Any]:
     """The task with its relative paths taken from the directory of its YAML file."""
     folder = storage.absolute(spec).rpartition("/")[0]
     files = {key: tree[key] for key in ("train", "test") if isinstance(tree.get(key), str)}
-    relative = {key: uri for key, uri in files.items() if "://" not in uri and not uri.startswith(("/", "~"))}
-    return tree | {key: storage.join(folder, uri) for key, uri in relative.items()}
+    return tree | {key: storage.absolute(uri, folder) for key, uri in files.items()}
 
 
 def packaged(name: str) -> ProbeTask:

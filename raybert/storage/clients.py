@@ -7,23 +7,26 @@ Credentials come from the provider's default chain alone (Google's: GOOGLE_APPLI
 import functools
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import aiohttp
 import fsspec
 from fsspec import AbstractFileSystem
+from fsspec.asyn import sync
 from fsspec.registry import known_implementations
 
 from raybert.errors import InputError, RunFailed
+from raybert.storage.uri import GOOGLE, PACKAGES, scheme, split
 
 # Seconds without a byte of an answer after which a request is given up and made again.
 STALL = 60.0
-GOOGLE = ("gs", "gcs")
-# What stands before the first slash of these URIs is a bucket (or a container), which may be missing.
-BUCKETS = (*GOOGLE, "s3", "s3a", "az", "abfs", "abfss")
 ANONYMOUS = "anonymous@"
+HADOOP = ("hdfs", "arrow_hdfs")
+# A file from a server that serves no byte ranges is held in memory.
+MOST_WITHOUT_RANGES = 64 << 20
+_FIRST_BYTE = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
 # What the clients raise when a service fails or cannot be reached: aiohttp and botocore, gcsfs, requests, azure-core.
 _NO_ANSWER = {
     *("ClientError", "HttpError", "TimeoutError", "ConnectionError", "RequestException", "GoogleAuthError"),
@@ -50,15 +53,10 @@ share_emulator()
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
-def scheme(uri: str) -> str:
-    """``gs`` of ``gs://bucket/x``; ``file`` of a local path."""
-    return uri.partition("://")[0] if "://" in uri else "file"
-
-
 def client(uri: str) -> tuple[AbstractFileSystem, str]:
     """The fsspec file system of an absolute path or a URI, and the path inside it."""
     if scheme(uri) == "file":
-        return fsspec.core.url_to_fs(uri)
+        return fsspec.filesystem("file"), uri
     if scheme(uri) not in GOOGLE:
         # Another process may have written since a directory was listed.
         return fsspec.core.url_to_fs(uri, use_listings_cache=False)
@@ -88,17 +86,61 @@ def without_user(uri: str) -> str:
 
 
 def no_client(uri: str, error: Exception) -> InputError:
-    """The sentence for a URI that no installed package serves."""
-    known = known_implementations.get(scheme(uri), {}).get("err", "")
-    package = re.search(r"(?i)\binstall (\w+)", known)
-    if package is None:
-        return InputError(f"Cannot open {uri}: {error}. Install the fsspec package for this kind of URI.")
-    return InputError(f"Cannot open {uri}: {scheme(uri)}:// needs a package on every node: pip install {package[1]}.")
+    """The sentence for a URI whose client cannot be made: mostly because a package is missing."""
+    kind = scheme(uri)
+    if kind in HADOOP:
+        return InputError(
+            f"Cannot open {uri}: {kind}:// needs Hadoop's client (libhdfs) on every node, with JAVA_HOME, HADOOP_HOME "
+            f"and CLASSPATH set ({_one_line(error)})."
+        )
+    package = str(known_implementations.get(kind, {}).get("class", "")).partition(".")[0]
+    if package in ("", "fsspec"):  # fsspec's own clients need others' packages
+        package = PACKAGES.get(kind) or str(getattr(error.__cause__ or error, "name", None) or "")
+    if package and (isinstance(error, ImportError) or kind not in known_implementations):
+        package = package.replace("_", "-")
+        return InputError(f"Cannot open {uri}: {kind}:// needs a package on every node: pip install {package}.")
+    return InputError(f"Cannot open {uri}: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def unranged(fs: Any, url: str) -> bytes | None:
+    """All of an http file whose server serves no byte ranges; None where it does, so that the client can seek.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is too large to be held in memory.
+    """
+
+    async def ask() -> bytes | None:
+        session = await fs.set_session()
+        async with session.get(fs.encode_url(url), headers=_FIRST_BYTE) as answer:
+            if answer.status == 404:
+                raise FileNotFoundError(url)
+            if answer.status == 416:  # of an empty file
+                return b""
+            answer.raise_for_status()
+            if answer.status == 206:
+                return None
+            found = bytearray()
+            async for part in answer.content.iter_chunked(1 << 20):
+                found += part
+                if len(found) > MOST_WITHOUT_RANGES:
+                    raise InputError(
+                        f"{url} has more than {MOST_WITHOUT_RANGES >> 20} MB and its server serves no byte ranges; "
+                        "download it and give the local file."
+                    )
+            return bytes(found)
+
+    found: bytes | None = sync(fs.loop, ask)
+    return found
 
 
 def bucket(uri: str) -> str:
     """``gs://bucket`` of ``gs://bucket/x``."""
-    kind, _, rest = without_user(uri).partition("://")
+    kind, rest = split(without_user(uri))
     return f"{kind}://{rest.partition('/')[0]}"
 
 
@@ -160,6 +202,5 @@ def explain(uri: str, error: Exception) -> Exception | None:
             + (" (roles/storage.objectAdmin)." if scheme(uri) in GOOGLE else ".")
         )
     if names & _NO_ANSWER:
-        said = " ".join(str(error).split()) or type(error).__name__
-        return RunFailed(f"{place} does not answer as it should ({said}); run the command again.")
+        return RunFailed(f"{place} does not answer as it should ({_one_line(error)}); run the command again.")
     return None

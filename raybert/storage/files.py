@@ -1,13 +1,16 @@
 """URI -> file system: the one place that knows where bytes live.
 
-A path is a local path or any URI that fsspec knows (``gs://``, ``s3://``, ``az://``, ``hf://``, ``memory://`` ...).
+A path is a local path or any URI that fsspec knows (``gs://``, ``s3://``, ``az://``, ``hf://``, ``memory://`` ...);
+raybert.storage.uri has the rule that tells them apart. ``~`` and ``~user`` are home directories, as in a shell.
 Everything that raybert reads or writes goes through these functions; where Ray itself takes a URI, `arrow_uri` says how
 Ray must be told. Retries with back-off are those of the fsspec packages: docs/storage.md has what was measured of them.
 """
 
+import io
 import json
 import os
 import posixpath
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -20,19 +23,19 @@ from fsspec import AbstractFileSystem
 from raybert.errors import InputError
 from raybert.storage.clients import (
     ANONYMOUS,
-    BUCKETS,
-    GOOGLE,
     bucket,
     client,
     no_client,
-    scheme,
     sentences,
     share_emulator,
+    unranged,
     without_user,
 )
+from raybert.storage.uri import BUCKETS, GOOGLE, HTTP, scheme, split
 
 # Ray reaches these through pyarrow's own clients, everything else through fsspec.
 _ARROW = (*GOOGLE, "s3")
+_MAGIC = re.compile(r"[*?[]")
 
 
 def is_remote(uri: str) -> bool:
@@ -40,11 +43,51 @@ def is_remote(uri: str) -> bool:
     return scheme(uri) != "file"
 
 
-def absolute(uri: str) -> str:
-    """The same place under a name that holds in every process: local paths become absolute, URIs lose a last slash."""
+def absolute(uri: str, base: str = "") -> str:
+    """The same place under a name that holds in every process: local paths become absolute, URIs lose a last slash.
+
+    Args:
+        base: what relative paths are relative to, the working directory when empty.
+
+    Raises:
+        InputError: it looks like a URI and is none, or names the home of a user who does not exist.
+    """
+    kind, rest = split(uri)
+    if kind != "file":
+        return f"{kind}://{rest.rstrip('/')}"
+    path = _at_home(rest)
+    if base and not os.path.isabs(path):
+        return absolute(join(base, path))
+    return os.path.abspath(path)
+
+
+def is_relative(uri: str) -> bool:
+    """True for a local path that means another place in another working directory, or to another user (``~``)."""
+    kind, path = split(uri)
+    return kind == "file" and not os.path.isabs(path)
+
+
+def local_path(uri: str, remedy: str) -> Path:
+    """The absolute path of what must lie on this machine.
+
+    Args:
+        remedy: what to do where it does not, for the sentence.
+
+    Raises:
+        InputError: it does not.
+    """
     if is_remote(uri):
-        return uri.rstrip("/")
-    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+        raise InputError(f"{uri} is not on this machine; {remedy}.")
+    return Path(absolute(uri))
+
+
+def _at_home(path: str) -> str:
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~") and not os.path.lexists(expanded):
+        raise InputError(
+            f"There is no user {path[1:].partition('/')[0]}, as {path} says; write ./{path} for a local file."
+        )
+    return expanded
 
 
 def join(uri: str, *parts: str) -> str:
@@ -76,7 +119,9 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     with sentences(uri):
         try:
             fs, path = client(uri)
-        except (ValueError, ImportError) as error:
+        except InputError:
+            raise
+        except (ValueError, ImportError, OSError) as error:
             raise no_client(uri, error) from error
     return fs, path
 
@@ -136,6 +181,9 @@ def size(uri: str) -> int:
     Raises:
         FileNotFoundError: it does not exist.
     """
+    if scheme(uri) in HTTP:
+        with open_uri(uri) as file:
+            return file.seek(0, os.SEEK_END)
     fs, path = filesystem(uri)
     with sentences(uri):
         return int(fs.info(path)["size"])
@@ -145,8 +193,10 @@ def size(uri: str) -> int:
 def open_uri(uri: str) -> Iterator[IO[bytes]]:
     """``with open_uri(uri) as file``: a file to read from, at any place."""
     fs, path = filesystem(uri)
-    with sentences(uri), fs.open(path, "rb") as file:
-        yield file
+    with sentences(uri):
+        content = unranged(fs, path) if scheme(uri) in HTTP else None
+        with fs.open(path, "rb") if content is None else io.BytesIO(content) as file:
+            yield file
 
 
 def read_bytes(uri: str) -> bytes:
@@ -157,6 +207,10 @@ def read_bytes(uri: str) -> bytes:
 
 def read_range(uri: str, start: int, stop: int) -> bytes:
     """Bytes ``start`` to ``stop`` of a file, in one request."""
+    if scheme(uri) in HTTP:  # its client would take the whole answer of a server without ranges for the part
+        with open_uri(uri) as file:
+            file.seek(start)
+            return file.read(stop - start)
     fs, path = filesystem(uri)
     with sentences(uri):
         return bytes(fs.cat_file(path, start=start, end=stop)) if stop > start else b""
@@ -188,6 +242,8 @@ def write_bytes(uri: str, data: bytes) -> None:
     Object stores do that by themselves; a local file is written beside its name and renamed.
     """
     fs, path = filesystem(uri)
+    if scheme(uri) in HTTP:
+        raise InputError(f"{uri} can only be read; write to a local path or a bucket.")
     if is_remote(uri):
         with sentences(uri):
             fs.pipe_file(path, data)
@@ -220,23 +276,53 @@ def list_dir(uri: str) -> list[str]:
             names = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
+    uri = absolute(uri)
     return sorted(join(uri, posixpath.basename(name.rstrip("/"))) for name in names if name.rstrip("/") != path)
 
 
 def list_files(uri: str) -> list[str]:
     """Full URIs of every file at or under ``uri`` (a file, a directory or a glob), sorted."""
+    return [found for found, _ in find_files(uri)]
+
+
+def find_files(uri: str) -> list[tuple[str, str]]:
+    """Every file at or under ``uri`` (a file, a directory or a glob): its full URI, and its path below ``uri``; sorted.
+
+    The path below a file is empty; below a glob it begins with the first part that has a wildcard. What exists under
+    its name is no glob, nor is a directory that exists a part of one: ``v[1].jsonl``, ``My data [2024]/*.jsonl``.
+    """
     fs, path = filesystem(uri)
     with sentences(uri):
-        is_glob = any(mark in path for mark in "*?[")
-        entries = fs.glob(path, detail=True) if is_glob else fs.find(path, detail=True)  # a file is found as itself
-    if isinstance(entries, list):  # adlfs answers so for a single file, whatever it is asked for
-        entries = {name: {"type": "file"} for name in entries}
+        if scheme(uri) in HTTP:  # no listings there, and a question mark begins a query
+            return [(absolute(uri), "")] if fs.exists(path, strict=True) else []
+        root, pattern = _divided(fs, path)
+        found = fs.glob(pattern, detail=True) if pattern else fs.find(root, detail=True)
+    if isinstance(found, list):  # adlfs answers so for a single file, whatever it is asked for
+        found = {name: {"type": "file"} for name in found}
     # What pyarrow writes in the place of a directory is an object whose name ends with a slash.
-    found = [name for name, about in entries.items() if about["type"] == "file" and not name.endswith("/")]
-    if not is_remote(uri):
-        return sorted(found)
+    names = [name for name, about in found.items() if about["type"] == "file" and not name.endswith("/")]
     user = ANONYMOUS if f"://{ANONYMOUS}" in uri else ""
-    return sorted(f"{scheme(uri)}://{user}{fs.unstrip_protocol(name).partition('://')[2]}" for name in found)
+
+    def full(name: str) -> str:
+        if not is_remote(uri):
+            return name
+        return f"{scheme(uri)}://{user}{fs.unstrip_protocol(name).partition('://')[2]}"
+
+    return sorted((full(name), name[len(root.rstrip("/")) :].strip("/")) for name in names)
+
+
+def _divided(fs: AbstractFileSystem, path: str) -> tuple[str, str]:
+    """The leading parts of a path that have no wildcard or exist, and the glob, where the path is one."""
+    parts = path.split("/")
+    for place, part in enumerate(parts):
+        if _MAGIC.search(part) and not fs.exists("/".join(parts[: place + 1])):
+            return "/".join(parts[:place]), "/".join([*map(_literal, parts[:place]), *parts[place:]])
+    return path, ""
+
+
+def _literal(path: str) -> str:
+    """A path as the glob that it alone matches."""
+    return _MAGIC.sub(r"[\g<0>]", path)
 
 
 def remove(uri: str) -> None:
@@ -244,7 +330,7 @@ def remove(uri: str) -> None:
     fs, path = filesystem(uri)
     try:
         with sentences(uri):
-            fs.rm(path, recursive=True)
+            fs.rm(_literal(path) if is_remote(uri) else path, recursive=True)  # the remote ones expand globs
     except FileNotFoundError:
         return
 
@@ -252,8 +338,14 @@ def remove(uri: str) -> None:
 def move(uri: str, target: str) -> None:
     """Give a file or a whole directory another name on the same file system; an object store copies and deletes."""
     fs, path = filesystem(uri)
+    new = filesystem(target)[1]
     with sentences(uri):
-        fs.mv(path, filesystem(target)[1], recursive=True)
+        if not is_remote(uri):
+            fs.mv(path, new, recursive=True)
+            return
+        names = fs.find(path)
+        fs.copy(names, [new + name[len(path) :] for name in names], on_error="raise")
+    remove(uri)
 
 
 def upload_file(local: str | Path, uri: str) -> None:

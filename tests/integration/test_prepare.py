@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -124,3 +125,99 @@ def test_no_input_is_a_sentence(tmp_path, what):
         (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(InputError):
         prepare([str(tmp_path / f"{what}.jsonl")], str(tmp_path / "out"), seq_len=48)
+
+
+def test_what_lies_beside_the_texts_is_passed_over_and_named(inputs, shards, tmp_path, capsys):
+    """The same shards as of the texts alone, also when the first set lies among them."""
+    folder = tmp_path / "in"
+    shutil.copytree(inputs[0], folder)
+    for name in (
+        ".ipynb_checkpoints/d-checkpoint.txt",
+        "_temporary/0/e.jsonl",
+        "notes.md",
+        "f.csv",
+        "dataset_info.json",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"text": "What stands here is not read. It is not part of the input."}\n[')
+    (folder / "dataset_info.json").write_text("[1, 2]")
+    made = ["--seq-len", "48", "--validation-fraction", "0.1"]
+    for name in ("first", "second"):
+        assert run_app(["prepare", "--input", str(folder), "--output", str(folder / name), *made]) == 0
+        out = capsys.readouterr().out
+        assert "2 hidden (.ipynb_checkpoints/d-checkpoint.txt, _temporary/0/e.jsonl)" in out
+        assert "2 of other kinds (f.csv, notes.md)" in out
+        assert ".json without texts a line (dataset_info.json" in out
+    assert "2 shards of raybert (first/train-00000-of-00001.parquet, first/validation-00000-of-00001.parquet)" in out
+    first, second = open_shards(str(folder / "first")), open_shards(str(folder / "second"))
+    assert first.manifest_hash == second.manifest_hash
+    assert first.inputs == shards.inputs
+    assert first.settings.keys() == {"text_column", "validation_fraction", "shard_tokens"}
+
+
+def test_an_output_that_would_replace_its_input_is_refused(tmp_path):
+    path = tmp_path / "train-00000-of-00001.parquet"
+    pq.write_table(pa.table({"text": [document(i) for i in range(30)]}), path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"holds train-00000-of-00001\.parquet of the input, which it would replace"):
+        prepare([str(tmp_path)], str(tmp_path), seq_len=48)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_file_without_any_text_is_named_beside_good_ones(tmp_path, kind):
+    texts = [document(i) for i in range(300)]
+    (tmp_path / "good.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, None]))
+    if kind == "parquet":
+        pq.write_table(
+            pa.table({"text": pa.array([None] * 3, pa.string())}), tmp_path / "bad.parquet", row_group_size=2
+        )
+    else:
+        (tmp_path / "bad.jsonl").write_text('{"text": null}\n{"other": 1}\n\n{}\n')
+    with pytest.raises(
+        InputError, match=rf"bad\.{kind} holds no text: text is missing or null in all of its 3 documents"
+    ):
+        prepare([str(tmp_path)], str(tmp_path / "out"), seq_len=48, max_bad_fraction=0.5)
+    assert not storage.list_files(str(tmp_path / "out"))
+
+
+def test_a_large_text_file_is_one_document_until_it_is_split(tmp_path, capsys):
+    large = tmp_path / "large.txt"
+    with large.open("wb") as file:
+        file.truncate(65 << 20)
+    arguments = ["prepare", "--output", str(tmp_path / "out"), "--seq-len", "48", "--input"]
+    for allowed in ("0.01", "1"):
+        assert run_app([*arguments, str(large), "--max-bad-fraction", allowed]) == 2
+        said = capsys.readouterr().err
+        assert f"({large}) is one document, of at most 64 MB; cut it" in said
+        assert "--split-txt blank-lines or --split-txt lines" in said
+        assert "allow more with" not in said
+        assert "dd documents" not in said
+    texts = [document(i) for i in range(30)]
+    (tmp_path / "a.txt").write_text("\n\n".join(text.replace(". ", ".\n") for text in texts))
+    for split, documents in (("blank-lines", 30), ("lines", 360)):
+        done = [*arguments, str(tmp_path / "a.txt"), "--split-txt", split, "--overwrite"]
+        assert run_app(done) == 0
+        found = open_shards(str(tmp_path / "out"))
+        assert found.counts["documents"]["read"] == documents
+        assert found.settings["split_txt"] == split
+    capsys.readouterr()
+    assert run_app([*arguments, str(tmp_path / "a.txt")]) == 2
+    assert "holds a shard set with other settings" in capsys.readouterr().err
+    assert run_app([*arguments, str(tmp_path / "a.txt"), "--split-txt", "words"]) == 2
+    assert "--split-txt is one of blank-lines, lines, not words" in capsys.readouterr().err
+
+
+def test_paths_of_every_spelling_reach_the_same_place(inputs, shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(inputs[0], tmp_path / "my texts [1]")
+    for number, (source, output) in enumerate(
+        [("~/my texts [1]", "~/o:1"), (f"file:{tmp_path}/my%20texts%20%5B1%5D", f"file://localhost{tmp_path}/o%3A2")], 1
+    ):
+        assert run_app(["prepare", "--input", source, "--output", output, "--seq-len", "48"]) == 0
+        assert open_shards(str(tmp_path / f"o:{number}")).inputs == shards.inputs
+    for output in ("gs:/bucket/shards", "s4://bucket/shards", "file:shards"):
+        assert run_app(["prepare", "--input", "my texts [1]", "--output", output, "--seq-len", "48"]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {output}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my texts [1]", "o:1", "o:2"]

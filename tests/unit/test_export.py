@@ -222,6 +222,21 @@ def test_other_files_are_not_written_over_and_an_earlier_export_is(run, exported
     assert run_app(["export", checkpoint, exported]) == 0
 
 
+def test_a_directory_is_where_its_path_says_and_must_be_local(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    checkpoint = f"{run}/checkpoints/step-00001000"
+    assert run_app(["export", checkpoint, "~/out 1"]) == 0
+    assert run_app(["export", checkpoint, f"file:{tmp_path}/out%202"]) == 0
+    assert run_app(["import", "~/out 1", f"file://localhost{tmp_path}/back"]) == 0
+    load(f"{tmp_path}/back")
+    capsys.readouterr()
+    for words in (["export", checkpoint, "gs://bucket/x"], ["import", "s3://bucket/x"], ["import", "hf://me/x", "y"]):
+        assert run_app(words) == 2
+        assert f"{words[-1] if words[-1] != 'y' else words[1]} is not on this machine; " in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "out 1", "out 2"]
+
+
 def test_pushing_needs_a_login(exported, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))

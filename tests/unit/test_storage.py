@@ -72,3 +72,43 @@ def test_local_paths_become_absolute_and_uris_stay(tmp_path, monkeypatch):
 def test_an_unknown_scheme_is_a_sentence():
     with pytest.raises(InputError, match="Install the fsspec package"):
         storage.exists("nosuchscheme://bucket/x")
+
+
+STRANGE = ["v[1]", "My data [2024]", "what?", "a*b", "[!x]", "[", "100%25", "a b"]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_what_exists_is_itself_whatever_its_name(root, name):
+    """A directory and a file of the name, beside what the name would match as a pattern."""
+    for other in ("v1", "whatx", "axb", "y", name):
+        storage.write_bytes(storage.join(root, other, "d", "x.txt"), other.encode())
+        storage.write_bytes(storage.join(root, f"{other}.txt"), other.encode())
+    place, file = storage.join(root, name), storage.join(root, f"{name}.txt")
+
+    def contents(uri):
+        return [(below, storage.read_bytes(found)) for found, below in storage.find_files(uri)]
+
+    assert contents(place) == [("d/x.txt", name.encode())]
+    assert contents(file) == [("", name.encode())]
+    assert contents(storage.join(place, "*", "x.txt")) == [("d/x.txt", name.encode())]
+    assert contents(storage.join(place, "**", "?.txt")) == [("d/x.txt", name.encode())]
+    assert contents(storage.join(place, "d", "[xy].txt")) == [("x.txt", name.encode())]
+    assert contents(storage.join(place, "none[1]")) == []
+    storage.move(storage.join(place, "d"), storage.join(place, "e"))
+    assert contents(place) == [("e/x.txt", name.encode())]
+    storage.remove(place)
+    storage.remove(file)
+    assert len(storage.list_files(root)) == 8, "what the name would match as a pattern was deleted"
+
+
+def test_a_pattern_is_what_does_not_exist(root):
+    for name in ("v1.txt", "v2.txt", "w1.txt", "d/.h/v1.txt"):
+        storage.write_bytes(storage.join(root, name), b"x")
+
+    def below(pattern):
+        return [path for _, path in storage.find_files(storage.join(root, pattern))]
+
+    assert below("v[12].txt") == ["v1.txt", "v2.txt"]
+    assert below("?1.txt") == ["v1.txt", "w1.txt"]
+    assert below("**/v1.txt") == ["d/.h/v1.txt", "v1.txt"]
+    assert below("d/.h/*") == ["v1.txt"]

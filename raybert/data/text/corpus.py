@@ -1,15 +1,14 @@
 """Which raw text there is, and how it is shared out among tasks.
 
-    *.parquet                        one document a row, in the text column
-    *.jsonl *.ndjson (.gz .zst)      one document a line, under the text column's key
-    *.txt (.gz .zst)                 one document a file
+    *.parquet                              one document a row, in the text column
+    *.jsonl *.ndjson *.json (.gz .zst)     one document a line, under the text column's key
+    *.txt (.gz .zst)                       one document a file, or a run of lines, or a line
 
-An input is a file, a directory (searched to its bottom; hidden files and files of other kinds are passed over) or a
-glob, local or at any URI; or ``embedded://bbc_news``, a corpus that a Python package brings along.
+Which files of an input are read stands in raybert.data.text.inputs; ``embedded://bbc_news`` is a corpus that a Python
+package brings along.
 """
 
 import hashlib
-import posixpath
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ import pyarrow.parquet as pq
 
 from raybert import storage
 from raybert.data.text import embedded
-from raybert.data.text.documents import SUFFIXES, Bad, Piece, json_rows, kind_of, sentence_when_damaged
+from raybert.data.text.documents import Bad, Piece, json_rows, kind_of, sentence_when_damaged
 from raybert.data.text.embedded import bbc_news as bbc_news
+from raybert.data.text.inputs import Found, Passed, find
 from raybert.data.text.values import TEXT_TYPES, require_columns
 from raybert.errors import InputError
 
@@ -36,14 +36,16 @@ class Corpus:
 
     fragments: list[list[Piece]]
     inputs: dict[str, Any]
+    files: list[str]
+    passed_over: list[Passed]
 
 
 def plan(
-    inputs: Sequence[str], text_column: str, *, fragment_bytes: int = FRAGMENT_BYTES, lines: bool = False
+    names: Sequence[str], text_column: str, *, fragment_bytes: int = FRAGMENT_BYTES, lines: bool = False
 ) -> Corpus:
     """List the input files, look into each, and share them out in fragments of about `fragment_bytes`.
 
-    With `lines` a text file is a text a line instead of one document, and may be cut between lines.
+    With `lines` a text file is not one document, and may be cut between lines.
 
     The fingerprint is made of each file's size, first and last 64 KB, without names and in no order: the same files
     elsewhere are the same input. A change in the middle of a large file that keeps its size goes unnoticed.
@@ -51,7 +53,8 @@ def plan(
     Raises:
         InputError: an input is missing, empty or of no known kind, or its text column is missing or holds no text.
     """
-    files = sorted({uri for name in inputs for uri in _files(name)})
+    found = [_find(name, text_column) for name in names]
+    files = sorted({uri for part in found for uri in part.files})
     with ThreadPoolExecutor(16) as pool:  # most of the time is waiting for the storage
         look = partial(_look, text_column=text_column, fragment_bytes=fragment_bytes, lines=lines)
         looked = list(pool.map(look, files))
@@ -68,7 +71,8 @@ def plan(
         raise InputError(f"The input holds no documents: {files[0]} is empty.")
     empty = sum(not pieces for pieces, _ in looked)
     counted = {"empty_files": empty} if empty else {}
-    return Corpus(fragments, {"files": len(files), **counted, "fingerprint": fingerprint})
+    about = {"files": len(files), **counted, "fingerprint": fingerprint}
+    return Corpus(fragments, about, files, [passed for part in found for passed in part.passed_over])
 
 
 def joint_digest(digests: Iterable[str]) -> str:
@@ -83,17 +87,8 @@ def file_digest(uri: str, size: int) -> str:
     return hashlib.sha256(b"%d " % size + head + tail).hexdigest()
 
 
-def _files(name: str) -> list[str]:
-    if name.startswith(embedded.SCHEME):
-        return [name]
-    found = storage.list_files(name)
-    if not found:
-        storage.require_bucket(name)
-        raise InputError(f"The input {name} does not exist or holds no files.")
-    known = [uri for uri in found if kind_of(uri)[0] and not posixpath.basename(uri).startswith((".", "_"))]
-    if not known:
-        raise InputError(f"The input {name} holds no file of a known kind ({' '.join(SUFFIXES)}; .gz or .zst of text).")
-    return known
+def _find(name: str, text_column: str) -> Found:
+    return Found([name], []) if name.startswith(embedded.SCHEME) else find(name, text_column)
 
 
 def _look(uri: str, *, text_column: str, fragment_bytes: int, lines: bool) -> tuple[list[Piece], str]:

@@ -1,5 +1,6 @@
 """The documents in one file, or in a part of it: Parquet, JSON lines and plain text, compressed or not."""
 
+import codecs
 import gzip
 import io
 import posixpath
@@ -16,11 +17,18 @@ import zstandard
 from raybert import storage
 from raybert.data.text import embedded
 from raybert.data.text.values import MISSING, Bad, column_values, decode, json_objects, text_of
+from raybert.data.text.zst import open_zst
 from raybert.errors import InputError
+from raybert.storage.uri import HTTP, scheme
 
 MAX_DOCUMENT_BYTES = 64 << 20  # a larger document is counted as bad: a task holds one whole
-SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt"}
-COMPRESSIONS = (".gz", ".zst")
+SUFFIXES = {
+    **{".parquet": "parquet", ".pq": "parquet"},
+    **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},  # of .json see raybert.data.text.inputs
+    ".txt": "txt",
+}
+COMPRESSIONS = {".gz": ".gz", ".zst": ".zst", ".zstd": ".zst"}
+SPLIT_TXT = ("blank-lines", "lines")  # where one document of a text file ends, if it is not one document
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,25 @@ def kind_of(uri: str) -> tuple[str, str]:
     """(kind, compression) by a file's name; the kind is empty when it is none of ours."""
     if uri.startswith(embedded.SCHEME):
         return "embedded", ""
-    stem, suffix = posixpath.splitext(uri)
-    compression = suffix if suffix in COMPRESSIONS else ""
-    kind = SUFFIXES.get(posixpath.splitext(stem)[1] if compression else suffix, "")
+    name, compression = suffixes(uri)
+    kind = SUFFIXES.get(name, "")
     return ("", "") if kind == "parquet" and compression else (kind, compression)
 
 
-def documents(piece: Piece, text_column: str) -> Iterator[str | Bad]:
+def suffixes(uri: str) -> tuple[str, str]:
+    """The end of a file's name, and what it is compressed with: (".jsonl", ".zst") of ``http://host/A.JSONL.zstd?v=1``."""
+    if scheme(uri) in HTTP:
+        uri = uri.partition("?")[0].partition("#")[0]
+    stem, suffix = posixpath.splitext(uri.lower())
+    compression = COMPRESSIONS.get(suffix, "")
+    return (posixpath.splitext(stem)[1] if compression else suffix), compression
+
+
+def documents(piece: Piece, text_column: str, split_txt: str = "") -> Iterator[str | Bad]:
     """The texts of a piece, and a Bad in the place of each that cannot be used.
+
+    Args:
+        split_txt: what ends a document of a text file: one of SPLIT_TXT, or the end of the file when empty.
 
     Raises:
         InputError: the file itself is damaged or cannot be read.
@@ -56,8 +75,7 @@ def documents(piece: Piece, text_column: str) -> Iterator[str | Bad]:
     if piece.kind == "embedded":
         yield from embedded.texts(piece.uri)
     elif piece.kind == "txt":
-        with open_text(piece.uri) as file:
-            yield _decode(file.read(MAX_DOCUMENT_BYTES + 1))
+        yield from _txt_documents(piece, split_txt)
     elif piece.kind == "parquet":
         yield from _parquet_documents(piece, text_column)
     else:
@@ -87,8 +105,7 @@ def open_text(uri: str) -> Iterator[IO[bytes]]:
         if compression == ".gz":
             yield gzip.GzipFile(fileobj=file)  # type: ignore[misc]
         elif compression == ".zst":
-            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-            yield io.BufferedReader(decompressor.stream_reader(file, read_across_frames=True), 1 << 20)
+            yield open_zst(file)
         else:
             yield io.BufferedReader(file, 1 << 20)  # type: ignore
 
@@ -101,17 +118,68 @@ def json_rows(uri: str, start: int = 0, stop: int | None = None) -> Iterator[dic
 
 def lines(uri: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """The lines that begin in bytes ``start`` to ``stop``, with their ends; of a line too large its first part."""
+    for _, line in _placed_lines(uri, start, stop):
+        yield line
+
+
+def _placed_lines(uri: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
     with open_text(uri) as file:
         if start:  # a line that began before is not ours; one that begins exactly here is
             file.seek(start - 1)
             _skip_line(file)
-        while stop is None or file.tell() < stop:
-            line = file.readline(MAX_DOCUMENT_BYTES + 1)
-            if not line:
-                return
+        place = file.tell()
+        while (stop is None or place < stop) and (line := file.readline(MAX_DOCUMENT_BYTES + 1)):
+            after = place + len(line)
             if len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                 _skip_line(file)
-            yield line
+                after = file.tell()
+            yield place, line
+            place = after
+
+
+def _txt_documents(piece: Piece, split_txt: str) -> Iterator[str | Bad]:
+    stop = None if kind_of(piece.uri)[1] else piece.stop
+    if not split_txt:
+        with open_text(piece.uri) as file:
+            yield _decode(file.read(MAX_DOCUMENT_BYTES + 1))
+    elif split_txt == "lines":
+        for line in lines(piece.uri, piece.start, stop):
+            if not _is_blank(line):
+                yield _decode(line)
+    else:
+        for data in _paragraphs(piece.uri, piece.start, stop):
+            yield _decode(data)
+
+
+def _paragraphs(uri: str, start: int, stop: int | None) -> Iterator[bytes]:
+    """The runs of lines that are not blank. A run is that part's in which the blank line before it begins; of a run
+    too large the first part comes.
+    """
+    run, size, ours = [], 0, start == 0
+    for place, line in _placed_lines(uri, start, None):
+        over = stop is not None and place >= stop
+        if over and not ours:
+            return
+        if not _is_blank(line):
+            if ours and size <= MAX_DOCUMENT_BYTES:
+                run.append(line)
+                size += len(line)
+            continue
+        if run:
+            yield b"".join(run)
+            run, size = [], 0
+        if over:
+            return
+        ours = True
+    if run:
+        yield b"".join(run)
+
+
+def _is_blank(line: bytes) -> bool:
+    """Also with spaces that are not ASCII, or with the mark that may begin a file."""
+    if line.isascii():
+        return line.isspace()
+    return not line.removeprefix(codecs.BOM_UTF8).decode(errors="replace").strip()
 
 
 def _skip_line(file: IO[bytes]) -> None:

@@ -10,7 +10,7 @@ from raybert import storage
 from raybert.data.shards import Shard, shard_name, write_shard
 from raybert.data.text import documents as readers
 from raybert.data.text import spill
-from raybert.data.text.values import EMPTY, Bad
+from raybert.data.text.values import EMPTY, MISSING, Bad
 from raybert.data.text.windows import encode_document
 from raybert.errors import InputError
 from raybert.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ class Spilled:
     tokens: np.ndarray
     counts: Counter[str]
     size: int  # input bytes that are done with
+    textless: list[tuple[str, int]]  # (file, documents) of each piece all of whose documents lack a text
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def read_fragment(
     *,
     spills_uri: str,
     text_column: str,
+    split_txt: str,
     seq_len: int,
     validation_fraction: float,
 ) -> Iterator[Spilled]:
@@ -63,6 +65,7 @@ def read_fragment(
     """
     tokenizer = Tokenizer()
     collector, counts, part = spill.Collector(), Counter[str](), 0
+    textless: list[tuple[str, int]] = []
 
     def flush(size: int) -> Spilled:
         result = collector.spill(validation_fraction)
@@ -70,14 +73,19 @@ def read_fragment(
         if uri:
             storage.write_bytes(uri, result.data)
         counts["tokens"] = collector.size
-        return Spilled(uri, result.offsets, result.tokens, counts, size)
+        return Spilled(uri, result.offsets, result.tokens, counts, size, textless)
 
     for piece in fragment:
-        for text in readers.documents(piece, text_column):
+        documents = missing = 0
+        for text in readers.documents(piece, text_column, split_txt):
+            documents += 1
+            missing += text == MISSING
             _add(text, collector, counts, tokenizer, seq_len)
             if collector.size >= SPILL_TOKENS:
                 yield flush(0)
-                collector, counts, part = spill.Collector(), Counter(), part + 1
+                collector, counts, textless, part = spill.Collector(), Counter(), [], part + 1
+        if missing == documents:
+            textless.append((piece.uri, documents))
     yield flush(sum(piece.size for piece in fragment))
 
 

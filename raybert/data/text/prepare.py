@@ -9,7 +9,7 @@ import pickle
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,8 @@ from raybert.data.manifest import LONGEST, SHORTEST
 from raybert.data.shards import MANIFEST, SPLITS, Shard, ShardSet, open_shards, verify_shards, write_manifest
 from raybert.data.text import corpus, phases
 from raybert.data.text import documents as readers
+from raybert.data.text.inputs import summary
+from raybert.data.text.values import TOO_LARGE
 from raybert.data.text.windows import MIN_TOKENS
 from raybert.errors import InputError
 from raybert.ray_internals.names import PROGRESS_LOGGER
@@ -44,6 +46,7 @@ def prepare(
     shard_tokens: int = 32 << 20,
     unit_rows: int = 512,
     max_bad_fraction: float = 0.01,
+    split_txt: str = "",
     overwrite: bool = False,
     progress: bool = False,
 ) -> ShardSet:
@@ -54,13 +57,14 @@ def prepare(
     anew.
 
     Args:
-        inputs: files, directories, globs or ``embedded://`` names; see raybert.data.text.corpus.
+        inputs: files, directories, globs or ``embedded://`` names; see raybert.data.text.inputs.
         output: URI of a directory, which every node of the cluster can reach.
         seq_len: tokens of a training sample; a window holds at most ``seq_len - 3``.
         validation_fraction: share of the documents that go, by their hash, to the validation split.
         shard_tokens: a shard holds at most about so many tokens, and a task in the second phase a shard.
         unit_rows: windows that are read, and shuffled, together.
         max_bad_fraction: share of documents that may be undecodable, empty or of a wrong type.
+        split_txt: where a document of a text file ends: ``blank-lines`` or ``lines``; by default with the file.
         overwrite: replace a shard set that is already there.
         progress: show a bar.
 
@@ -75,29 +79,42 @@ def prepare(
         raise InputError(f"The validation fraction must be at least 0 and less than 1, not {validation_fraction}.")
     if not 0 <= max_bad_fraction <= 1:
         raise InputError(f"--max-bad-fraction must lie between 0 and 1, not {max_bad_fraction}.")
+    if split_txt not in ("", *readers.SPLIT_TXT):
+        raise InputError(f"--split-txt is one of {', '.join(readers.SPLIT_TXT)}, not {split_txt}.")
     if unit_rows < 2 or shard_tokens < 1:
         raise InputError("A unit must have at least 2 rows and a shard at least 1 token.")
     output = storage.absolute(output)
     storage.require_writable(output)
-    raw = corpus.plan(inputs, text_column)
+    raw = corpus.plan(inputs, text_column, lines=bool(split_txt))
+    _keep_input(raw.files, output)
     settings = {
         "text_column": text_column,
         "validation_fraction": validation_fraction,
         "shard_tokens": shard_tokens,
+        **({"split_txt": split_txt} if split_txt else {}),  # sets that were made before know no such setting
     }
     about: dict[str, Any] = {"seq_len": seq_len, "unit_rows": unit_rows, "settings": settings, "inputs": raw.inputs}
     if storage.exists(storage.join(output, MANIFEST)) and not overwrite:
         there = _already_there(output, about, progress)
         if there is not None:
+            _say([_passed_over(raw)], progress)
             return there
     _remove_leftovers(output)
 
     spills_uri = storage.join(output, f"_tmp-{uuid.uuid4().hex[:8]}")
     try:
         with _bar(progress) as bar:
-            spills, counts = _read(raw, bar, spills_uri, text_column, seq_len, validation_fraction)
+            spills, counts = _read(
+                raw,
+                bar,
+                spills_uri=spills_uri,
+                text_column=text_column,
+                split_txt=split_txt,
+                seq_len=seq_len,
+                validation_fraction=validation_fraction,
+            )
             tokens = sum((spilled.tokens for spilled in spills), np.zeros(len(SPLITS), np.int64))
-            _check(counts, tokens, max_bad_fraction)
+            _check(raw, counts, tokens, max_bad_fraction, split_txt)
             jobs = [
                 job
                 for number, split in enumerate(SPLITS)
@@ -107,9 +124,7 @@ def prepare(
         made = write_manifest(output, splits=shards, counts=_counts(counts), **about)
     finally:
         storage.remove(spills_uri)
-    if progress:
-        for line in describe(made):
-            Console(soft_wrap=True).print(line, highlight=False, markup=False)
+    _say([*describe(made), _passed_over(raw)], progress)
     return made
 
 
@@ -137,28 +152,52 @@ def describe(shards: ShardSet) -> list[str]:
     return lines
 
 
-def _read(
-    raw: corpus.Corpus, bar: Progress, spills_uri: str, text_column: str, seq_len: int, validation_fraction: float
-) -> tuple[list[phases.Spilled], Counter[str]]:
-    """Phase 1: every fragment into spills."""
+def _passed_over(raw: corpus.Corpus) -> str:
+    return f"passed over: {summary(raw.passed_over)}" if raw.passed_over else ""
+
+
+def _say(lines: Iterable[str], aloud: bool) -> None:
+    for line in filter(None, lines if aloud else ()):
+        Console(soft_wrap=True).print(line, highlight=False, markup=False)
+
+
+def _keep_input(files: Iterable[str], output: str) -> None:
+    """Refuse an output whose preparation would delete files of the input."""
+    for uri in files:
+        folder, _, name = uri.rpartition("/")
+        if folder == output and _OURS.fullmatch(name):
+            raise InputError(f"The output {output} holds {name} of the input, which it would replace; choose another.")
+
+
+def _read(raw: corpus.Corpus, bar: Progress, **how: Any) -> tuple[list[phases.Spilled], Counter[str]]:
+    """Phase 1: every fragment into spills; `how` is what phases.read_fragment takes beside it.
+
+    Raises:
+        InputError: no document of a file has a text.
+    """
 
     def task(numbered: tuple[int, list[readers.Piece]]) -> Iterator[phases.Spilled]:
-        return phases.read_fragment(
-            *numbered,
-            spills_uri=spills_uri,
-            text_column=text_column,
-            seq_len=seq_len,
-            validation_fraction=validation_fraction,
-        )
+        return phases.read_fragment(*numbered, **how)
 
     spills: list[phases.Spilled] = []
     counts: Counter[str] = Counter()
+    # Of each file: the pieces that are not known to hold a text, and the documents in the others.
+    pieces = Counter(piece.uri for part in raw.fragments for piece in part)
+    missing: Counter[str] = Counter()
     shown = bar.add_task("reading", total=sum(piece.size for part in raw.fragments for piece in part), note="")
     # The largest first, so that no core is left with one at the end.
     tasks = sorted(enumerate(raw.fragments), key=lambda task: -sum(piece.size for piece in task[1]))
     for spilled in _stream(task, tasks):
         counts += spilled.counts
         spills.append(spilled)
+        for uri, documents in spilled.textless:
+            pieces[uri] -= 1
+            missing[uri] += documents
+            if not pieces[uri] and missing[uri]:
+                raise InputError(
+                    f"{uri} holds no text: {how['text_column']} is missing or null in all of its {missing[uri]:,} "
+                    "documents; name another --text-column, or leave the file out."
+                )
         note = f"{counts['read']:,} documents, {counts['tokens']:,} tokens"
         bar.update(shown, advance=spilled.size, note=note)
     return spills, counts
@@ -252,21 +291,31 @@ def _quiet(name: str, level: int) -> Iterator[None]:
         target.setLevel(before)
 
 
-def _check(counts: Counter[str], tokens: np.ndarray, max_bad_fraction: float) -> None:
+def _check(
+    raw: corpus.Corpus, counts: Counter[str], tokens: np.ndarray, max_bad_fraction: float, split_txt: str
+) -> None:
     """Refuse input that is empty or bad, before a shard is written."""
     read, reasons = counts["read"], _bad(counts)
     bad = sum(reasons.values())
+    whole = [] if split_txt else [piece.uri for part in raw.fragments for piece in part if piece.kind == "txt"]
+    remedy = ""
+    if whole and TOO_LARGE.reason in reasons:
+        remedy = (
+            f"A .txt file ({whole[0]}) is one document, of at most {readers.MAX_DOCUMENT_BYTES >> 20} MB; "
+            f"cut it into documents with --split-txt {' or --split-txt '.join(readers.SPLIT_TXT)}."
+        )
     if read == 0:
         raise InputError("The input holds no documents.")
     if bad > max_bad_fraction * read:
         raise InputError(
             f"{bad:,} of {read:,} documents cannot be used ({', '.join(f'{r}: {n:,}' for r, n in reasons.items())}), "
-            f"more than {max_bad_fraction:.2%}; clean the input, or allow more with --max-bad-fraction."
+            f"more than {max_bad_fraction:.2%}. "
+            + (remedy or "Clean the input, or allow more with --max-bad-fraction.")
         )
     if tokens[0] == 0:
         raise InputError(
             f"None of the {read:,} documents gave a training window of at least {MIN_TOKENS} tokens "
-            f"({counts['too_short']:,} are too short); add documents, or lower --validation-fraction."
+            f"({counts['too_short']:,} are too short). " + (remedy or "Add documents, or lower --validation-fraction.")
         )
 
 

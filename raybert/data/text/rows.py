@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raybert import storage
-from raybert.data.text import corpus, csvfile
+from raybert.data.text import corpus, csvfile, inputs
 from raybert.data.text.columns import TEXT, Kind, array, kinds_of, merge_all
-from raybert.data.text.documents import MAX_DOCUMENT_BYTES, Piece, kind_of, lines, sentence_when_damaged
+from raybert.data.text.documents import MAX_DOCUMENT_BYTES, Piece, kind_of, lines, sentence_when_damaged, suffixes
 from raybert.data.text.values import (
     HALF_PAIR,
     MISSING,
@@ -54,16 +53,20 @@ def plan(uri: str, text_column: str) -> Source:
         InputError: there is no file of a known kind, files of several kinds, or no such column.
     """
     uri = storage.absolute(uri)
-    files = [file for file in storage.list_files(uri) if not posixpath.basename(file).startswith((".", "_"))]
-    kinds = {kind for file in files if (kind := "csv" if file.endswith(".csv") else kind_of(file)[0])}
+    files = inputs.find(uri, text_column, _kind).files
+    kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
         raise InputError(f"{uri} holds files of several kinds ({', '.join(sorted(kinds))}); give one kind at a time.")
     if kinds == {"csv"}:
-        return _plan_csv([file for file in files if file.endswith(".csv")], text_column)
+        return _plan_csv(files, text_column)
     column = LINE_COLUMN if kinds == {"txt"} else text_column
     found = corpus.plan([uri], column, fragment_bytes=PIECE_BYTES, lines=True)
     pieces = [piece for fragment in found.fragments for piece in fragment]
     return Source(pieces, column, found.inputs["fingerprint"])
+
+
+def _kind(uri: str) -> str:
+    return "csv" if suffixes(uri) == (".csv", "") else kind_of(uri)[0]
 
 
 def _plan_csv(files: list[str], text_column: str) -> Source:

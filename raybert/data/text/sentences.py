@@ -6,6 +6,7 @@ A full stop after an initial ("J."), a dotted abbreviation ("e.g.") or a known o
 break is white space: hard-wrapped text is as common as one paragraph a line.
 """
 
+import functools
 import re
 import unicodedata
 from itertools import pairwise
@@ -25,6 +26,15 @@ _ABBREVIATIONS = frozenset(f"{_TITLES} {_FIRMS}".split())
 _COUNTED = "no nos fig figs eq pp vol vols ch sec art ed jan feb mar apr jun jul aug sep sept oct nov dec"
 _BEFORE_NUMBER = frozenset(_COUNTED.split())
 _LONGEST = max(map(len, _ABBREVIATIONS | _BEFORE_NUMBER))
+# Combining marks in a row. The time that a normal form takes grows with the square of their number, so no more of them
+# are left together; UAX #15, section 13, allows 30, which some real texts have more of.
+MOST_MARKS = 256
+_JOINER = "\u034f"  # what UAX #15 puts between them: the combining grapheme joiner, which shows nothing
+# No mark is a letter, a digit, white space or ASCII, so every row of them is in one of these. One may decompose to two.
+_ROW = re.compile(rf"(?<![^\w\s\x00-\x7f])[^\w\s\x00-\x7f]{{{MOST_MARKS // 2},}}+")
+# Searching takes as long as everything else here together, so it is done where one of every 16 characters looks so.
+_STRIDE = 16
+_STRIDES = re.compile(rf"[^\w\s\x00-\x7f]{{{MOST_MARKS // 2 // _STRIDE}}}")
 
 
 def normalise(text: str) -> list[str]:
@@ -34,8 +44,32 @@ def normalise(text: str) -> list[str]:
         UnicodeEncodeError: the text holds half a surrogate pair, which is no character.
     """
     text.encode()
+    if not text.isascii() and _STRIDES.search(text[::_STRIDE]):
+        text = _ROW.sub(_interrupted, text)
     parts = _PARAGRAPH.split(unicodedata.normalize("NFC", text))
     return [words for part in parts if (words := " ".join(part.split()))]
+
+
+def _interrupted(row: re.Match[str]) -> str:
+    """The characters with a joiner wherever more than MOST_MARKS marks would follow on one another."""
+    parts, marks = [], 0
+    for character in row[0]:
+        begins_with_mark, more = _marks(character)
+        if not begins_with_mark:
+            marks = 0
+        elif marks + more > MOST_MARKS:
+            parts.append(_JOINER)
+            marks = 0
+        marks += more
+        parts.append(character)
+    return "".join(parts)
+
+
+@functools.lru_cache(1 << 12)
+def _marks(character: str) -> tuple[bool, int]:
+    """Whether the decomposed character begins with a mark, and how many marks it has."""
+    classes = [unicodedata.combining(part) for part in unicodedata.normalize("NFD", character)]
+    return classes[0] > 0, sum(map(bool, classes))
 
 
 def split(text: str) -> list[str]:
