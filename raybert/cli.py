@@ -134,6 +134,7 @@ def pretrain(
     from raybert.probe.service import client
     from raybert.report import live
     from raybert.report.follow import kept_current
+    from raybert.spectral import table
     from raybert.train.run import train
 
     run = check(settings, inputs=inputs)
@@ -142,6 +143,7 @@ def pretrain(
 
         Console(soft_wrap=True).print(show(run, estimate(run)))
         return
+    table.for_run(settings, run.shards, cpus=run.shares.worker, show=True)  # here, since a run has bars of its own
     if local:
         ahead.make_processes(settings.train.worker_range[0], worker_environment(run.shares.use_gpu))
     steps = settings.train.steps

@@ -17,6 +17,7 @@ from raybert.data.shards import open_shards
 from raybert.errors import InputError, Interrupted
 from raybert.probe.service import client
 from raybert.report import trackers
+from raybert.spectral import table
 from raybert.storage import lease
 from raybert.storage.retry import patiently
 from raybert.sweep.space import SweepConfig, Trial, trials
@@ -110,12 +111,23 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
     concurrent = _check_trials(planned, sweep.max_concurrent)
     with lease.held(sweep.uri):
         storage.write_json(record, described)
+        _make_token_vectors(planned)
         with interruptible(_trials_uri(sweep)):
             results = _tuner(sweep, planned, concurrent, resume=resume).fit()
             _note_failures(results, planned)
             if asked():
                 raise Interrupted(f"the same command with --resume goes on with {sweep.uri}.")
     return planned
+
+
+def _make_token_vectors(planned: Sequence[Trial]) -> None:
+    """Once, before trials need them at the same time; they find them beside their shards."""
+    made = set()
+    for config in (trial.config for trial in planned):
+        key = (config.model.embedding_init, config.data.shards, config.data.seed)
+        if key not in made:
+            table.for_run(config, open_shards(config.data.shards), cpus=1.0, show=True)
+            made.add(key)
 
 
 def _describe(sweep: SweepConfig, planned: Sequence[Trial]) -> dict[str, Any]:

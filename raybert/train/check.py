@@ -12,6 +12,7 @@ from raybert.config import Config, from_mapping, look_up
 from raybert.data.shards import ShardSet, open_shards, verify_shards
 from raybert.errors import InputError
 from raybert.probe.tasks import ProbeTask, load_task
+from raybert.spectral import recipe
 
 # "auto" verifies every hash of a shard set up to this size, about a minute of reading from a bucket.
 FULL_VERIFY_BYTES = 4 * 2**30
@@ -51,7 +52,7 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     Raises:
         InputError: the run's storage cannot be written to; the shards are missing, damaged or made for another
             tokenizer, or too long for the model; a probe task is wrong; the run's name is taken by a run that is
-            different; the checkpoint that it starts from does not fit.
+            different; the checkpoint that it starts from does not fit; token vectors cannot be learned from the shards.
     """
     if not config.data.shards:
         raise InputError("data.shards is not set: give the directory that `raybert prepare --output` wrote.")
@@ -77,6 +78,8 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
         )
     _check_resume(config, shards)
     _check_start(config)
+    if config.model.embedding_init == "spectral":
+        recipe.check(shards, recipe.Recipe(config.data.seed), config.model.bert().hidden_size)
     _check_trackers(config)
     return Inputs(shards, tasks)
 

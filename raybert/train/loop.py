@@ -21,7 +21,7 @@ from raybert.data.stream import ahead, blocks_of, worker_batches
 from raybert.data.tensors import to_torch
 from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.bert import Bert, flops_per_token
-from raybert.model.files import load, read_weights
+from raybert.model.files import read_weights
 from raybert.model.losses import Pretraining
 from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
@@ -40,6 +40,7 @@ from raybert.train.recovery.heartbeat import Pulse
 from raybert.train.recovery.stop import StopVote
 from raybert.train.saver import Saver
 from raybert.train.schedule import lr_at
+from raybert.train.start import begin
 from raybert.train.step import all_reduce_sums, means, train_step, validate
 
 T = TypeVar("T")
@@ -55,7 +56,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     if storage.exists(storage.join(config.run_uri, FAILURE)):
         return
     try:
-        worker = Worker(config, tasks=tasks, probe_cpus=settings["probe_cpus"], manifest=settings["manifest"])
+        others = {name: settings[name] for name in ("probe_cpus", "manifest", "token_vectors")}
+        worker = Worker(config, tasks=tasks, **others)
     except DamagedCheckpoint:
         raise  # which the driver passes over
     except InputError as error:
@@ -75,7 +77,9 @@ def _give_up(run_uri: str, kind: str, reason: str, *, step: int) -> None:
 class Worker:
     """One rank of the run: its model replica, its part of every batch, and, on rank 0, what is written down."""
 
-    def __init__(self, config: Config, *, tasks: list[ProbeTask], probe_cpus: float, manifest: str) -> None:
+    def __init__(
+        self, config: Config, *, tasks: list[ProbeTask], probe_cpus: float, manifest: str, token_vectors: str
+    ) -> None:
         context = ray.train.get_context()
         self.config = config
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
@@ -106,7 +110,7 @@ class Worker:
         optimizer_options = config.optimizer.model_dump()
         self.optimizer = optimizers.build(bert, **optimizer_options)
         self.step, self.elapsed = 0, 0.0
-        best = self._restore(bert)
+        best = self._restore(bert, token_vectors)
         compiled = config.train.compile if config.train.compile != "auto" else self.device.type == "cuda"
         self.counted = self.step  # the step up to which samples are in the counter
         self.model = prepare_model(
@@ -147,12 +151,11 @@ class Worker:
             dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
         return torch.bfloat16 if agreed.item() else torch.float32
 
-    def _restore(self, bert: Bert) -> float:
-        """Begin where the checkpoint ended, and return the best validation loss until then."""
+    def _restore(self, bert: Bert, token_vectors: str) -> float:
+        """Begin where the checkpoint ended, if there is one, and return the best validation loss until then."""
         committed = ray.train.get_checkpoint()
         if committed is None:
-            if self.config.model.start_from:
-                bert.load_state_dict(load(self.config.model.start_from).state_dict())
+            begin(bert, self.config, token_vectors)
             return math.inf
         with committed.as_directory() as directory:
             try:
