@@ -24,9 +24,10 @@ def use_vectors(bert: Bert, vectors: np.ndarray) -> None:
     """
     table = bert.word_embeddings.weight
     (seen,) = np.nonzero(vectors.any(axis=1))
-    known = torch.from_numpy(vectors[seen])
-    scale = bert.config.initializer_range / known.std(dtype=torch.float64)  # type: ignore[call-overload]
-    table[torch.from_numpy(seen).to(table.device)] = (known * scale.float()).to(table.device)
+    scale = bert.config.initializer_range / vectors[seen].std(dtype=np.float64)
+    table[torch.from_numpy(seen).to(table.device)] = torch.from_numpy(vectors[seen] * np.float32(scale)).to(
+        table.device
+    )
 
 
 @torch.no_grad()

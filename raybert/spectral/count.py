@@ -54,10 +54,10 @@ def pick_columns(frequency: np.ndarray, most: int) -> np.ndarray:
 
 
 def share_rows(frequency: np.ndarray, parts: int) -> list[tuple[int, int]]:
-    """Ranges of tokens with about the same number of occurrences each; together all tokens."""
+    """At most so many ranges of tokens, with about the same number of occurrences each; together all tokens."""
     total = np.cumsum(frequency)
     inner = np.searchsorted(total, total[-1] * np.arange(1, parts) / parts)
-    edges = [0, *inner.tolist(), len(frequency)]
+    edges = sorted({0, *inner.tolist(), len(frequency)})
     return list(pairwise(edges))
 
 
