@@ -13,6 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from raybert import storage
 from raybert.cluster import OFF_SPOT, largest_resources
+from raybert.config import Config
 from raybert.data.shards import open_shards
 from raybert.errors import InputError, Interrupted
 from raybert.probe.service import client
@@ -122,12 +123,9 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
 
 def _make_token_vectors(planned: Sequence[Trial]) -> None:
     """Once, before trials need them at the same time; they find them beside their shards."""
-    made = set()
-    for config in (trial.config for trial in planned):
-        key = (config.model.embedding_init, config.data.shards, config.data.seed)
-        if key not in made:
-            table.for_run(config, open_shards(config.data.shards), cpus=1.0, show=True)
-            made.add(key)
+    spectral = [trial.config for trial in planned if trial.config.model.embedding_init == "spectral"]
+    for config in {(config.data.shards, config.data.seed): config for config in spectral}.values():
+        table.for_run(config, open_shards(config.data.shards), cpus=1.0, show=True)
 
 
 def _describe(sweep: SweepConfig, planned: Sequence[Trial]) -> dict[str, Any]:
@@ -141,10 +139,12 @@ def _describe(sweep: SweepConfig, planned: Sequence[Trial]) -> dict[str, Any]:
 def _require_same(sweep: SweepConfig, before: dict[str, Any], now: dict[str, Any]) -> None:
     if before.get("points") != now["points"]:
         raise InputError(f"The sweep {sweep.uri} was begun with another space; resume it with the file it began with.")
+    # A setting that is younger than the sweep had no other value than its default.
+    defaults = {f"base.{key}": value for key, value in trackers.flatten(Config().model_dump(mode="json")).items()}
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
+        if (old := before.get(key, defaults.get(key))) != now.get(key):
             raise InputError(
-                f"The sweep {sweep.uri} was begun with {key}={before.get(key)} and cannot go on with {now.get(key)}; "
+                f"The sweep {sweep.uri} was begun with {key}={old} and cannot go on with {now.get(key)}; "
                 "resume it with the settings it began with."
             )
 

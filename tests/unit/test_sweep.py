@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from raybert.errors import InputError, RunFailed
+from raybert.sweep import run as sweeps
 from raybert.sweep import space
 from raybert.sweep.page import write_summary
 from raybert.sweep.rates import best_rates, fit_parabola, sentence
@@ -61,6 +62,16 @@ def test_trials_are_every_combination_with_directories_of_their_own(tmp_path):
 def test_a_wrong_sweep_is_a_sentence(tmp_path, tree, sentence):
     with pytest.raises(InputError, match=sentence):
         space.trials(sweep(tmp_path, **tree))
+
+
+def test_a_setting_that_is_younger_than_a_sweep_does_not_keep_it_from_going_on(tmp_path):
+    begun = sweep(tmp_path)
+    now = sweeps._describe(begun, space.trials(begun))
+    before = {key: value for key, value in now.items() if not key.startswith("base.model.attention_init")}
+    assert before != now
+    sweeps._require_same(begun, before, now)
+    with pytest.raises(InputError, match=r"begun with base.model.attention_init=normal and cannot go on with average"):
+        sweeps._require_same(begun, before, now | {"base.model.attention_init": "average"})
 
 
 @given(best=st.floats(-7, -5), bend=st.floats(0.05, 2), count=st.integers(4, 8))
