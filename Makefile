@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-BENCHMARKS := step 'step --sizes' padding stream overhead ddp checkpoint probe start prepare memory
+BENCHMARKS := step 'step --sizes' padding stream overhead ddp checkpoint probe start spectral prepare memory
 
 .PHONY: help demo test bench test-faults soak prometheus lint format docs wheel clean
 demo: $(VENV)/.demo  ## train a small BERT on real text, with probes beside it (four minutes)

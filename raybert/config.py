@@ -91,9 +91,22 @@ class ModelConfig(Section):
         default="", description="checkpoint whose weights a new run begins with, of the same dimensions"
     )
 
+    embedding_init: Literal["random", "spectral"] = Field(
+        default="random", description="token embeddings of a new run; spectral: from co-occurrence in the shards"
+    )
+    attention_init: Literal["normal", "average"] = Field(
+        default="normal", description="attention of a new run; average: each layer adds the mean over the tokens"
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         self.bert()
+        for key, usual in (("embedding_init", "random"), ("attention_init", "normal")):
+            if self.start_from and getattr(self, key) != usual:
+                raise ValueError(
+                    f"model.start_from brings all weights, and model.{key}={getattr(self, key)} would replace some of "
+                    f"them; leave one of the two out"
+                )
         return self
 
     def bert(self) -> BertConfig:
@@ -105,7 +118,8 @@ class ModelConfig(Section):
         if self.size is not None and self.size not in SIZES:
             raise ValueError(f"unknown model.size {self.size!r}: use one of {', '.join(SIZES)}")
         dimensions = dict(SIZES[self.size]) if self.size else {}
-        dimensions |= {k: v for k, v in self.model_dump(exclude={"size", "start_from"}).items() if v is not None}
+        start = {"size", "start_from", "embedding_init", "attention_init"}
+        dimensions |= {k: v for k, v in self.model_dump(exclude=start).items() if v is not None}
         return BertConfig(**dimensions)
 
 

@@ -12,12 +12,14 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from raybert import storage
 from raybert.cluster import OFF_SPOT, largest_resources
+from raybert.config import Config
 from raybert.data.shards import open_shards
 from raybert.errors import InputError, Interrupted, last_line
 from raybert.probe.service import client
 from raybert.ray_internals.names import STATE_TRACKING
 from raybert.ray_internals.train import withhold_from_trials
 from raybert.report import trackers
+from raybert.spectral import table
 from raybert.storage import lease
 from raybert.storage.retry import retry
 from raybert.sweep.space import SweepConfig, Trial, trials
@@ -127,12 +129,20 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
     concurrent = _check_trials(planned, sweep.max_concurrent)
     with lease.held(sweep.uri):
         storage.write_json(record, described)
+        _make_token_vectors(planned)
         with interruptible(_trials_uri(sweep)):
             results = _tuner(sweep, planned, concurrent, resume=resume).fit()
             _note_failures(results, planned)
             if asked():
                 raise Interrupted(f"the same command with --resume goes on with {sweep.uri}.")
     return planned
+
+
+def _make_token_vectors(planned: Sequence[Trial]) -> None:
+    """Once, before trials need them at the same time; they find them beside their shards."""
+    spectral = [trial.config for trial in planned if trial.config.model.embedding_init == "spectral"]
+    for config in {(config.data.shards, config.data.seed): config for config in spectral}.values():
+        table.for_run(config, open_shards(config.data.shards), cpus=1.0, show=True)
 
 
 def _describe(sweep: SweepConfig, planned: Sequence[Trial]) -> dict[str, Any]:
@@ -146,10 +156,12 @@ def _describe(sweep: SweepConfig, planned: Sequence[Trial]) -> dict[str, Any]:
 def _require_same(sweep: SweepConfig, before: dict[str, Any], now: dict[str, Any]) -> None:
     if _numbers(before.get("points", [])) != _numbers(now["points"]):
         raise InputError(f"The sweep {sweep.uri} was begun with another space; resume it with the file it began with.")
+    # A setting that is younger than the sweep had no other value than its default.
+    defaults = {f"base.{key}": value for key, value in trackers.flatten(Config().model_dump(mode="json")).items()}
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
+        if (old := before.get(key, defaults.get(key))) != now.get(key):
             raise InputError(
-                f"The sweep {sweep.uri} was begun with {key}={before.get(key)} and cannot go on with {now.get(key)}; "
+                f"The sweep {sweep.uri} was begun with {key}={old} and cannot go on with {now.get(key)}; "
                 "resume it with the settings it began with."
             )
 

@@ -11,6 +11,7 @@ from raybert.config_text import read_overridden
 from raybert.data.shards import ShardSet, open_shards, verify_shards
 from raybert.errors import InputError
 from raybert.probe.tasks import ProbeTask, load_task
+from raybert.spectral import recipe
 
 # "auto" verifies every hash of a shard set up to this size, about a minute of reading from a bucket.
 FULL_VERIFY_BYTES = 4 * 2**30
@@ -50,7 +51,7 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     Raises:
         InputError: the run's storage cannot be written to; the shards are missing, damaged or made for another
             tokenizer, or too long for the model; a probe task is wrong; the run's name is taken by a run that is
-            different; the checkpoint that it starts from does not fit.
+            different; the checkpoint that it starts from does not fit; token vectors cannot be learned from the shards.
     """
     shards = check_shards(config)
     _check_validation(config, shards)
@@ -60,6 +61,8 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     tasks = probe_tasks(config)
     _check_resume(config, shards)
     _check_start(config)
+    if config.model.embedding_init == "spectral":
+        recipe.check(shards, recipe.Recipe(config.data.seed), config.model.bert().hidden_size)
     _check_trackers(config)
     return Inputs(shards, tasks)
 

@@ -24,6 +24,8 @@ from raybert.errors import RunFailed, last_line
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
+from raybert.spectral.recipe import Recipe
+from raybert.spectral.table import find
 from raybert.telemetry import format_seconds
 from raybert.train import optimizer as optimizers
 from raybert.train.check import Run
@@ -168,6 +170,7 @@ def show(run: Run, found: Estimate) -> RenderableType:
     for name, value in (
         ("parameters", f"{found.parameters:,}"),
         ("data", f"{run.shards.rows('train'):,} windows of up to {run.shards.seq_len} tokens in {run.shards.uri}"),
+        ("start", _start(run)),
         ("samples", f"{train.steps * train.global_batch:,}: {_epochs(run):.2f} passes over the data"),
         ("tokens", f"{found.tokens:,} positions, padding included"),
         ("operations", f"{found.flops:.3g} FLOPs"),
@@ -203,6 +206,20 @@ def show_sweep(
         "memory of a worker at most, and bytes of a checkpoint"
     )
     return Group(escape(yaml.safe_dump(settings, sort_keys=False)), table)
+
+
+def _start(run: Run) -> str:
+    """Where the first weights come from."""
+    model = run.config.model
+    if model.start_from:
+        return f"the weights of {model.start_from}"
+    words = "random token vectors"
+    if model.embedding_init == "spectral":
+        recipe = Recipe(run.config.data.seed)
+        found = find(run.shards, recipe, run.uri)
+        tokens = min(recipe.sample_tokens, run.shards.tokens("train"))
+        words = f"token vectors {found}" if found else f"token vectors counted from {tokens:,} tokens, before the run"
+    return f"{words}, {model.attention_init} attention"
 
 
 def _epochs(run: Run) -> float:

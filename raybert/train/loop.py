@@ -45,7 +45,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     if storage.exists(storage.join(config.run_uri, FAILURE)):
         return
     try:
-        worker = Worker(config, tasks=tasks, probe_cpus=settings["probe_cpus"], manifest=settings["manifest"])
+        others = {name: settings[name] for name in ("probe_cpus", "manifest", "token_vectors")}
+        worker = Worker(config, tasks=tasks, **others)
     except DamagedCheckpoint:
         raise  # which the driver passes over
     except InputError as error:
@@ -65,7 +66,9 @@ def _give_up(run_uri: str, kind: str, reason: str, *, step: int) -> None:
 class Worker:
     """One rank of the run: its model replica, its part of every batch, and, on rank 0, what is written down."""
 
-    def __init__(self, config: Config, *, tasks: list[ProbeTask], probe_cpus: float, manifest: str) -> None:
+    def __init__(
+        self, config: Config, *, tasks: list[ProbeTask], probe_cpus: float, manifest: str, token_vectors: str
+    ) -> None:
         context = ray.train.get_context()
         self.config, self.tasks = config, tasks
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
@@ -76,7 +79,7 @@ class Worker:
             # Ray's default for OpenMP follows whole CPUs only; more threads than cores fight each other.
             torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.shards = open_shards(config.data.shards, manifest)
-        self.replica = build_replica(config, self.device, self.world_size)
+        self.replica = build_replica(config, self.device, self.world_size, token_vectors)
         self.step = self.replica.restored.step
         # Of guessing: ln(vocabulary) for a masked token and ln(2) for a pair, which is where training starts.
         self.loss_limit = DIVERGED * (math.log(self.replica.bert.vocab_size) + math.log(2))

@@ -15,12 +15,13 @@ from raybert.config import Config
 from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.files import load, read_weights
+from raybert.model.files import read_weights
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
 from raybert.train import checkpoint as checkpoints
 from raybert.train import optimizer as optimizers
 from raybert.train.exchange import compress_gradients
+from raybert.train.start import begin
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,21 @@ class Replica:
     restored: Progress
 
 
-def build_replica(config: Config, device: torch.device, world_size: int) -> Replica:
+def build_replica(config: Config, device: torch.device, world_size: int, token_vectors: str) -> Replica:
     """Build it at the newest checkpoint; every rank has to call it.
+
+    Args:
+        token_vectors: URI of the vectors that a new run begins with (`raybert.train.start`).
 
     Raises:
         DamagedCheckpoint: the checkpoint cannot be read.
-        InputError: `model.start_from` is no checkpoint.
+        InputError: the weights or vectors that a new run begins with cannot be read.
     """
     dtype = _agree_on_dtype(config, device, world_size)
     torch.manual_seed(config.train.seed)
     bert = Bert(config.model.bert()).to(device)
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
-    restored = _restore(config, bert, optimizer)
+    restored = _restore(config, bert, optimizer, token_vectors)
     return Replica(_wrap(config, bert, device), optimizer, bert.config, dtype, restored)
 
 
@@ -67,12 +71,11 @@ def _agree_on_dtype(config: Config, device: torch.device, world_size: int) -> to
     return torch.bfloat16 if agreed.item() else torch.float32
 
 
-def _restore(config: Config, bert: Bert, optimizer: torch.optim.Optimizer) -> Progress:
-    """Begin where the newest checkpoint ended; without one, with the weights of `model.start_from` or random ones."""
+def _restore(config: Config, bert: Bert, optimizer: torch.optim.Optimizer, token_vectors: str) -> Progress:
+    """Begin where the newest checkpoint ended; without one, with the weights that the settings ask for."""
     committed = ray.train.get_checkpoint()
     if committed is None:
-        if config.model.start_from:
-            bert.load_state_dict(load(config.model.start_from).state_dict())
+        begin(bert, config, token_vectors)
         return Progress()
     with committed.as_directory() as directory:
         try:

@@ -14,6 +14,7 @@ from raybert.config import look_up, read_yaml_mapping
 from raybert.errors import Interrupted, RunFailed
 from raybert.probe.service import client
 from raybert.ray_internals import names
+from raybert.spectral import table
 from raybert.storage import lease
 from raybert.storage.retry import retry
 from raybert.telemetry import FAILURE, read_failure
@@ -67,13 +68,15 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
     _write_config(run, done)
     if done >= config.train.steps:
         return {}
+    # Also for a run that has a checkpoint: it begins anew when that turns out to be damaged.
+    token_vectors = table.for_run(config, run.shards, cpus=run.shares.worker)
     if run.tasks and config.every.probe:
         client.serve(run.uri, config.run.storage)
     with removed_meanwhile():
         result = until_signal(
             run.uri,
             lambda: fit_with_restarts(
-                lambda: _trainer(run, callbacks).fit(),
+                lambda: _trainer(run, token_vectors, callbacks).fit(),
                 run.uri,
                 max_failures=config.train.max_failures,
                 patience=config.run.patience,
@@ -88,7 +91,7 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
     return result.metrics or {}
 
 
-def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
+def _trainer(run: Run, token_vectors: str, callbacks: Sequence[Any]) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
     from raybert.data.stream import StreamSpec
@@ -117,6 +120,7 @@ def _trainer(run: Run, callbacks: Sequence[Any]) -> Any:
             "tasks": [task.model_dump(mode="json") for task in run.tasks],
             "probe_cpus": run.shares.probe,
             "manifest": run.shards.manifest_hash,
+            "token_vectors": token_vectors,
         },
         scaling_config=ScalingConfig(
             num_workers=config.train.workers,

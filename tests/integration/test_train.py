@@ -23,6 +23,9 @@ from raybert.model.files import load
 from raybert.probe.service import client, queue
 from raybert.report import write_report
 from raybert.report.terminal import closing_table
+from raybert.spectral import files as spectral_files
+from raybert.spectral import table as spectral_table
+from raybert.spectral.recipe import Recipe
 from raybert.telemetry import read_metrics
 from raybert.train.check import check
 from raybert.train.checkpoint import load_state
@@ -205,6 +208,43 @@ def test_a_run_goes_on_from_an_exported_and_imported_model(alone, folder, shards
     path.write_text(run.config.to_yaml())
     assert run_app(["pretrain", str(path), "run.name=wider", "model.hidden_size=32"]) == 2
     assert "has hidden_size=16 and this run asks for 32; set model.hidden_size=16" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find_the_vectors(
+    folder, tmp_path_factory, capsys
+):
+    shards = make_shards(str(tmp_path_factory.mktemp("text")), rows=3000, unit_rows=512, vocabulary=400)
+    model = {"embedding_init": "spectral", "attention_init": "average"}
+    every = {"log": 1, "validation": 0, "probe": 0, "checkpoint": 0}
+    small = {"model": model, "train": {"steps": 3}, "schedule": {"warmup_steps": 0}, "every": every}
+    path = f"{folder}/spectral.yaml"
+    storage.write_bytes(path, settings(folder, shards, "spectral", **small).to_yaml().encode())
+    assert run_app(["pretrain", path]) == 0
+    assert "factorising" in capsys.readouterr().err
+    (table,) = (uri for uri in storage.list_dir(shards.uri) if "spectral-" in uri)
+    made = os.stat(table).st_mtime_ns
+    assert spectral_files.shape(table) == (400, 50_257)
+
+    assert run_app(["pretrain", path, "--dry-run"]) == 0
+    assert f"token vectors {table}, average attention" in " ".join(capsys.readouterr().out.split())
+    assert run_app(["pretrain", path, "run.name=spectral-again", "train.workers=2"]) == 0
+    assert "factorising" not in capsys.readouterr().err
+    np.testing.assert_allclose(losses(f"{folder}/spectral-again"), losses(f"{folder}/spectral"), rtol=2e-4)
+    assert os.stat(table).st_mtime_ns == made
+
+    # Made by another number of tasks, and where the shards' place cannot be written, it is the same.
+    content = storage.read_bytes(table)
+    storage.remove(table)
+    os.mkdir(table)
+    elsewhere = spectral_table.ensure(shards, Recipe(0), f"{folder}/elsewhere", parts=3)
+    assert elsewhere == f"{folder}/elsewhere/{os.path.basename(table)}"
+    assert storage.read_bytes(elsewhere) == content
+
+    assert run_app(["pretrain", path, "model.embedding_init=random"]) == 2
+    assert "exists with model=" in capsys.readouterr().err
+    few = ["run.name=few", f"data.shards={make_shards(str(tmp_path_factory.mktemp('few'))).uri}"]
+    assert run_app(["pretrain", path, *few]) == 2
+    assert "set model.embedding_init=random" in capsys.readouterr().err
 
 
 def test_a_dry_run_measures_and_writes_nothing(folder, shards, tmp_path, capsys):

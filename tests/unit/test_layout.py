@@ -21,6 +21,7 @@ FLOORS = [
     ("cluster",),
     ("data",),
     ("data.text",),
+    ("spectral",),
     ("encode",),
     ("probe",),
     ("probe.service",),
@@ -37,9 +38,9 @@ FLOORS = [
 # Plain functions that run in a notebook: no module here imports Ray, nor anything that does.
 PURE = [
     *("errors", "storage", "tokenizer", "config", "model", "encode.encoders", "encode.vectors", "data", "data.text"),
-    *("probe", "train.step", "train.schedule", "train.optimizer", "train.ledger", "train.checkpoint"),
+    *("spectral", "probe", "train.step", "train.schedule", "train.optimizer", "train.ledger", "train.checkpoint"),
 ]
-WITH_RAY = ["data.stream", "data.text.prepare", "probe.service"]
+WITH_RAY = ["data.stream", "spectral.table", "data.text.prepare", "probe.service"]
 # Imports inside a function, which point up for the reason given there.
 UPWARD = {("model.bert", "encode.vectors")}
 

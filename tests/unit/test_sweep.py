@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from raybert.errors import InputError, RunFailed
+from raybert.sweep import run as sweeps
 from raybert.sweep import space
 from raybert.sweep.page import write_summary
 from raybert.sweep.rates import best_rates, fit_parabola, sentence
@@ -120,6 +121,16 @@ def test_texts_of_a_sweep_are_what_their_settings_ask_for(tmp_path):
     assert trial.config.run_uri == str(tmp_path / "2024" / "trials" / "trial-0000")
     assert (trial.config.data.shards, trial.config.train.steps) == ("/2024-01-01", 1000)
     assert trial.point == {"optimizer.lr": 0.001, "probe.tasks": ["1e3"]}
+
+
+def test_a_setting_that_is_younger_than_a_sweep_does_not_keep_it_from_going_on(tmp_path):
+    begun = sweep(tmp_path)
+    now = sweeps._describe(begun, space.trials(begun))
+    before = {key: value for key, value in now.items() if not key.startswith("base.model.attention_init")}
+    assert before != now
+    sweeps._require_same(begun, before, now)
+    with pytest.raises(InputError, match=r"begun with base.model.attention_init=normal and cannot go on with average"):
+        sweeps._require_same(begun, before, now | {"base.model.attention_init": "average"})
 
 
 @given(best=st.floats(-7, -5), bend=st.floats(0.05, 2), count=st.integers(4, 8))

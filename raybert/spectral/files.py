@@ -1,0 +1,51 @@
+"""A table of token vectors on disk: one .npy file, float32 (k, V), a component after the other. No Ray here.
+
+A model takes its first components, which lie at the beginning of the file and are read alone.
+"""
+
+import io
+from contextlib import suppress
+
+import numpy as np
+
+from raybert import storage
+from raybert.errors import InputError
+from raybert.spectral.recipe import too_few
+
+HEADER_BYTES = 128  # of a .npy file of two dimensions, in format 1.0
+_TYPE = np.dtype("<f4")
+
+
+def write(uri: str, vectors: np.ndarray) -> None:
+    """Write float32 (V, k) whole or not at all."""
+    content = io.BytesIO()
+    np.save(content, np.ascontiguousarray(vectors.T, _TYPE), allow_pickle=False)
+    storage.write_bytes(uri, content.getvalue())
+
+
+def shape(uri: str) -> tuple[int, int] | None:
+    """(k, V) of the table at `uri`; None where there is none, or a damaged one."""
+    with suppress(FileNotFoundError, IsADirectoryError, ValueError):
+        stream = io.BytesIO(storage.read_range(uri, 0, HEADER_BYTES))
+        if np.lib.format.read_magic(stream) == (1, 0):
+            found, by_columns, kind = np.lib.format.read_array_header_1_0(stream)
+            whole = HEADER_BYTES + kind.itemsize * int(np.prod(found))
+            if len(found) == 2 and not by_columns and kind == _TYPE and storage.size(uri) == whole:
+                return found
+    return None
+
+
+def read(uri: str, hidden_size: int) -> np.ndarray:
+    """float32 (V, hidden_size): the first components of each token, zeros for tokens that have no vector.
+
+    Raises:
+        InputError: there is no whole table, or it has fewer components.
+    """
+    found = shape(uri)
+    if found is None:
+        raise InputError(f"The token vectors {uri} are missing or damaged; the same command makes them again.")
+    components, vocabulary = found
+    if components < hidden_size:
+        raise too_few(uri, components, hidden_size)
+    data = storage.read_range(uri, HEADER_BYTES, HEADER_BYTES + _TYPE.itemsize * hidden_size * vocabulary)
+    return np.frombuffer(data, _TYPE).reshape(hidden_size, vocabulary).T

@@ -1,0 +1,151 @@
+"""The table of a shard set, made once: Ray tasks read and count, one factorises and writes, and later runs find it."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from raybert import storage
+from raybert.config import Config
+from raybert.console import errors
+from raybert.data.shards import ShardSet, Unit, read_unit
+from raybert.errors import InputError, RunFailed
+from raybert.spectral import count, factorise, files
+from raybert.spectral.recipe import REMEDY, Recipe, too_few
+from raybert.tokenizer import NUM_TEXT_TOKENS
+
+PARTS = 8  # tasks that read, and tasks that count; how many leaves no trace in the result
+MOST_THREADS = 4
+FACTORS_PRIORITY = 10
+
+
+def for_run(config: Config, shards: ShardSet, *, cpus: float, show: bool = False) -> str:
+    """URI of the token vectors that a run begins with, made if there are none yet; empty when it needs none.
+
+    Args:
+        cpus, show: as in `ensure`.
+
+    Raises:
+        InputError, RunFailed: as `ensure`, or the vectors are too short for the model.
+    """
+    if config.model.embedding_init == "random":
+        return ""
+    uri = ensure(shards, Recipe(config.data.seed), config.run_uri, cpus=cpus, show=show)
+    found, size = files.shape(uri), config.model.bert().hidden_size
+    if found is not None and found[0] < size:
+        raise too_few(shards.uri, found[0], size)
+    return uri
+
+
+def find(shards: ShardSet, recipe: Recipe, run_uri: str) -> str:
+    """Where the table lies: beside the shards or in the run's directory; empty where there is none yet."""
+    return next((uri for uri in _places(shards, recipe, run_uri) if files.shape(uri) is not None), "")
+
+
+def ensure(
+    shards: ShardSet, recipe: Recipe, run_uri: str, *, cpus: float = 1.0, parts: int = PARTS, show: bool = False
+) -> str:
+    """The table's URI; it is made where there is none. Ray must be connected.
+
+    Whoever makes the same table at the same time makes the same bytes, and a file appears whole.
+
+    Args:
+        run_uri: where the table goes when the shards' own place cannot be written.
+        cpus: of each task.
+        parts: tasks among which the reading and the counting are divided.
+        show: a bar on standard error.
+
+    Raises:
+        InputError: a shard is damaged, or no place can be written.
+        RunFailed: a task died, and so did its repetitions.
+    """
+    if found := find(shards, recipe, run_uri):
+        return found
+    try:
+        with _bar(show) as bar:
+            return _make(shards, recipe, run_uri, cpus, parts, bar)
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from error
+        raise RunFailed(_failed(f"{type(error.cause).__name__}: {error.cause}")) from error
+    except RayError as error:
+        raise RunFailed(_failed(str(error).strip().splitlines()[0])) from error
+
+
+def _failed(reason: str) -> str:
+    return f"The token vectors were not made ({reason}); run the same command again, or {REMEDY}."
+
+
+def _places(shards: ShardSet, recipe: Recipe, run_uri: str) -> list[str]:
+    return [storage.join(place, recipe.file_name(shards)) for place in (shards.uri, run_uri)]
+
+
+def _make(shards: ShardSet, recipe: Recipe, run_uri: str, cpus: float, parts: int, bar: Progress) -> str:
+    units = recipe.sample(shards)
+    shares = [list(share) for share in np.array_split(np.array(units, object), min(parts, len(units)))]
+    read = [_read.options(num_cpus=cpus).remote(shards.uri, share, recipe.reach) for share in shares]
+    _wait([found for _, found in read], bar, bar.add_task("reading", total=len(read)))
+    frequency = np.sum(ray.get([found for _, found in read]), axis=0)
+    chosen = count.pick_columns(frequency, recipe.columns)
+    streams = [stream for stream, _ in read]
+    counted = [
+        _count.options(num_cpus=cpus).remote(streams, chosen, first, stop, recipe.reach)
+        for first, stop in count.share_rows(frequency, parts)
+    ]
+    _wait(counted, bar, bar.add_task("counting pairs", total=len(counted)))
+    del read, streams
+    places = _places(shards, recipe, run_uri)
+    made = _factorise.options(num_cpus=cpus).remote(counted, len(chosen), recipe, places)
+    _wait([made], bar, bar.add_task("factorising", total=None))
+    uri: str = ray.get(made)
+    return uri
+
+
+def _wait(tasks: Sequence[Any], bar: Progress, shown: TaskID) -> None:
+    """Until all are done, or have failed, which who asks for their results is told."""
+    left = list(tasks)
+    while left:
+        done, left = ray.wait(left, fetch_local=False)
+        bar.advance(shown, len(done))
+    bar.update(shown, total=len(tasks))
+
+
+@ray.remote(num_returns=2)
+def _read(uri: str, units: list[Unit], reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of units, laid out, and how often each occurs."""
+    stream = count.lay_out((read_unit(uri, unit) for unit in units), reach)
+    return stream, count.frequencies(stream, NUM_TEXT_TOKENS)
+
+
+@ray.remote
+def _count(streams: list[Any], chosen: np.ndarray, first: int, stop: int, reach: int) -> count.Counts:
+    return count.count(np.concatenate(ray.get(streams)), chosen, first, stop, reach)
+
+
+@ray.remote(max_calls=1)  # a process of its own: it holds the most memory, and is to make way for others
+def _factorise(counted: list[Any], columns: int, recipe: Recipe, places: list[str]) -> str:
+    # A run's worker has less than a core on a small machine, and others may need the rest.
+    os.setpriority(os.PRIO_PROCESS, 0, max(FACTORS_PRIORITY, os.getpriority(os.PRIO_PROCESS, 0)))
+    matrix = factorise.ppmi(ray.get(counted), columns)
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    vectors = factorise.principal_vectors(matrix, recipe.components, seed=recipe.seed, threads=threads)
+    for uri in places[:-1]:
+        try:
+            files.write(uri, vectors)
+            return uri
+        except (InputError, OSError):  # a place that cannot be written
+            continue
+    files.write(places[-1], vectors)
+    return places[-1]
+
+
+@contextmanager
+def _bar(show: bool) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description:>14}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, disable=not show) as bar:
+        yield bar
