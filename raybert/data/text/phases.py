@@ -10,6 +10,7 @@ from raybert import storage
 from raybert.data.shards import Shard, shard_name, write_shard
 from raybert.data.text import documents as readers
 from raybert.data.text import spill
+from raybert.data.text.settings import Settings
 from raybert.data.text.values import EMPTY, MISSING, Bad
 from raybert.data.text.windows import encode_document
 from raybert.errors import InputError
@@ -51,12 +52,8 @@ class Gathered:
 def read_fragment(
     number: int,
     fragment: Sequence[readers.Piece],
-    *,
     spills_uri: str,
-    text_column: str,
-    split_txt: str,
-    seq_len: int,
-    validation_fraction: float,
+    settings: Settings,
 ) -> Iterator[Spilled]:
     """Phase 1: the documents of a fragment -> windows -> spills. Run again, it writes the same files.
 
@@ -68,7 +65,7 @@ def read_fragment(
     textless: list[tuple[str, int]] = []
 
     def flush(size: int) -> Spilled:
-        result = collector.spill(validation_fraction)
+        result = collector.spill(settings.validation_fraction)
         uri = storage.join(spills_uri, f"{number:06d}-{part:04d}.spill") if collector.size else ""
         if uri:
             storage.write_bytes(uri, result.data)
@@ -77,10 +74,10 @@ def read_fragment(
 
     for piece in fragment:
         documents = missing = 0
-        for text in readers.documents(piece, text_column, split_txt):
+        for text in readers.documents(piece, settings.text_column, settings.split_txt):
             documents += 1
             missing += text == MISSING
-            _add(text, collector, counts, tokenizer, seq_len)
+            _add(text, collector, counts, tokenizer, settings.seq_len)
             if collector.size >= SPILL_TOKENS:
                 yield flush(0)
                 collector, counts, textless, part = spill.Collector(), Counter(), [], part + 1

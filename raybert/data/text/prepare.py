@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from raybert import storage
-from raybert.data.manifest import LONGEST, SHORTEST
 from raybert.data.shards import MANIFEST, SPLITS, Shard, ShardSet, open_shards, verify_shards, write_manifest
 from raybert.data.text import corpus, phases
 from raybert.data.text import documents as readers
 from raybert.data.text.inputs import summary
+from raybert.data.text.settings import Settings
 from raybert.data.text.values import TOO_LARGE
 from raybert.data.text.windows import MIN_TOKENS
 from raybert.errors import InputError
@@ -37,18 +37,7 @@ _OURS = re.compile(rf"({'|'.join(SPLITS)})-\d+-of-\d+\.parquet(\.\w+\.tmp)?|{re.
 
 
 def prepare(
-    inputs: Sequence[str],
-    output: str,
-    *,
-    seq_len: int,
-    text_column: str = "text",
-    validation_fraction: float = 0.01,
-    shard_tokens: int = 32 << 20,
-    unit_rows: int = 512,
-    max_bad_fraction: float = 0.01,
-    split_txt: str = "",
-    overwrite: bool = False,
-    progress: bool = False,
+    inputs: Sequence[str], output: str, *, overwrite: bool = False, progress: bool = False, **settings: Any
 ) -> ShardSet:
     """Tokenise raw text into a shard set. Ray must be initialised.
 
@@ -59,73 +48,51 @@ def prepare(
     Args:
         inputs: files, directories, globs or ``embedded://`` names; see raybert.data.text.inputs.
         output: URI of a directory, which every node of the cluster can reach.
-        seq_len: tokens of a training sample; a window holds at most ``seq_len - 3``.
-        validation_fraction: share of the documents that go, by their hash, to the validation split.
-        shard_tokens: a shard holds at most about so many tokens, and a task in the second phase a shard.
-        unit_rows: windows that are read, and shuffled, together.
-        max_bad_fraction: share of documents that may be undecodable, empty or of a wrong type.
-        split_txt: where a document of a text file ends: ``blank-lines`` or ``lines``; by default with the file.
         overwrite: replace a shard set that is already there.
         progress: show a bar.
+        settings: those of `raybert.data.text.settings.Settings`; ``seq_len`` must be given.
 
     Raises:
         InputError: a setting, the input or the output will not do, or too many documents are bad.
     """
     if not ray.is_initialized():
         raise RuntimeError("prepare() needs an initialised Ray: call ray.init() or raybert.cluster.connect() first")
-    if not SHORTEST <= seq_len <= LONGEST:
-        raise InputError(f"--seq-len must lie between {SHORTEST} and {LONGEST}, not {seq_len}.")
-    if not 0 <= validation_fraction < 1:
-        raise InputError(f"The validation fraction must be at least 0 and less than 1, not {validation_fraction}.")
-    if not 0 <= max_bad_fraction <= 1:
-        raise InputError(f"--max-bad-fraction must lie between 0 and 1, not {max_bad_fraction}.")
-    if split_txt not in ("", *readers.SPLIT_TXT):
-        raise InputError(f"--split-txt is one of {', '.join(readers.SPLIT_TXT)}, not {split_txt}.")
-    if unit_rows < 2 or shard_tokens < 1:
-        raise InputError("A unit must have at least 2 rows and a shard at least 1 token.")
+    chosen = Settings(**settings)
     output = storage.absolute(output)
     storage.require_writable(output)
-    raw = corpus.plan(inputs, text_column, lines=bool(split_txt))
+    raw = corpus.plan(inputs, chosen.text_column, lines=bool(chosen.split_txt))
     _keep_input(raw.files, output)
-    settings = {
-        "text_column": text_column,
-        "validation_fraction": validation_fraction,
-        "shard_tokens": shard_tokens,
-        **({"split_txt": split_txt} if split_txt else {}),  # sets that were made before know no such setting
-    }
-    about: dict[str, Any] = {"seq_len": seq_len, "unit_rows": unit_rows, "settings": settings, "inputs": raw.inputs}
+    about = {**chosen.in_manifest(), "inputs": raw.inputs}
     if storage.exists(storage.join(output, MANIFEST)) and not overwrite:
         there = _already_there(output, about, progress)
         if there is not None:
             _say([_passed_over(raw)], progress)
             return there
     _remove_leftovers(output)
-
-    spills_uri = storage.join(output, f"_tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        with _bar(progress) as bar:
-            spills, counts = _read(
-                raw,
-                bar,
-                spills_uri=spills_uri,
-                text_column=text_column,
-                split_txt=split_txt,
-                seq_len=seq_len,
-                validation_fraction=validation_fraction,
-            )
-            tokens = sum((spilled.tokens for spilled in spills), np.zeros(len(SPLITS), np.int64))
-            _check(raw, counts, tokens, max_bad_fraction, split_txt)
-            jobs = [
-                job
-                for number, split in enumerate(SPLITS)
-                for job in phases.shard_jobs(number, split, int(tokens[number]), shard_tokens)
-            ]
-            shards = _gather(jobs, spills, bar, output, unit_rows, counts)
-        made = write_manifest(output, splits=shards, counts=_counts(counts), **about)
-    finally:
-        storage.remove(spills_uri)
+    with _bar(progress) as bar:
+        shards, counts = _make(raw, output, chosen, bar)
+    made = write_manifest(output, splits=shards, counts=_counts(counts), **about)
     _say([*describe(made), _passed_over(raw)], progress)
     return made
+
+
+def _make(
+    raw: corpus.Corpus, output: str, settings: Settings, bar: Progress
+) -> tuple[dict[str, list[Shard]], Counter[str]]:
+    """Both phases, with the spills between them removed at the end."""
+    spills_uri = storage.join(output, f"_tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        spills, counts = _read(raw, bar, spills_uri, settings)
+        tokens = sum((spilled.tokens for spilled in spills), np.zeros(len(SPLITS), np.int64))
+        _check(raw, counts, tokens, settings)
+        jobs = [
+            job
+            for number, split in enumerate(SPLITS)
+            for job in phases.shard_jobs(number, split, int(tokens[number]), settings.shard_tokens)
+        ]
+        return _gather(jobs, spills, bar, output, settings.unit_rows, counts), counts
+    finally:
+        storage.remove(spills_uri)
 
 
 def describe(shards: ShardSet) -> list[str]:
@@ -169,15 +136,17 @@ def _keep_input(files: Iterable[str], output: str) -> None:
             raise InputError(f"The output {output} holds {name} of the input, which it would replace; choose another.")
 
 
-def _read(raw: corpus.Corpus, bar: Progress, **how: Any) -> tuple[list[phases.Spilled], Counter[str]]:
-    """Phase 1: every fragment into spills; `how` is what phases.read_fragment takes beside it.
+def _read(
+    raw: corpus.Corpus, bar: Progress, spills_uri: str, settings: Settings
+) -> tuple[list[phases.Spilled], Counter[str]]:
+    """Phase 1: every fragment into spills.
 
     Raises:
         InputError: no document of a file has a text.
     """
 
     def task(numbered: tuple[int, list[readers.Piece]]) -> Iterator[phases.Spilled]:
-        return phases.read_fragment(*numbered, **how)
+        return phases.read_fragment(*numbered, spills_uri, settings)
 
     spills: list[phases.Spilled] = []
     counts: Counter[str] = Counter()
@@ -195,7 +164,7 @@ def _read(raw: corpus.Corpus, bar: Progress, **how: Any) -> tuple[list[phases.Sp
             missing[uri] += documents
             if not pieces[uri] and missing[uri]:
                 raise InputError(
-                    f"{uri} holds no text: {how['text_column']} is missing or null in all of its {missing[uri]:,} "
+                    f"{uri} holds no text: {settings.text_column} is missing or null in all of its {missing[uri]:,} "
                     "documents; name another --text-column, or leave the file out."
                 )
         note = f"{counts['read']:,} documents, {counts['tokens']:,} tokens"
@@ -291,13 +260,11 @@ def _quiet(name: str, level: int) -> Iterator[None]:
         target.setLevel(before)
 
 
-def _check(
-    raw: corpus.Corpus, counts: Counter[str], tokens: np.ndarray, max_bad_fraction: float, split_txt: str
-) -> None:
+def _check(raw: corpus.Corpus, counts: Counter[str], tokens: np.ndarray, settings: Settings) -> None:
     """Refuse input that is empty or bad, before a shard is written."""
     read, reasons = counts["read"], _bad(counts)
     bad = sum(reasons.values())
-    whole = [] if split_txt else [piece.uri for part in raw.fragments for piece in part if piece.kind == "txt"]
+    whole = [] if settings.split_txt else [piece.uri for part in raw.fragments for piece in part if piece.kind == "txt"]
     remedy = ""
     if whole and TOO_LARGE.reason in reasons:
         remedy = (
@@ -306,10 +273,10 @@ def _check(
         )
     if read == 0:
         raise InputError("The input holds no documents.")
-    if bad > max_bad_fraction * read:
+    if bad > settings.max_bad_fraction * read:
         raise InputError(
             f"{bad:,} of {read:,} documents cannot be used ({', '.join(f'{r}: {n:,}' for r, n in reasons.items())}), "
-            f"more than {max_bad_fraction:.2%}. "
+            f"more than {settings.max_bad_fraction:.2%}. "
             + (remedy or "Clean the input, or allow more with --max-bad-fraction.")
         )
     if tokens[0] == 0:
