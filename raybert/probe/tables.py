@@ -1,7 +1,6 @@
 """Rows of a probe task's files: parquet, csv or jsonl at any URI, or an embedded corpus."""
 
 import io
-import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ import pyarrow.parquet as pq
 
 from raybert import storage
 from raybert.data.text import csvfile, embedded
+from raybert.data.text.documents import suffixes
+from raybert.data.text.inputs import is_hidden
 from raybert.data.text.values import Bad, column_values, json_objects, refusal, require_columns
 from raybert.errors import InputError
 
@@ -45,9 +46,9 @@ def columns(uri: str) -> list[str]:
         return ["text", "label"]
     file = _files(uri)[0]
     with _opened(file) as stream:
-        if file.endswith(".parquet"):
+        if _kind(file) == ".parquet":
             return list(pq.read_schema(stream).names)
-        if file.endswith(".csv"):
+        if _kind(file) == ".csv":
             return next(csvfile.records(stream, file))[1]
         line, row = next(_objects(stream), (0, {}))
         if isinstance(row, Bad):
@@ -65,7 +66,7 @@ def rows(uri: str, wanted: Sequence[str]) -> Iterator[Row]:
         yield from _embedded_rows(uri, wanted)
         return
     for file in _files(uri):
-        reader = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}[posixpath.splitext(file)[1]]
+        reader = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}[_kind(file)]
         with _opened(file) as stream:
             yield from reader(stream, file, wanted)
 
@@ -83,13 +84,19 @@ def stamp(uri: str) -> str:
 
 
 def _files(uri: str) -> list[str]:
-    found = [file for file in storage.list_files(uri) if not posixpath.basename(file).startswith((".", "_"))]
+    found = [file for file, below in storage.find_files(uri) if not is_hidden(below)]
     if not found:
         raise InputError(f"There is no file at {uri}.")
-    known = [file for file in found if file.endswith(KINDS)]
+    known = [file for file in found if _kind(file)]
     if not known:
         raise InputError(f"{found[0]} is none of the kinds that a probe task reads: {', '.join(KINDS)}.")
     return known
+
+
+def _kind(file: str) -> str:
+    """The end of a file's name in lower case, if it is of a kind that is read here."""
+    name, compression = suffixes(file)
+    return name if name in KINDS and not compression else ""
 
 
 @contextmanager

@@ -20,12 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from raybert import storage
 from raybert.config_text import read_overridden, typed
+from raybert.data.text.inputs import is_hidden
 from raybert.data.text.values import refuse_twins
 from raybert.errors import InputError
 from raybert.probe import tables
 
 TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-_SPLIT_FILE = r"(?:{name}[-_.])?(?P<split>{splits})(?:-\d+-of-\d+)?\.(?:parquet|csv|jsonl)"
+_SPLIT_FILE = r"(?i)(?:{name}[-_.])?(?P<split>{splits})(?:-\d+-of-\d+)?\.(?:parquet|csv|jsonl)"
 
 
 class ProbeTask(BaseModel):
@@ -163,7 +164,7 @@ def _in_folder(task: ProbeTask, folder: str) -> ProbeTask:
     """
     if task.test is None:
         raise InputError(f"The probe task {task.name} comes with a Python package; name it without @{folder}.")
-    files = storage.list_files(folder)
+    files = [file for file, below in storage.find_files(folder) if not is_hidden(below)]
     if not files:
         raise InputError(f"The directory {folder} of the probe task {task.name} does not exist or is empty.")
     held_out = ("validation", "dev", "test") if "validation" in task.test else ("test", "validation", "dev")
@@ -188,5 +189,6 @@ def _find_split(name: str, files: list[str], splits: tuple[str, ...]) -> str | N
         named = [file for file in shards if posixpath.basename(file).startswith(name)]
         if shards:
             # All parts of a data set that was cut in several.
-            return re.sub(r"-\d+-of-", "-*-of-", (named or shards)[0])
+            folder, _, first = (named or shards)[0].rpartition("/")
+            return storage.join(folder, re.sub(r"-\d+-of-", "-*-of-", first))
     return None

@@ -124,7 +124,7 @@ def test_a_shard_that_goes_missing_later_is_named(shards):
     for shard in shards.shards():
         Path(shards.uri, shard.name).unlink()
     with pytest.raises(InputError, match=f"{shards.uri} lacks a shard that its manifest lists: .*train-0"):
-        stream._build(reader, np.arange(10), patience=0.0)
+        stream._build(reader, np.arange(10), retry_seconds=0.0)
 
 
 def test_another_set_under_the_same_name_is_refused(shards):

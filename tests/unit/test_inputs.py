@@ -21,6 +21,7 @@ from raybert import storage
 from raybert.data.text import corpus, rows, zst
 from raybert.data.text import documents as readers
 from raybert.data.text.inputs import find, summary
+from raybert.data.text.values import TOO_LARGE
 from raybert.errors import InputError
 from raybert.storage import clients
 from tests.data import make_shards
@@ -260,7 +261,7 @@ def test_a_run_of_lines_that_is_too_large_is_counted_once_and_the_next_is_read(t
     (tmp_path / "a.txt.zst").write_bytes(zstandard.compress((tmp_path / "a.txt").read_bytes()))
     for name in ("a.txt", "a.txt.zst"):
         found = list(readers.documents(piece(tmp_path / name), "text", "blank-lines"))
-        assert found == ["first\n", readers.TOO_LARGE, "last\n"]
+        assert found == ["first\n", TOO_LARGE, "last\n"]
 
 
 class Ranged(SimpleHTTPRequestHandler):

@@ -24,7 +24,7 @@ from raybert.encode.vectors import batches, embed
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.probe import classify
+from raybert.probe import classify, tables
 from raybert.probe.baselines import Cache
 from raybert.probe.compare import compare
 from raybert.probe.evaluate import evaluate, pack_bits, prepare, unpack_bits
@@ -169,6 +169,21 @@ def test_a_bad_task_is_a_sentence(task_file, tmp_path, change, sentence):
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(InputError, match="did you mean ag_news"):
         load_task("agnews")
+
+
+def test_hidden_copies_of_a_task_s_files_are_not_read_whatever_the_directory_is_called(tmp_path):
+    folder = tmp_path / "My data [1-of-2]"
+    for hidden in (".ipynb_checkpoints", "_temporary/0"):
+        (folder / hidden).mkdir(parents=True)
+        for name in ("ag_news_train-00000-of-00002.csv", "ag_news_test.csv", "texts.csv"):
+            (folder / hidden / name).write_text("text,label\nhidden,9\n")
+    for part in range(2):
+        (folder / f"ag_news_train-0000{part}-of-00002.csv").write_text(f"text,label\ntext {part},{part}\n")
+    (folder / "ag_news_test.CSV").write_text("text,label\na test,0\n")
+    task = load_task(f"ag_news@{folder}")
+    assert [row.values for row in tables.rows(task.train, ["text", "label"])] == [("text 0", "0"), ("text 1", "1")]
+    assert [row.values for row in tables.rows(task.test, ["text", "label"])] == [("a test", "0")]
+    assert len(list(tables.rows(str(folder), ["text"]))) == 3
 
 
 def test_a_mark_at_the_start_and_floats_for_classes_are_read(tmp_path):

@@ -77,7 +77,7 @@ def find(name: str, text_column: str, kind: Callable[[str], str] = _kind_of) -> 
 
         def reason(file: tuple[str, str]) -> str:
             uri, below = file
-            if any(part.startswith((".", "_")) for part in below.split("/")):
+            if is_hidden(below):
                 return HIDDEN
             if not kind(uri):
                 return OTHER_KIND
@@ -96,6 +96,11 @@ def find(name: str, text_column: str, kind: Callable[[str], str] = _kind_of) -> 
         known = f"{' '.join(SUFFIXES)}; .gz or .zst of text"
         raise InputError(f"The input {name} holds no file of a known kind ({known}); passed over: {summary(passed)}.")
     return Found(files, passed)
+
+
+def is_hidden(below: str) -> bool:
+    """Whether a part of a path below an input says that it is not for readers; the input itself may be called so."""
+    return any(part.startswith((".", "_")) for part in below.split("/"))
 
 
 def summary(passed: Iterable[Passed]) -> str:
