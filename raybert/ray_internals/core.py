@@ -18,7 +18,7 @@ def local_addresses() -> list[str]:
     """``host:port`` of each Ray that runs on this machine, by its processes.
 
     Missing: ``ray.init(address="auto")`` believes a file that outlives the cluster that it names, and then tries to
-    reach it for two minutes. Run with Ray 2.58 to 2.60.
+    reach it for two minutes. Run with Ray 2.60.
     """
     return sorted(services.find_gcs_addresses())
 
@@ -27,7 +27,7 @@ def dashboard_address() -> str:
     """``host:port`` or URL of the dashboard of the cluster that this process is connected to; empty if it has none.
 
     Missing: the address is in what `ray.init` returned and nowhere else. To call it again with ``ignore_reinit_error``
-    would set Ray's handler of SIGTERM anew. Run with Ray 2.58 to 2.60.
+    would set Ray's handler of SIGTERM anew. Run with Ray 2.60.
     """
     return ray._private.worker._global_node.webui_url or ""
 
@@ -38,7 +38,7 @@ def dashboard_address() -> str:
 def put_flag(key: bytes, namespace: bytes) -> None:
     """Set a flag in the head's key-value store.
 
-    Missing: a store without a process of its own; a named actor is one. Run with Ray 2.58 to 2.60.
+    Missing: a store without a process of its own; a named actor is one. Run with Ray 2.60.
     """
     _internal_kv_put(key, b"1", namespace=namespace)
 
@@ -46,7 +46,7 @@ def put_flag(key: bytes, namespace: bytes) -> None:
 def remove_flag(key: bytes, namespace: bytes) -> None:
     """Take back a flag that was set with `put_flag`, if it was.
 
-    Missing: as for `put_flag`. Run with Ray 2.58 to 2.60.
+    Missing: as for `put_flag`. Run with Ray 2.60.
     """
     _internal_kv_del(key, namespace=namespace)
 
@@ -54,7 +54,7 @@ def remove_flag(key: bytes, namespace: bytes) -> None:
 def has_flag(key: bytes, namespace: bytes) -> bool:
     """Whether a flag was set with `put_flag`.
 
-    Missing: as for `put_flag`. Run with Ray 2.58 to 2.60.
+    Missing: as for `put_flag`. Run with Ray 2.60.
     """
     return bool(_internal_kv_exists(key, namespace=namespace))
 
@@ -67,7 +67,7 @@ class GroupRecord:
     """A placement group and who created it; IDs in hexadecimal.
 
     Missing: `ray.util.placement_group_table` does not say who created a group, and `ray.util.state` asks the dashboard.
-    Run with Ray 2.58 to 2.60.
+    Run with Ray 2.60.
     """
 
     id: str
@@ -84,7 +84,7 @@ class GroupRecord:
 def placement_groups() -> list[GroupRecord]:
     """All that the cluster knows of, removed ones included.
 
-    Missing: as for `GroupRecord`. Run with Ray 2.58 to 2.60.
+    Missing: as for `GroupRecord`. Run with Ray 2.60.
     """
     found = []
     for content in state._connect_and_get_accessor().get_placement_group_table():
@@ -105,7 +105,7 @@ def placement_groups() -> list[GroupRecord]:
 def ended_jobs() -> set[str]:
     """IDs of the jobs whose drivers have ended, in hexadecimal.
 
-    Missing: `ray.util.state.list_jobs` asks the dashboard. Run with Ray 2.58 to 2.60.
+    Missing: `ray.util.state.list_jobs` asks the dashboard. Run with Ray 2.60.
     """
     return {job["JobID"] for job in state.job_table() if job["IsDead"]}
 
@@ -113,7 +113,7 @@ def ended_jobs() -> set[str]:
 def actor_record(actor: str) -> tuple[str, str]:
     """(state, class name) of an actor by its ID in hexadecimal; empty strings where the cluster does not know it.
 
-    Missing: `ray.util.state.get_actor` asks the dashboard. Run with Ray 2.58 to 2.60.
+    Missing: `ray.util.state.get_actor` asks the dashboard. Run with Ray 2.60.
     """
     known = state.actor_table(actor)
     return known.get("State", ""), known.get("ActorClassName", "")
@@ -126,7 +126,7 @@ def drain_node(address: str, label: tuple[str, str], *, seconds: float, why: str
     """Tell the cluster at ``host:port`` that the node with this label, (name, value), is about to be taken away.
 
     Missing: `ray drain-node` takes a node's ID, and a process that has not joined the cluster has no API that finds a
-    node by its label. Run with Ray 2.58 to 2.60.
+    node by its label. Run with Ray 2.60.
 
     Args:
         seconds: until the node is gone.

@@ -20,7 +20,7 @@ def range_of(count: int, *, cpus: float, blocks: int) -> ray.data.Dataset:
     """Rows ``{"id": i}`` for i < `count`, made by tasks that take this share of a CPU.
 
     Missing: `ray.data.range` has no argument for it. Operators that ask for the same are fused into one, and a whole
-    CPU, the default, is never free on a machine whose workers hold nearly all. Run with Ray 2.58 to 2.60.
+    CPU, the default, is never free on a machine whose workers hold nearly all. Run with Ray 2.60.
     """
     source = RangeDatasource(count, column_name="id")
     return ray.data.read_datasource(source, num_cpus=cpus, override_num_blocks=blocks)
@@ -29,7 +29,7 @@ def range_of(count: int, *, cpus: float, blocks: int) -> ray.data.Dataset:
 def repartitioned(dataset: ray.data.Dataset, *, rows: int, cpus: float) -> ray.data.Dataset:
     """The dataset in blocks of so many rows, cut by tasks that take this share of a CPU.
 
-    Missing: `Dataset.repartition` has no argument for it. Run with Ray 2.58 to 2.60.
+    Missing: `Dataset.repartition` has no argument for it. Run with Ray 2.60.
     """
     blocks = dataset.repartition(target_num_rows_per_block=rows)
     blocks._logical_plan.dag.ray_remote_args["num_cpus"] = cpus
@@ -40,7 +40,7 @@ def repartitioned(dataset: ray.data.Dataset, *, rows: int, cpus: float) -> ray.d
 class Progress:
     """How far a map operator of a dataset is.
 
-    Missing: as for `StartPolicy`. Run with Ray 2.58 to 2.60.
+    Missing: as for `StartPolicy`. Run with Ray 2.60.
     """
 
     running: int  # tasks under way
@@ -53,7 +53,7 @@ class StartPolicy(BackpressurePolicy):
     """Lets a map operator begin a task when the function of `limit_starts` says so.
 
     Missing: a public way to hold tasks back. ``ExecutionOptions.resource_limits`` bounds bytes, and the executor takes
-    a whole core for as long as the bound is reached. Run with Ray 2.58 to 2.60.
+    a whole core for as long as the bound is reached. Run with Ray 2.60.
     """
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
@@ -77,7 +77,7 @@ def limit_starts(dataset: ray.data.Dataset, may_start: Callable[[Progress], bool
 
     It is asked before Ray Data's own policies: the executor stops at the first one that says no.
 
-    Missing: as for `StartPolicy`. Run with Ray 2.58 to 2.60.
+    Missing: as for `StartPolicy`. Run with Ray 2.60.
     """
     policies = [StartPolicy, *ENABLED_BACKPRESSURE_POLICIES]
     dataset.context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)

@@ -1,6 +1,6 @@
 """Names that Ray gives to its environment variables, files, processes and errors, and documents nowhere or in passing.
 
-All were run with Ray 2.58 to 2.60. Nothing here imports Ray.
+All were run with Ray 2.60. Nothing here imports Ray.
 """
 
 # -- environment variables: there is no argument for any of them --

@@ -15,7 +15,7 @@ def preemption_noticed() -> bool:
     """Whether this worker was told that a node of its group is about to go. A look at a variable.
 
     Missing: `ray.train.get_context` says nothing of it; a `UserCallback` in the controller cannot reach a rank. Run
-    with Ray 2.58 to 2.60.
+    with Ray 2.60.
     """
     return get_train_context().preemption_context.preemption_info is not None
 
@@ -23,7 +23,7 @@ def preemption_noticed() -> bool:
 class Resizing(Protocol):
     """Decides how many workers an elastic run has; lives in Ray Train's controller.
 
-    Missing: as for `ResizingTrainer`. Run with Ray 2.58 to 2.60.
+    Missing: as for `ResizingTrainer`. Run with Ray 2.60.
     """
 
     def fitting(self, nodes: Mapping[str, Mapping[str, float]], worker: Mapping[str, float]) -> int:
@@ -44,7 +44,7 @@ class Resizing(Protocol):
 class ResizingPolicy(ElasticScalingPolicy):
     """Ray Train's elastic policy, with both decisions left to `Resizing`.
 
-    Missing: as for `ResizingTrainer`. Run with Ray 2.58 to 2.60.
+    Missing: as for `ResizingTrainer`. Run with Ray 2.60.
     """
 
     def __init__(self, scaling: ScalingConfig, resizing: Resizing) -> None:
@@ -71,8 +71,7 @@ class ResizingTrainer(TorchTrainer):
     """`TorchTrainer` that leaves the number of workers to `Resizing`, where it is a range, and removes no group.
 
     Missing: ``ScalingConfig`` takes a range and no policy, and the trainer starts a cleaner of placement groups that
-    cannot be turned off: a process more in each run, which hears of a controller's death too late. Run with Ray 2.58
-    to 2.60.
+    cannot be turned off: a process more in each run, which hears of a controller's death too late. Run with Ray 2.60.
     """
 
     def __init__(self, resizing: Resizing, **options: Any) -> None:
@@ -92,7 +91,7 @@ class ResizingTrainer(TorchTrainer):
 def withhold_from_trials(prefix: str) -> None:
     """Keep environment variables whose names begin so out of what Ray Tune hands to its trials, and writes into logs.
 
-    Missing: a setting for what is handed on. Run with Ray 2.58 to 2.60.
+    Missing: a setting for what is handed on. Run with Ray 2.60.
     """
     from ray.tune.execution import class_cache  # not at the top: a worker of a run needs no Tune
 
