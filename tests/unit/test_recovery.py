@@ -345,11 +345,11 @@ def test_a_rank_without_a_pulse_is_missed_before_the_first_step_is_done():
     assert stalled_ranks(known, now=1000.0, limit=900, silence=20, patience=100) == []
 
 
-def test_all_who_hang_are_noted_before_any_is_ended(monkeypatch):
+def test_all_who_hang_are_noted_before_any_is_ended(monkeypatch, tmp_path):
     did = []
     monkeypatch.setattr(hang.faults, "note", lambda uri, kind, text, **details: did.append(("note", details["rank"])))
     monkeypatch.setattr(hang, "on_its_node", lambda rank, what: did.append((what.__name__, rank.pid)) or "")
-    watch = HangWatch("nowhere", factor=20, least=100, patience=0)
+    watch = HangWatch(str(tmp_path), factor=20, least=100, patience=0)
     blamed = [(rank, Rank("node", 10 + rank, step=5, progress=9, stack="at work")) for rank in range(4)]
     watch.beat(2, "node", 12, 6, 10, "step", "")  # got ahead after all
     watch.beat(3, "node", 13, 5, 9, "step", "")  # has a pulse, and no more
@@ -358,17 +358,17 @@ def test_all_who_hang_are_noted_before_any_is_ended(monkeypatch):
     assert did[3:] == [("end_process", 10), ("end_process", 11), ("end_process", 13)]
 
 
-def test_a_hang_is_ended_although_it_cannot_be_noted(monkeypatch):
+def test_a_hang_is_ended_although_it_cannot_be_noted(monkeypatch, tmp_path):
     did = []
     monkeypatch.setattr(hang, "NOTING", 0.05)
     monkeypatch.setattr(hang.faults, "note", lambda *_, **__: threading.Event().wait())
     monkeypatch.setattr(hang, "on_its_node", lambda rank, what: did.append(what.__name__) or "")
-    HangWatch("nowhere", factor=20, least=100, patience=0)._end([(0, Rank("node", 10))], now=0.0)
+    HangWatch(str(tmp_path), factor=20, least=100, patience=0)._end([(0, Rank("node", 10))], now=0.0)
     assert did == ["stack_of", "end_process"]
 
 
-def test_the_way_to_the_restored_step_says_nothing_of_a_step_s_time():
-    watch = HangWatch("nowhere", factor=20, least=100, patience=0)
+def test_the_way_to_the_restored_step_says_nothing_of_a_step_s_time(tmp_path):
+    watch = HangWatch(str(tmp_path), factor=20, least=100, patience=0)
     watch.beat(0, "node", 1, 0, 0, "start", "")
     watch.beat(0, "node", 1, 1000, 1, "step", "")
     assert watch.limit == FIRST_STEP
