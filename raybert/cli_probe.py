@@ -3,14 +3,18 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from raybert import storage
+from raybert.console import say
 from raybert.errors import InputError
+
+if TYPE_CHECKING:
+    from raybert.probe.service.queue import Records
 
 app = typer.Typer(
     name="probe", help="Probe checkpoints; ask the probe service.", no_args_is_help=True, rich_markup_mode=None
@@ -39,8 +43,10 @@ def results(run: RunUri, as_json: AsJson = False) -> None:
     from raybert.probe import show
     from raybert.probe.service import queue
 
-    records = list(queue.records(run_directory(run)).values())
+    found = queue.read_records(run_directory(run))
+    records = list(found.good.values())
     print(json.dumps(records)) if as_json else Console().print(show.results_table(records))
+    _say_left_out(found)
 
 
 @app.command(epilog="Example: raybert probe wait gs://bucket/runs/compact --timeout 600")
@@ -68,6 +74,7 @@ def wait(
             take_over=False,
         )
         bar.update(shown, completed=before)
+    _say_left_out(queue.read_records(run_uri))
 
 
 @app.command(epilog="Example: raybert probe run runs/compact/checkpoints/best --task bbc_news")
@@ -97,9 +104,7 @@ def compare(
     sides = []
     for uri in (a, b):
         if uri.endswith(".json"):
-            if not storage.exists(uri):
-                raise InputError(f"There is no probe record {uri}.")
-            sides.append(storage.read_json(uri))
+            sides.append(_record(uri))
         elif task:
             sides.append(_probe(uri, task))
         else:
@@ -117,6 +122,22 @@ def stop() -> None:
     cluster.find()
     names = client.stop()
     print(f"stopped {', '.join(names)}" if names else "no probe service runs")
+
+
+def _record(uri: str) -> dict[str, object]:
+    from raybert.probe import record
+
+    try:
+        return record.parse(storage.read_bytes(uri))
+    except FileNotFoundError as error:
+        raise InputError(f"There is no probe record {uri}.") from error
+    except ValueError as error:
+        raise InputError(f"{uri} is damaged, or no probe record: {error}; probe that checkpoint again.") from error
+
+
+def _say_left_out(found: "Records") -> None:
+    for name, fault in found.damaged.items():
+        say(f"left out: probes/{name} cannot be read: {fault}", style="yellow")
 
 
 def _probe(checkpoint: str, task: str) -> dict[str, object]:

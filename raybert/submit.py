@@ -7,9 +7,10 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import aiohttp
@@ -26,6 +27,8 @@ STOP_SECONDS = 120
 FOLLOW_SECONDS = 300.0
 # Seconds without a line after which it asks whether the job, and the connection, are still there.
 QUIET_SECONDS = 60.0
+# Bytes of a checkout that the dashboard takes, whatever the cluster's settings are (Ray's DASHBOARD_CLIENT_MAX_SIZE).
+LARGEST_UPLOAD = 100 * 2**20
 # Entry scripts; the other commands need no cluster.
 SCRIPTS = ("prepare", "pretrain", "sweep", "probe", "embed", "report", "doctor")
 
@@ -57,7 +60,7 @@ def submit(arguments: Sequence[str], *, address: str | None = None, directory: s
 
     Raises:
         InputError: the command has no entry script, its settings are wrong or name places that other machines cannot
-            see, or no cluster takes the job.
+            see, the checkout is larger than Ray takes, or no cluster takes the job.
     """
     command = arguments[0] if arguments else ""
     if command not in SCRIPTS:
@@ -67,6 +70,7 @@ def submit(arguments: Sequence[str], *, address: str | None = None, directory: s
     if not script.exists():
         raise InputError(f"{directory} is no checkout of raybert: it has no {script.relative_to(directory)}.")
     metadata = _metadata(list(arguments), directory)
+    require_small(directory)
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or ADDRESS
     try:
         job = _client(address).submit_job(
@@ -77,6 +81,77 @@ def submit(arguments: Sequence[str], *, address: str | None = None, directory: s
     except RuntimeError as error:
         raise InputError(f"The cluster at {address} refused the job: {last_line(error)}") from error
     return Job(job, address)
+
+
+def require_small(directory: str) -> None:
+    """
+    Raises:
+        InputError: what Ray would upload of the directory is more than it takes, or a part of it cannot be read.
+    """
+    try:
+        sizes = _upload_sizes(directory)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or directory} cannot be packed for the job: {error.strerror or error}; make it readable, "
+            "or name it in .rayignore."
+        ) from error
+    total = sum(sizes.values())
+    if total > LARGEST_UPLOAD:
+        largest = [f"{path} ({_megabytes(size)})" for path, size in _largest(sizes, 3)]
+        raise InputError(
+            f"The job would upload {_megabytes(total)} of {Path(directory).absolute()}, and Ray takes at most "
+            f"{_megabytes(LARGEST_UPLOAD)}. The largest are {', '.join(largest)}: name what the job does not need in "
+            ".rayignore, which is written like a .gitignore."
+        )
+
+
+def _upload_sizes(directory: str) -> dict[PurePath, int]:
+    """Bytes that each file takes in Ray's package of a directory: a zip archive without compression.
+
+    Ray has no public way to list what it packs; its own walk is the only one that reads .gitignore and .rayignore as
+    it does.
+    """
+    from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
+    from ray._private.runtime_env.packaging import _dir_travel
+
+    root = Path(directory).absolute()
+    sizes: dict[PurePath, int] = {}
+
+    def add(path: Path) -> None:
+        if path.is_file():
+            name = path.relative_to(root)
+            # The name stands in two headers, of 30 and 46 bytes: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
+            sizes[name] = path.stat().st_size + 2 * len(os.fsencode(name)) + 76
+
+    quiet = logging.getLogger(f"{__name__}.packaging")
+    quiet.disabled = True  # the error that it would log is raised as well
+    ignoring = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    _dir_travel(root, [], add, include_gitignore=ignoring, logger=quiet)
+    return sizes
+
+
+def _largest(sizes: Mapping[PurePath, int], count: int) -> list[tuple[str, int]]:
+    """The files and directories to look at first. One that is nearly all of its directory is named instead of it."""
+    totals: Counter[PurePath] = Counter()
+    for path, size in sizes.items():
+        for place in (path, *path.parents):
+            totals[place] += size
+    children: dict[PurePath, list[PurePath]] = defaultdict(list)
+    for place in totals:
+        if place != place.parent:
+            children[place.parent].append(place)
+    found = []
+    for place in sorted(children[PurePath()], key=lambda place: -totals[place])[:count]:
+        while (inner := max(children[place], key=totals.__getitem__, default=place)) != place:
+            if totals[inner] < 0.8 * totals[place]:
+                break
+            place = inner
+        found.append((f"{place}/" if children[place] else str(place), totals[place]))
+    return found
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def follow(job: Job, show: Callable[[str], None], *, patience: float = FOLLOW_SECONDS) -> int:

@@ -15,9 +15,11 @@ from raybert.data.shards import ShardSet, open_shards, verify_shards
 from raybert.errors import InputError
 from raybert.model.directory import REQUIRED, verify_files
 from raybert.model.files import CONFIG, WEIGHTS, load
+from raybert.report.read import CONFIG as CONFIG_FILE
 from raybert.report.read import RunData, read_run
 from raybert.train.ledger import digest, read_account
 from raybert.train.recovery.committed import last_step
+from raybert.train.recovery.faults import FAULTS, read_faults
 from raybert.train.recovery.repair import DAMAGED, incomplete_checkpoints
 
 CHECKED_SAMPLES = 4096  # built at once when the ledger is computed again
@@ -34,6 +36,8 @@ class Finding:
 
 def verify(run_uri: str) -> Iterator[Finding]:
     """Look at the settings, the shards (every hash), the checkpoints (every tensor), the log and the probes.
+
+    A file that cannot be read is a finding of its own.
 
     Raises:
         InputError: `run_uri` is no run directory.
@@ -53,6 +57,9 @@ def verify(run_uri: str) -> Iterator[Finding]:
         return f"{found['shards'].rows('train'):,} training windows, every hash as in the manifest"
 
     yield _look("settings", settings)
+    yield from (Finding(part.file, part.fault) for part in run.left_out if part.file != CONFIG_FILE)
+    for name, fault in read_faults(run.uri)[1].items():
+        yield Finding(f"{FAULTS}/{name}", f"cannot be read: {fault}")
     if "config" not in found:
         return
     yield _look("shards", shards)
@@ -72,8 +79,10 @@ def verify(run_uri: str) -> Iterator[Finding]:
 def _look(subject: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(subject, "", check())
-    except (InputError, ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         return Finding(subject, str(error) or type(error).__name__)
+    except Exception as error:  # what is damaged makes any code fail that believes it
+        return Finding(subject, f"it cannot be checked ({type(error).__name__}: {error})")
 
 
 def _checkpoint(uri: str, config: configs.Config) -> str:
@@ -88,10 +97,12 @@ def _log(run: RunData, config: configs.Config) -> str:
     """Every step that should have been logged was, with the samples that the plan gives it."""
     batch = config.train.global_batch
     logged = {record["step"]: record for record in run.records if "samples" in record}
-    due = range(config.every.log, run.steps_done + 1, config.every.log)
-    missing = [step for step in due if step > run.cadences and step not in logged]
-    if missing:
-        raise InputError(f"metrics.jsonl lacks step {missing[0]} ({len(missing)} steps in all).")
+    first = run.cadences - run.cadences % config.every.log + config.every.log
+    due = range(first, run.steps_done + 1, config.every.log)
+    # Not a list of them: a damaged step may be any number.
+    if missing := len(due) - sum(step in due for step in logged):
+        step = next(step for step in due if step not in logged)
+        raise InputError(f"metrics.jsonl lacks step {step} ({missing} steps in all).")
     for step, record in logged.items():
         if record["samples"] != step * batch:
             raise InputError(f"metrics.jsonl has {record['samples']} samples at step {step}, not {step * batch}.")

@@ -173,7 +173,7 @@ def _open_transformers(uri: str) -> Encoder:
             model, report = BertModel.from_pretrained(
                 directory, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
             )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # wrong values in config.json and damaged weights are errors of many kinds
         raise InputError(f"{uri} cannot be loaded: {' '.join(str(error).split())}") from error
     tokenizer = open_tokenizer(directory, model.config.vocab_size)
     missing = sorted(report["missing_keys"])

@@ -117,17 +117,21 @@ def _of_run(found: Origin, probes: list[Probe]) -> Iterator[str]:
     if not probes:
         yield f"No probe has a result at step {found.step:,}."
     for probe in probes:
-        sizes = f"{probe.raw.get('n_train', '?'):,} training and {probe.raw.get('n_test', '?'):,} test texts"
+        train, test = (_count(probe.raw.get(name)) for name in ("n_train", "n_test"))
         yield (
             f"**{probe.raw.get('title', probe.task)}**, step {probe.step:,}: logistic regression on frozen vectors, "
-            f"{sizes}. Test accuracy with its 95 % interval:"
+            f"{train} training and {test} test texts. Test accuracy with its 95 % interval:"
         )
         yield _table(("", "this model", "the same, untrained"), _probe_rows(probe))
 
 
+def _count(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
 def _training_rows(found: Origin) -> Iterator[tuple[str, ...]]:
-    run, about = found.run, found.run.about
-    batch, seq_len = run.setting("train.global_batch", 0), about.get("seq_len")
+    run = found.run
+    batch, seq_len = run.setting("train.global_batch", 0), run.seq_len
     record: Mapping[str, Any] = next((r for r in reversed(run.records) if r["step"] <= found.step and "loss" in r), {})
     yield from _data_rows(run)
     planned = f"{found.step:,} of {run.steps_planned:,}"
@@ -142,14 +146,13 @@ def _training_rows(found: Origin) -> Iterator[tuple[str, ...]]:
         yield "time", f"{format_seconds(record['elapsed_seconds'])} on {record.get('workers', '?')} workers{rate}"
     yield (
         "optimizer",
-        f"AdamW, lr {run.setting('optimizer.lr', '?')}, weight decay {run.setting('optimizer.weight_decay', '?')}",
+        f"AdamW, lr {run.shown('optimizer.lr')}, weight decay {run.shown('optimizer.weight_decay')}",
     )
-    given = run.setting("schedule.warmup_steps", None)
-    warmup = "?" if given is None else warmup_steps(given, run.steps_planned)
-    yield "schedule", f"{run.setting('schedule.decay', '?')}, {warmup} warm-up steps"
-    yield "seeds", f"data {run.setting('data.seed', '?')}, training {run.setting('train.seed', '?')}"
-    versions = about.get("versions") or {}
-    yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"
+    given = run.shown("schedule.warmup_steps")
+    warmup = given if isinstance(given, str) else warmup_steps(given, run.steps_planned)
+    yield "schedule", f"{run.shown('schedule.decay')}, {warmup} warm-up steps"
+    yield "seeds", f"data {run.shown('data.seed')}, training {run.shown('train.seed')}"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in run.versions.items()) or "not recorded"
 
 
 def _data_rows(run: RunData) -> Iterator[tuple[str, ...]]:
@@ -158,7 +161,7 @@ def _data_rows(run: RunData) -> Iterator[tuple[str, ...]]:
 
     manifest = str(run.about.get("manifest", ""))
     try:
-        shards = open_shards(str(run.setting("data.shards", "")))
+        shards = open_shards(run.setting("data.shards", ""))
     except (InputError, OSError):
         shards = None
     if shards is not None and shards.manifest_hash == manifest:

@@ -9,6 +9,7 @@ DIR/README.md, *.png                    the model card
 import hashlib
 import importlib.metadata
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from raybert.tokenizer import VOCAB_SIZE
 # In config.json: they mark a directory that the next export may replace. transformers writes unknown keys again when
 # somebody has trained on and saves, so the weights have to be those of the export.
 MADE_BY, ITS_WEIGHTS = "raybert_version", "raybert_weights"
+# What an imported tokenizer is tried on.
+TRIED = ["", "a text", "Ünïcode, 日本語 and 🎈"]
 # Of an export, those that the next one may be without.
 PARTS = ("learning.png", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 MODULES = [
@@ -78,6 +81,8 @@ def import_dir(directory: str, checkpoint: str) -> list[str]:
     theirs, missing = read_transformers(directory)
     model = from_transformers(theirs)
     model.tokenizer = _foreign_tokenizer(directory, model)
+    if model.tokenizer is not None:
+        _require_kept(model.tokenizer, directory)
     files.save(model, checkpoint)
     return missing
 
@@ -166,10 +171,38 @@ def _foreign_tokenizer(directory: str, model: Bert) -> Any:
     from raybert.model.interop import fast_tokenizer, has_tokenizer, open_tokenizer
 
     if not has_tokenizer(directory):
+        if Path(directory, "tokenizer_config.json").exists():
+            raise InputError(
+                f"{directory} has a tokenizer_config.json and no vocabulary that can be imported (tokenizer.json or "
+                "vocab.txt); save its tokenizer as a fast one of transformers first."
+            )
         return None  # a model alone; with raybert's vocabulary size it takes raybert's tokenizer
-    tokenizer = open_tokenizer(directory, model.config.vocab_size, fast=True)
+    tokenizer = open_tokenizer(directory, model.config.vocab_size)
     ours = fast_tokenizer(model.config.max_position_embeddings)
     return None if tokenizer.get_vocab() == ours.get_vocab() else tokenizer
+
+
+def _require_kept(tokenizer: Any, directory: str) -> None:
+    """Try out that a checkpoint can keep an imported tokenizer.
+
+    Raises:
+        InputError: it is not a fast one, or is another once it was saved and read again.
+    """
+    from raybert.model.interop import read_tokenizer
+
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"The tokenizer in {directory} ({type(tokenizer).__name__}) is not a fast one, and a checkpoint keeps no "
+            "other; save it as a fast tokenizer of transformers first."
+        )
+    with tempfile.TemporaryDirectory(prefix="raybert-") as place:
+        try:
+            tokenizer.save_pretrained(place)
+        except OSError as error:
+            raise InputError(f"The tokenizer in {directory} cannot be saved: {error}") from error
+        kept = read_tokenizer(place, directory)
+    if kept(TRIED)["input_ids"] != tokenizer(TRIED)["input_ids"]:
+        raise InputError(f"The tokenizer in {directory} gives other ids once it is saved and read again.")
 
 
 def _write_tokenizer(model: Bert, target: Path) -> None:

@@ -77,7 +77,7 @@ def load(uri: str) -> Bert:
     with storage.local_copy(uri, [CONFIG, WEIGHTS, *TOKENIZER_FILES]) as directory:
         config = read_config(directory, uri)
         tensors = read_weights(directory, uri)
-        tokenizer = read_tokenizer(directory)
+        tokenizer = read_tokenizer(directory, uri)
     model = Bert(config)
     model.tokenizer = tokenizer
     expected = {name: value.shape for name, value in model.state_dict().items()}
@@ -118,19 +118,24 @@ def read_config(directory: Path, name: str) -> BertConfig:
         raise InputError(f"{name}/{CONFIG} cannot be read: {error}.") from error
 
 
-def read_tokenizer(directory: Path) -> Any:
+def read_tokenizer(directory: Path, name: str | None = None) -> Any:
     """The tokenizer that an imported model brought, None where there is none and raybert's own is meant.
 
+    Args:
+        name: what errors call the checkpoint.
+
     Raises:
-        InputError: there is one, and transformers, which knows how to use it, is not installed.
+        InputError: there is one, and it is damaged, or transformers, which knows how to use it, is not installed.
     """
     if not (directory / TOKENIZER).is_dir():
         return None
     try:
-        from transformers import AutoTokenizer
+        import transformers  # noqa: F401 - what follows needs it
     except ImportError as error:
         raise InputError("An imported model with its own tokenizer needs: pip install 'raybert[hf]'.") from error
-    return AutoTokenizer.from_pretrained(directory / TOKENIZER, local_files_only=True)
+    from raybert.model import interop
+
+    return interop.read_tokenizer(directory / TOKENIZER, f"{name or directory}/{TOKENIZER}")
 
 
 def read_weights(directory: Path, name: str | None = None) -> dict[str, Tensor]:

@@ -147,48 +147,56 @@ def to_our_names(state: dict[str, Tensor], model: Bert) -> dict[str, Tensor]:
     return out
 
 
+# Nothing, words, a character that no vocabulary has, and a pair.
+_TRIED = (("",), ("a text",), ("\U000e0001",), ("a \U000e0001", "b"))
+
+
 def has_tokenizer(directory: str) -> bool:
     """Whether a transformers directory holds a BERT's tokenizer. `AutoTokenizer` makes an empty one where none lies."""
     return any(Path(directory, name).exists() for name in ("tokenizer.json", "vocab.txt"))
 
 
-def open_tokenizer(directory: str, vocab_size: int, *, fast: bool = False) -> Any:
-    """The tokenizer in a transformers directory, which encodes whatever text it is given.
-
-    Args:
-        vocab_size: of the directory's model, which must have a row for every id.
-        fast: it must be one of the `tokenizers` library, whose `tokenizer.json` a checkpoint can hold.
+def read_tokenizer(directory: str | Path, name: str) -> Any:
+    """Open the tokenizer in a local directory; `name` is what errors call it.
 
     Raises:
-        InputError: it cannot be read, cannot encode, has no padding token or puts no [CLS] first, or does not fit the
-            model or `fast`.
+        InputError: it cannot be read, or needs code or a package that is not there.
     """
     from transformers import AutoTokenizer
 
     try:
-        # The `tokenizers` library raises plain Exceptions.
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        # An empty text, and a character that no vocabulary has.
-        empty, pair = (
-            tokenizer("", return_token_type_ids=True),
-            tokenizer("a \U000e0001", "b", return_token_type_ids=True),
-        )
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the parsers behind it raise whatever they like, Rust's a plain Exception
+        raise InputError(f"The tokenizer in {name} cannot be read: {_one_line(error)}") from error
+
+
+def open_tokenizer(directory: str, vocab_size: int) -> Any:
+    """The tokenizer in a transformers directory, which can make the sequences of any text.
+
+    Args:
+        vocab_size: of the directory's model, which must have a row for every id.
+
+    Raises:
+        InputError: it cannot be read or fails at a text, lacks a special token or does not put them around a text, or
+            does not fit the model.
+    """
+    tokenizer, name = read_tokenizer(directory, directory), f"The tokenizer in {directory}"
+    tokens = 1 + max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])
+    if tokens > vocab_size:
+        raise InputError(f"{name} has {tokens} tokens and its model {vocab_size}.")
+    for part in ("pad", "cls", "sep"):
+        if getattr(tokenizer, f"{part}_token_id") is None:
+            raise InputError(
+                f"{name} has no {part}_token, which embedding needs; name it in its tokenizer_config.json."
+            )
+    try:
+        tried = [tokenizer(*texts, return_token_type_ids=True)["input_ids"] for texts in _TRIED]
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name} cannot be used: {_one_line(error)}") from error
+    if any(ids[:1] != [tokenizer.cls_token_id] or ids[-1:] != [tokenizer.sep_token_id] for ids in tried):
         raise InputError(
-            f"The tokenizer in {directory} cannot be used ({said}); save the model's own beside it."
-        ) from error
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    faults = {
-        f"has ids up to {largest} and its model a vocabulary of {vocab_size}": largest >= vocab_size,
-        "has no padding token (pad_token)": tokenizer.pad_token_id is None,
-        "does not begin a text with [CLS] (cls_token)": tokenizer.cls_token_id is None
-        or any(found["input_ids"][:1] != [tokenizer.cls_token_id] for found in (empty, pair)),
-        "has no tokenizer.json, since it is not a fast one": fast and not tokenizer.is_fast,
-    }
-    if found := next((fault for fault, is_so in faults.items() if is_so), ""):
-        raise InputError(
-            f"The tokenizer in {directory} {found}; give the directory a BERT tokenizer that fits its model."
+            f"{name} does not put {tokenizer.cls_token} before a text and {tokenizer.sep_token} behind it, as a BERT's "
+            "does."
         )
     return tokenizer
 
@@ -206,7 +214,11 @@ def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
     from transformers import BertForPreTraining
 
     path = Path(directory, "config.json")
-    if not path.exists() or json.loads(path.read_bytes()).get("model_type") != "bert":
+    try:
+        described = json.loads(path.read_bytes()) if path.exists() else {}
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {_one_line(error)}") from error
+    if not isinstance(described, dict) or described.get("model_type") != "bert":
         raise InputError(f"{directory} is no transformers BERT directory: it needs a config.json of model type bert.")
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(NEW_HEADS_SEED)
@@ -214,14 +226,18 @@ def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
             found: Any = BertForPreTraining.from_pretrained(
                 directory, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
-        except (OSError, ValueError) as error:
-            raise InputError(f"{directory} cannot be loaded: {' '.join(str(error).split())}") from error
+        except Exception as error:  # wrong values in config.json and damaged weights are errors of many kinds
+            raise InputError(f"{directory} cannot be loaded: {_one_line(error)}") from error
     model, report = found
     missing = sorted(report["missing_keys"])
     encoder = [name for name in missing if not name.startswith(("cls.", "bert.pooler."))]
     if encoder:
         raise InputError(f"{directory} lacks the tensor {encoder[0]}; it holds no whole BERT encoder.")
     return model, missing
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

@@ -6,6 +6,7 @@ of both.
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from raybert import storage
 from raybert.probe import classify
 from raybert.probe.texts import Texts
+from raybert.telemetry import read_object
 
 Record = dict[str, Any]
 # Part of every cache key: raise it when the figures would come out differently for the same texts.
@@ -27,12 +29,11 @@ class Cache:
         self._uri = uri
 
     def get(self, key: str, compute: Callable[[], Record]) -> Record:
-        """The record under `key`, computed and written if it is not there."""
+        """The record under `key`, computed and written if it is not there, or damaged."""
         name = hashlib.sha256(f"{VERSION}:{key}".encode()).hexdigest()
         uri = storage.join(self._uri, f"{name}.json")
-        if storage.exists(uri):
-            found: Record = storage.read_json(uri)
-            return found
+        with suppress(FileNotFoundError, ValueError):
+            return read_object(uri)
         record = compute()
         storage.write_json(uri, record)
         return record

@@ -18,8 +18,7 @@ def compare(a: Record, b: Record) -> Record:
         InputError: one of them is no result, or they are results of different texts.
     """
     for side, record in (("A", a), ("B", b)):
-        if record.get("status", "done") != "done" or "correct" not in record:
-            reason = record.get("reason", "it holds no answers to single texts")
+        if reason := _not_comparable(record):
             raise InputError(f"{side} is no probe result to compare: {reason}.")
     if a["texts"] != b["texts"]:
         raise InputError(
@@ -34,5 +33,18 @@ def compare(a: Record, b: Record) -> Record:
     return {"task": a["task"], "n_test": n, "a": _name(a), "b": _name(b), **poolings}
 
 
+def _not_comparable(record: Record) -> str:
+    """Why a record has no answers to single texts; empty where it has."""
+    if record.get("status", "done") != "done":
+        return str(record.get("reason") or record["status"])
+    digits = 2 * -(-(record.get("n_test") or 0) // 8)
+    answers = record.get("correct", {})
+    if not digits or any(len(answers.get(name, "")) != digits for name in POOLINGS):
+        return "it holds no answers to single texts"
+    if not record.get("texts") or any("test_accuracy" not in (record.get(name) or {}) for name in POOLINGS):
+        return "it lacks a part of the result"
+    return ""
+
+
 def _name(record: Record) -> str:
-    return str(record.get("checkpoint") or f"{record['run']} step {record['step']}")
+    return str(record.get("checkpoint") or f"{record.get('run')} step {record['step']}")

@@ -11,29 +11,43 @@ from raybert.encode import POOLINGS
 from raybert.telemetry import format_seconds
 
 Record = dict[str, Any]
+NONE = "–"  # a figure that a record does not have
 
 
 def format_block(record: Record) -> str:
-    """The original process's lines for a run's log, then what stands beside them."""
+    """The original process's lines for a run's log, then what stands beside them, as far as the record has it."""
     task = record.get("title", record["task"])
     head = f"Step {record['step']} {task} Embedding Evaluation:"
     if record["status"] != "done":
         return f"{head}\n  {record['status']}: {record['reason']}"
-    pooler, baselines = record["pooler"], record["baselines"]
-    absent = f"absent ({baselines['tfidf']['absent']})" if "absent" in baselines["tfidf"] else ""
-    low, high = pooler["interval"]
-    others = ", ".join(f"{name} {record[name]['test_accuracy']:.4f}" for name in POOLINGS[1:])
+    pooler = _score(record, "pooler")
+    absent = _score(record, "baselines", "tfidf").get("absent")
+    interval = "-".join(f"{bound:.4f}" for bound in pooler.get("interval") or []) or NONE
+    others = ", ".join(f"{name} {_fraction(_score(record, name))}" for name in POOLINGS[1:])
     beside = ", ".join(
         [
-            f"untrained {baselines['untrained']['pooler']['test_accuracy']:.4f}",
-            f"majority {baselines['majority']['test_accuracy']:.4f}",
-            f"TF-IDF {absent or format(baselines['tfidf']['test_accuracy'], '.4f')}",
+            f"untrained {_fraction(_score(record, 'baselines', 'untrained', 'pooler'))}",
+            f"majority {_fraction(_score(record, 'baselines', 'majority'))}",
+            f"TF-IDF {f'absent ({absent})' if absent else _fraction(_score(record, 'baselines', 'tfidf'))}",
         ]
     )
     return (
-        f"{head}\n  Train Accuracy: {pooler['train_accuracy']:.4f}\n  Test Accuracy: {pooler['test_accuracy']:.4f}\n"
-        f"  95 % interval {low:.4f}-{high:.4f}; beside it {beside}; other poolings: {others}"
+        f"{head}\n  Train Accuracy: {_fraction(pooler, 'train_accuracy')}\n  Test Accuracy: {_fraction(pooler)}\n"
+        f"  95 % interval {interval}; beside it {beside}; other poolings: {others}"
     )
+
+
+def _score(record: Record, *keys: str) -> Record:
+    """A part of a record; empty where it has none."""
+    part: Any = record
+    for key in keys:
+        part = part.get(key) if isinstance(part, dict) else None
+    return part if isinstance(part, dict) else {}
+
+
+def _fraction(score: Record, key: str = "test_accuracy") -> str:
+    value = score.get(key)
+    return NONE if value is None else f"{value:.4f}"
 
 
 def status_table(statuses: Sequence[Record]) -> Table:
@@ -70,14 +84,14 @@ def results_table(records: Sequence[Record]) -> Table:
         if record["status"] != "done":
             table.add_row(*head, record["status"], escape(record["reason"]))
             continue
-        baselines = record["baselines"]
-        untrained = " / ".join(f"{100 * baselines['untrained'][name]['test_accuracy']:.1f}" for name in POOLINGS)
+        baselines = [_score(record, "baselines", "untrained", name) for name in POOLINGS]
+        tfidf = _score(record, "baselines", "tfidf")
         table.add_row(
             *head,
-            *(_percent(record[name]) for name in POOLINGS),
-            untrained,
-            f"{100 * baselines['majority']['test_accuracy']:.1f}",
-            "absent" if "absent" in baselines["tfidf"] else f"{100 * baselines['tfidf']['test_accuracy']:.1f}",
+            *(_percent(_score(record, name)) for name in POOLINGS),
+            " / ".join(_percent(score, interval=False) for score in baselines),
+            _percent(_score(record, "baselines", "majority"), interval=False),
+            "absent" if "absent" in tfidf else _percent(tfidf, interval=False),
         )
     return table
 
@@ -121,5 +135,6 @@ def percent_range(accuracy: float, interval: Sequence[float] | None) -> str:
     return f"{text} [dim]{100 * interval[0]:.1f}–{100 * interval[1]:.1f}[/dim]" if interval else text
 
 
-def _percent(score: Record) -> str:
-    return percent_range(score["test_accuracy"], score["interval"])
+def _percent(score: Record, *, interval: bool = True) -> str:
+    accuracy = score.get("test_accuracy")
+    return NONE if accuracy is None else percent_range(accuracy, score.get("interval") if interval else None)

@@ -42,10 +42,9 @@ def learning_figure(run: RunData) -> bytes:
 
 def _tokens(run: RunData) -> tuple[Callable[[Any], np.ndarray], str]:
     """From steps to millions of tokens; steps stay steps where the run does not say how long a sample is."""
-    seq_len = run.about.get("seq_len")
-    if not seq_len:
+    if not run.seq_len:
         return lambda steps: np.asarray(steps, dtype=float), "step"
-    each = seq_len * run.setting("train.global_batch", 1) / 1e6
+    each = run.seq_len * run.setting("train.global_batch", 1) / 1e6
     return lambda steps: np.asarray(steps) * each, "million tokens"
 
 

@@ -21,7 +21,7 @@ from raybert.probe.service import queue
 from raybert.probe.show import format_block
 from raybert.report.drawing import bin_means
 from raybert.report.read import WAITS, read_run
-from raybert.report.terminal import closing_table
+from raybert.report.terminal import closing_table, run_table
 from raybert.report.watch import RunReader, Subscriber
 from raybert.storage.lease import Onlooker
 from raybert.telemetry import format_line, format_seconds, read_end, read_failure, read_metrics
@@ -79,10 +79,10 @@ def bars(config: Config, console: Console) -> Iterator[Subscriber]:
 
         def on_record(record: Record) -> None:
             if "loss" in record:
-                note = f"mlm loss {record['mlm_loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
+                figures = {"mlm_loss": "mlm loss {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
+                note = ", ".join(form.format(record[key]) for key, form in figures.items() if key in record)
                 shown.update(training, completed=record["step"], note=note)
-            if "validation" in record:
-                found = record["validation"]["mlm_loss"]
+            if (found := record.get("validation", {}).get("mlm_loss")) is not None:
                 shown.print(f"Step {record['step']} validation MLM loss {found:.4f}", highlight=False)
 
         def on_probe(record: Record) -> None:
@@ -166,7 +166,8 @@ class State:
         self.table: Table | None = None
         self.waiting: list[int] = []
         self.failure = ""
-        self._stale = True  # the table: it is made anew for validations and probes alone
+        self._stale = True  # the table: it is made anew for validations, probes and damaged lines alone
+        self.left_out: list[str] = []
         self.faults: list[Record] = []
         self._onlooker, self._driven = Onlooker(run_uri, 60 * SILENT_MINUTES), True
         self._undriven_since = time.monotonic()
@@ -187,13 +188,20 @@ class State:
         self._driven = self._onlooker.driven()
         if self._driven:
             self._undriven_since = time.monotonic()
+        damaged = self._reader.damaged_lines
         for kind, value in self._reader.read():
             self._take(kind, value)
-        if self._stale and self.records:
-            self.table, self._stale = closing_table(self.uri, last=TABLE_ROWS), False
+        if self._stale or self._reader.damaged_lines != damaged:
+            found, self._stale = read_run(self.uri), False
+            self.table = run_table(found, last=TABLE_ROWS) if self.records else None
+            self.left_out = [str(part) for part in found.left_out]
         self.waiting = queue.waiting_steps(self.uri)
-        self.failure = str(read_failure(self.uri).get("reason", ""))
+        self.failure = read_failure(self.uri).get("reason", "")
         self._end = {} if self._driven else read_end(self.uri)
+
+    @property
+    def damaged_faults(self) -> list[str]:
+        return [f"faults/{name} cannot be read: {fault}" for name, fault in self._reader.damaged_faults.items()]
 
     @property
     def trained(self) -> list[Record]:
@@ -207,7 +215,7 @@ class State:
     def silence(self) -> str:
         """A sentence when nothing has come for long, though there is a driver."""
         minutes = (time.monotonic() - self._news) / 60
-        times = [record["elapsed_seconds"] for record in self.trained[-2:]]
+        times = [record["elapsed_seconds"] for record in self.trained[-2:] if "elapsed_seconds" in record]
         usual = (times[1] - times[0]) / 60 if len(times) == 2 else 0.0  # between two log lines
         if minutes < max(SILENT_MINUTES, 3 * usual) or self.step >= self.steps or not self._driven:
             return ""
@@ -246,14 +254,17 @@ def view(state: State, width: int) -> RenderableType:
             ("next sentence", "nsp_loss", "{:.4f}"),
             ("tokens/s", "tokens_per_second", "{:,.0f}"),
         ):
-            values = [record[key] for record in trained]
-            curves.add_row(name, f"[bold]{form.format(values[-1])}[/bold]", sparkline(values, wide))
+            if values := [record[key] for record in trained if key in record]:
+                curves.add_row(name, f"[bold]{form.format(values[-1])}[/bold]", sparkline(values, wide))
         parts += [curves, _facts(state, trained[-1])]
     else:
         parts.append(Text("no step is logged yet"))
     if state.table is not None:
         parts.append(state.table)
+    else:
+        parts += [Text(f"left out: {part}", style="yellow") for part in state.left_out]
     parts += [Text(f"fault: {fault['text']}", style="yellow") for fault in state.faults[-3:]]
+    parts += [Text(f"left out: {part}", style="yellow") for part in state.damaged_faults]
     if state.waiting:
         parts.append(Text(f"waiting for their probes: {', '.join(f'step {step:,}' for step in state.waiting)}"))
     if state.silence:
@@ -266,7 +277,7 @@ def view(state: State, width: int) -> RenderableType:
 
 
 def _head(state: State) -> RenderableType:
-    left = state.trained[-1]["eta_seconds"] if state.trained else None
+    left = state.trained[-1].get("eta_seconds") if state.trained else None
     when = "done" if state.step >= state.steps else f"{format_seconds(left)} left" if left is not None else ""
     head = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=state.steps, completed=state.step, width=30)
@@ -275,15 +286,19 @@ def _head(state: State) -> RenderableType:
 
 
 def _facts(state: State, last: Record) -> RenderableType:
-    waits = ", ".join(f"{kind} {100 * last[f'wait_{kind}']:.1f} %" for kind in WAITS if f"wait_{kind}" in last)
+    waits = [f"{kind} {100 * last[f'wait_{kind}']:.1f} %" for kind in WAITS if f"wait_{kind}" in last]
     table = Table.grid(padding=(0, 1))
-    table.add_row("lr, gradient norm", f"{last['lr']:.2e}, {last['grad_norm']:.2f}")
-    table.add_row("speed", f"{100 * last['mfu']:.1f} % of the measured peak, {last['workers']} workers")
-    table.add_row("waiting for", waits)
-    validations = [record for record in state.records if "validation" in record]
+    for title, figures in (
+        ("lr, gradient norm", {"lr": "{:.2e}", "grad_norm": "{:.2f}"}),
+        ("speed", {"mfu": "{:.1%} of the measured peak", "workers": "{} workers"}),
+    ):
+        table.add_row(title, ", ".join(form.format(last[key]) for key, form in figures.items() if key in last))
+    table.add_row("waiting for", ", ".join(waits))
+    validations = [record for record in state.records if "loss" in record.get("validation", {})]
     if validations:
         found = validations[-1]["validation"]
-        text = f"{found['loss']:.4f} (mlm {found['mlm_loss']:.4f}, nsp {found['nsp_loss']:.4f})"
+        parts = [f"{key.removesuffix('_loss')} {found[key]:.4f}" for key in ("mlm_loss", "nsp_loss") if key in found]
+        text = f"{found['loss']:.4f} ({', '.join(parts)})"
         table.add_row("validation loss", f"{text} at step {validations[-1]['step']:,}")
     return table
 

@@ -27,7 +27,7 @@ def write_report(run_uri: str) -> str:
     """
     run = read_run(run_uri)
     uri = storage.join(run.uri, "report.html")
-    storage.write_bytes(uri, render(run).encode())
+    storage.write_bytes(uri, render(run).encode(errors="replace"))  # a name may hold what UTF-8 cannot
     return uri
 
 
@@ -47,7 +47,7 @@ def render(run: RunData) -> str:
         machine=machine_charts(run),
         tasks=[_task(run, task, index) for index, task in enumerate(run.tasks)],
         config=yaml.safe_dump(dict(run.settings), sort_keys=False, allow_unicode=True),
-        versions=run.about.get("versions") or {},
+        versions=run.versions,
         manifest=run.about.get("manifest", ""),
     )
 
@@ -179,7 +179,9 @@ def _confusion(probe: Probe) -> Confusion | None:
     for pooling in (*probe.scores, ""):
         holder: Mapping[str, Any] = probe.raw[pooling] if pooling else probe.raw
         counts = holder.get("confusion")
-        if counts:
-            names = probe.raw.get("labels") or [str(label) for label in range(len(counts))]
+        if counts and probe.scores:
+            names = probe.raw.get("labels") or []
+            if len(names) != len(counts):
+                names = list(range(len(counts)))
             return Confusion(probe.step, pooling or next(iter(probe.scores)), [str(name) for name in names], counts)
     return None

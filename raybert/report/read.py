@@ -1,17 +1,19 @@
 """A run directory, read into plain values. Everything that is shown of a run comes from here."""
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from raybert import storage
 from raybert.config import look_up, read_yaml_mapping, run_directory
 from raybert.encode import POOLINGS
-from raybert.telemetry import read_failure, read_metrics
+from raybert.errors import InputError
+from raybert.probe.service import queue
+from raybert.probe.service.queue import Records
+from raybert.telemetry import LARGEST, METRICS, Lines, by_step, read_failure, read_lines
 
-PROBE_FILE = re.compile(r"(?P<task>.+)-(?P<step>\d{8})\.json")
+T = TypeVar("T", int, str, list[Any])
+CONFIG = "config.yaml"
 WAITS = ("data", "checkpoint", "report", "validation")
 
 
@@ -71,6 +73,17 @@ class Restart:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A file of the run's directory of which something cannot be read, and what."""
+
+    file: str
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.fault}"
+
+
+@dataclass(frozen=True)
 class RunData:
     """A run as far as it has come."""
 
@@ -82,15 +95,27 @@ class RunData:
     probes: Sequence[Probe]
     missed: Sequence[Missed]
     failure: str
+    left_out: Sequence[LeftOut] = ()
 
     @property
     def name(self) -> str:
-        return str(self.setting("run.name", storage.absolute(self.uri).rsplit("/", 1)[-1]))
+        return self.setting("run.name", storage.absolute(self.uri).rsplit("/", 1)[-1])
 
     @property
     def cadences(self) -> int:
         """The step behind which the present settings say what is due; before it there may have been others."""
-        return int(self.about.get("cadences", 0))
+        return _of_kind(self.about.get("cadences"), 0)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a sample; 0 where the run does not say."""
+        return _of_kind(self.about.get("seq_len"), 0)
+
+    @property
+    def versions(self) -> Mapping[str, Any]:
+        """Of the packages that the run was started with, by name; empty where it does not say."""
+        found = self.about.get("versions")
+        return found if isinstance(found, dict) else {}
 
     @property
     def steps_done(self) -> int:
@@ -98,7 +123,7 @@ class RunData:
 
     @property
     def steps_planned(self) -> int:
-        return int(self.setting("train.steps", self.steps_done))
+        return self.setting("train.steps", self.steps_done)
 
     @property
     def tasks(self) -> list[str]:
@@ -123,7 +148,8 @@ class RunData:
         every = self.setting("every.probe", 0)
         if not every:
             return []
-        due = {step for step in range(every, self.steps_done + 1, every) if step > self.cadences}
+        last = min(self.steps_done, self.steps_planned)
+        due = {step for step in range(every, last + 1, every) if step > self.cadences}
         if self.steps_done >= self.steps_planned:
             due.add(self.steps_planned)
         return sorted(due - {p.step for p in self.of_task(task)} - {m.step for m in self.missed_of(task)})
@@ -134,9 +160,14 @@ class RunData:
         done = self.steps_done >= self.steps_planned and not any(self.unrecorded(task) for task in self.tasks)
         return done or bool(self.failure)
 
-    def setting(self, dotted: str, default: Any) -> Any:
+    def setting(self, dotted: str, default: T) -> T:
+        """A value of the config; the default where it has none, or one of another kind (somebody changed the file)."""
+        return _of_kind(look_up(self.settings, dotted), default)
+
+    def shown(self, dotted: str) -> str:
+        """A value of the config as text; a question mark where it has none."""
         value = look_up(self.settings, dotted)
-        return default if value is None else value
+        return "?" if value is None else str(value)
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of one key, ``validation.loss`` included, from the records that have it."""
@@ -154,63 +185,91 @@ class RunData:
         return weighted / total if total else None
 
 
+def _of_kind(value: Any, default: T) -> T:
+    """The value where it is of the default's type; a number also has to be one of steps or the like."""
+    if type(value) is not type(default) or (isinstance(value, int) and not 0 <= value <= LARGEST):
+        return default
+    return value
+
+
 def read_run(run_uri: str) -> RunData:
-    """Read what a run has written so far, at any URI.
+    """Read what a run has written so far, at any URI. What cannot be read is left out and named.
 
     Raises:
-        InputError: there is no config.yaml, so this is no run directory; or it cannot be read.
+        InputError: there is no config.yaml, so this is no run directory.
     """
     uri = run_directory(run_uri)
-    settings = read_yaml_mapping(storage.join(uri, "config.yaml"))
-    about = settings.pop("about", None) or {}
-    probes, missed = read_probes(uri)
+    left_out = []
+    try:
+        settings, about = read_settings(uri)
+    except InputError as error:
+        settings, about = {}, {}
+        left_out.append(LeftOut(CONFIG, f"cannot be read: {error}"))
+    lines, found = read_lines(uri), queue.read_records(uri)
+    probes, missed = by_task(found)
     return RunData(
         uri=uri,
         settings=settings,
         about=about,
-        records=read_metrics(uri),
-        restarts=list(_restarts(uri)),
+        records=by_step(lines.records),
+        restarts=list(_restarts(lines.records)),
         probes=probes,
         missed=missed,
-        failure=str(read_failure(uri).get("reason", "")),
+        failure=read_failure(uri).get("reason", ""),
+        left_out=[*left_out, *damage(lines, found)],
     )
 
 
-def _restarts(uri: str) -> Iterator[Restart]:
+def read_settings(uri: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings in a run's config.yaml, and what it tells about the run beside them.
+
+    Raises:
+        InputError: the file cannot be read, or holds none.
+    """
+    settings = read_yaml_mapping(storage.join(uri, CONFIG))
+    if not settings:  # a power loss leaves an empty file
+        raise InputError(f"{storage.join(uri, CONFIG)} is empty.")
+    about = settings.pop("about", None)
+    return settings, about if isinstance(about, dict) else {}
+
+
+def damage(lines: Lines, found: Records) -> list[LeftOut]:
+    """What a run's log and probe records had to leave out."""
+    left_out = []
+    if lines.damaged:
+        total = len(lines.records) + lines.damaged
+        left_out.append(LeftOut(METRICS, f"has {lines.damaged:,} of {total:,} lines that cannot be read"))
+    left_out += [LeftOut(f"probes/{name}", f"cannot be read: {fault}") for name, fault in found.damaged.items()]
+    return left_out
+
+
+def _restarts(records: Sequence[Mapping[str, Any]]) -> Iterator[Restart]:
     """A restarted run appends to the same file, from an earlier step or with another number of workers."""
-    last: dict[str, Any] = {}
-    for line in storage.read_from(storage.join(uri, "metrics.jsonl"), 0).decode("utf-8", "replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if not isinstance(record, dict) or "loss" not in record:
+    last: Mapping[str, Any] = {}
+    for record in records:
+        if "loss" not in record:
             continue
         if last and (record["step"] <= last["step"] or record.get("workers") != last.get("workers")):
             yield Restart(before=last["step"], after=record["step"], workers=record.get("workers"))
         last = record
 
 
-def read_probes(uri: str) -> tuple[list[Probe], list[Missed]]:
+def by_task(found: Records) -> tuple[list[Probe], list[Missed]]:
     """A run's results, and the probes that have none, each by task and step."""
     probes, missed = [], []
-    for path in storage.list_dir(storage.join(uri, "probes")):
-        match = PROBE_FILE.fullmatch(path.rsplit("/", 1)[-1])
-        if match is None:
-            continue
-        task, step = match["task"], int(match["step"])
-        record = storage.read_json(path)
-        if record.get("status", "done") == "done":
+    for record in found.good.values():
+        task, step = record["task"], record["step"]
+        if record["status"] == "done":
             probes.append(_probe(task, step, record))
         else:
-            missed.append(Missed(task, step, str(record["status"]), str(record.get("reason", ""))))
+            missed.append(Missed(task, step, record["status"], record["reason"]))
     return sorted(probes, key=lambda p: (p.task, p.step)), sorted(missed, key=lambda m: (m.task, m.step))
 
 
 def _probe(task: str, step: int, record: Mapping[str, Any]) -> Probe:
     found = [key for key, value in record.items() if isinstance(value, Mapping) and "test_accuracy" in value]
     poolings = [*(p for p in POOLINGS if p in found), *(p for p in found if p not in POOLINGS)]
-    baselines = record.get("baselines", {})
+    baselines = record.get("baselines") or {}
     return Probe(
         task=task,
         step=step,

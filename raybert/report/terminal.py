@@ -21,7 +21,11 @@ def closing_table(run_uri: str, *, last: int | None = None) -> Table:
     Raises:
         InputError: `run_uri` is no run directory.
     """
-    run = read_run(run_uri)
+    return run_table(read_run(run_uri), last=last)
+
+
+def run_table(run: RunData, *, last: int | None = None) -> Table:
+    """`closing_table` of a run that was read before."""
     poolings = list(dict.fromkeys([*POOLINGS, *(pooling for probe in run.probes for pooling in probe.scores)]))
     several = len(run.tasks) > 1
     table = Table(
@@ -100,7 +104,8 @@ def score_cell(score: Score | None) -> str:
 
 def _caption(run: RunData) -> str:
     """Why a probe has no result, and how many texts the others stand on."""
-    lines = [f"{m.task} at step {m.step:,} {m.status}: {m.reason}" for m in run.missed]
+    lines = [f"left out: {part}" for part in run.left_out]
+    lines += [f"{m.task} at step {m.step:,} {m.status}: {m.reason}" for m in run.missed]
     for task in run.tasks:
         if probes := run.of_task(task):
             sizes = (probes[-1].raw.get("n_train", "?"), probes[-1].raw.get("n_test", "?"))

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from raybert import storage
 from raybert.config import Config
 from raybert.report.watch import Subscriber, watching
+from raybert.telemetry import is_number, read_object
 
 logger = logging.getLogger(__name__)
 
@@ -116,12 +117,16 @@ class _Cursor:
 
     def __init__(self, name: Name, run_uri: str) -> None:
         self._name, self._uri, self._saved = name, storage.join(run_uri, CURSOR), time.monotonic()
-        known = self._read().get(name, {}) if name != "tensorboard" else {}
-        self._step: int = known.get("step", -1)
-        self._probes: list[str] = known.get("probes", [])
+        known: Any = self._read().get(name) if name != "tensorboard" else None
+        try:
+            self._step, self._probes = int(known["step"]), list(known["probes"])
+        except (TypeError, KeyError, ValueError):  # nothing yet; or it is damaged, and the tracker is told all again
+            self._step, self._probes = -1, []
 
     def _read(self) -> dict[str, Any]:
-        return dict(storage.read_json(self._uri)) if storage.exists(self._uri) else {}
+        with suppress(FileNotFoundError, ValueError):
+            return read_object(self._uri)
+        return {}
 
     def is_new(self, step: int, probe: str) -> bool:
         """True once for every step and every probe: what a restarted run does again is the same again."""
@@ -152,8 +157,8 @@ def figures(record: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
-            found |= {f"{key}/{name}": float(number) for name, number in value.items()}
-        elif key != "step" and isinstance(value, int | float):
+            found |= {f"{key}/{name}": float(number) for name, number in value.items() if is_number(number)}
+        elif key != "step" and is_number(value):
             found[f"{'train' if key in _LOSSES else 'machine'}/{key}"] = float(value)
     return found
 
@@ -162,11 +167,11 @@ def probe_figures(record: Mapping[str, Any]) -> dict[str, float]:
     """Test accuracies of a probe and of its baselines: probe/TASK/..."""
     if record.get("status", "done") != "done":
         return {}
-    baselines = record["baselines"]
-    found = {name: score for name, score in record.items() if isinstance(score, Mapping) and "test_accuracy" in score}
-    found |= {name: baselines[name] for name in ("tfidf", "majority") if "test_accuracy" in baselines.get(name, {})}
+    baselines = record.get("baselines", {})
+    found = dict(record) | {name: baselines.get(name) for name in ("tfidf", "majority")}
     found |= {f"{name}_untrained": score for name, score in baselines.get("untrained", {}).items()}
-    return {f"probe/{record['task']}/{name}": float(score["test_accuracy"]) for name, score in found.items()}
+    scores = {name: score for name, score in found.items() if isinstance(score, Mapping) and "test_accuracy" in score}
+    return {f"probe/{record['task']}/{name}": float(score["test_accuracy"]) for name, score in scores.items()}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,6 @@
 What is shown is what was recorded, wherever the workers are.
 """
 
-import json
 import logging
 import queue as queues
 import threading
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from raybert import storage
 from raybert.probe.service import queue
+from raybert.telemetry import METRICS, parse_lines
 from raybert.train.recovery import faults
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,17 @@ class Subscriber:
 
 
 class RunReader:
-    """Reads what is new in a run's directory since the last time."""
+    """Reads what is new in a run's directory since the last time. What cannot be read is passed over, and counted.
+
+    Attributes:
+        damaged_lines: of metrics.jsonl.
+        damaged_faults: what is wrong with a file of a fault, by its name.
+    """
 
     def __init__(self, run_uri: str) -> None:
-        self._run_uri, self._metrics = run_uri, storage.join(run_uri, "metrics.jsonl")
+        self._run_uri, self._metrics = run_uri, storage.join(run_uri, METRICS)
+        self.damaged_lines = 0
+        self.damaged_faults: dict[str, str] = {}
         self._offset = 0
         self._seen_faults: set[str] = set()
         self._seen_probes: set[str] = set()
@@ -63,7 +70,9 @@ class RunReader:
         """After an exception the next call goes on where this one came to."""
         for record in self._new_records():
             yield "record", record
-        for fault in faults.read(self._run_uri, self._seen_faults):
+        found, damaged = faults.read_faults(self._run_uri, self._seen_faults)
+        self.damaged_faults |= damaged
+        for fault in found:
             yield "fault", fault
         for result in self._new_probes():
             yield "probe", result
@@ -72,23 +81,14 @@ class RunReader:
         content = storage.read_from(self._metrics, self._offset)
         complete = content[: content.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return list(_parse_lines(complete))
+        lines = parse_lines(complete)
+        self.damaged_lines += lines.damaged
+        return list(lines.records)
 
     def _new_probes(self) -> list[Record]:
         found = queue.records(self._run_uri, self._seen_probes)
         self._seen_probes.update(found)
         return sorted(found.values(), key=lambda record: (record["step"], record["task"]))
-
-
-def _parse_lines(content: bytes) -> Iterator[Record]:
-    """The objects of the lines, as `raybert.telemetry.read_metrics` reads them: damaged ones are passed over."""
-    for line in content.decode("utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            yield record
 
 
 @contextmanager

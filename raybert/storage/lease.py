@@ -5,6 +5,7 @@ storage, since an object store has none: a driver that finds another one's name 
 """
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -139,9 +140,10 @@ class Onlooker:
 
 def _read(uri: str) -> dict[str, Any] | None:
     """None where there is no lease, and where what lies there is none."""
-    with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+    with suppress(FileNotFoundError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         found = storage.read_json(storage.join(uri, LEASE))
-        return {name: kind(found[name]) for name, kind in FIELDS.items()}
+        lease = {name: kind(found[name]) for name, kind in FIELDS.items()}
+        return lease if math.isfinite(lease["time"]) else None
     return None
 
 

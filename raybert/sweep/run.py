@@ -25,7 +25,7 @@ from raybert.storage.retry import retry
 from raybert.sweep.space import SweepConfig, Trial, trials
 from raybert.sweep.stop import INTERRUPTED, LetSave, asked, interruptible
 from raybert.sweep.summary import note_end
-from raybert.telemetry import END
+from raybert.telemetry import END, read_object
 from raybert.train.check import Run, check, check_shards
 from raybert.train.dry_run import Estimate, estimate
 from raybert.train.recovery import stop
@@ -125,7 +125,14 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
         raise InputError(f"There is no sweep {sweep.uri} to resume.")
     described = _describe(sweep, planned)
     if resume:
-        _require_same(sweep, storage.read_json(record), described)
+        try:
+            before = read_object(record)
+        except ValueError as error:
+            raise InputError(
+                f"{record} is damaged ({error}) and no longer says what the sweep was begun with; give this sweep "
+                "another name."
+            ) from error
+        _require_same(sweep, before, described)
     concurrent = _check_trials(planned, sweep.max_concurrent)
     with lease.held(sweep.uri):
         storage.write_json(record, described)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybert import storage
-from raybert.config import read_yaml_mapping
-from raybert.errors import RunFailed
+from raybert.errors import InputError, RunFailed
 from raybert.model.bert import flops_per_token
-from raybert.report.read import Probe, Score, read_probes
+from raybert.probe.service import queue
+from raybert.probe.service.queue import Records
+from raybert.report.read import CONFIG, LeftOut, Probe, Score, by_task, damage, read_settings
 from raybert.sweep.space import SweepConfig, Trial, trials
-from raybert.telemetry import END, FAILURE, read_end, read_failure, read_metrics
+from raybert.telemetry import END, FAILURE, METRICS, Lines, by_step, read_end, read_failure, read_lines
 
 LR = "optimizer.lr"
 # Reads at the same time: in a bucket each of them waits for an answer.
@@ -25,7 +26,7 @@ class Outcome:
     name: str
     point: Mapping[str, Any]
     status: str  # finished, pruned, diverged, failed, interrupted, not started
-    reason: str  # of a trial that diverged or failed
+    reason: str  # of a trial that diverged or failed; and what of its files cannot be read
     steps: int
     tokens: Sequence[float]  # at each validation
     losses: Sequence[float]  # of the validations
@@ -55,31 +56,57 @@ class Outcome:
 def read_sweep(sweep: SweepConfig) -> list[Outcome]:
     """The trials in their order, those that have not begun as well."""
     lengths: dict[str, int] = {}
+    planned = trials(sweep)
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda trial: _outcome(trial, lengths), trials(sweep)))
+        found = list(pool.map(lambda trial: _read(trial, lengths), planned))
+    return [_outcome(trial, each, lengths) for trial, each in zip(planned, found, strict=True)]
 
 
-def _outcome(trial: Trial, lengths: dict[str, int]) -> Outcome:
-    uri, train, shards = trial.config.run_uri, trial.config.train, trial.config.data.shards
+@dataclass(frozen=True)
+class _Found:
+    """What lies in a trial's directory."""
+
+    status: str
+    reason: str
+    records: Sequence[Mapping[str, Any]]
+    probes: Sequence[Probe]
+
+
+def _read(trial: Trial, lengths: dict[str, int]) -> _Found:
+    """Read a trial, and note in `lengths` the tokens of a sample of its shards if they are not known yet."""
+    uri, shards = trial.config.run_uri, trial.config.data.shards
     files = {path.rpartition("/")[2] for path in storage.list_dir(uri)}
-    records = read_metrics(uri) if "metrics.jsonl" in files else []
-    steps = max((record["step"] for record in records), default=0)
-    status, reason = _end(uri, files, done=steps >= train.steps)
-    validated = [record for record in records if "validation" in record]
-    if validated and shards not in lengths:
-        lengths[shards] = int(read_yaml_mapping(storage.join(uri, "config.yaml"))["about"]["seq_len"])
-    seq_len = lengths.get(shards, 0)
-    probes = read_probes(uri)[0] if "probes" in files else []
+    lines = read_lines(uri) if METRICS in files else Lines([], 0)
+    results = queue.read_records(uri) if "probes" in files else Records({}, {})
+    left_out, records = damage(lines, results), by_step(lines.records)
+    status, reason = _end(uri, files, done=_steps(records) >= trial.config.train.steps)
+    if shards not in lengths and CONFIG in files:
+        try:
+            if seq_len := read_settings(uri)[1].get("seq_len"):
+                lengths[shards] = int(seq_len)
+        except (InputError, TypeError, ValueError):
+            left_out.append(LeftOut(CONFIG, "cannot be read"))
+    parts = (reason, *(f"left out: {part}" for part in left_out))
+    return _Found(status, "; ".join(part for part in parts if part), records, by_task(results)[0])
+
+
+def _steps(records: Sequence[Mapping[str, Any]]) -> int:
+    return max((record["step"] for record in records), default=0)
+
+
+def _outcome(trial: Trial, found: _Found, lengths: Mapping[str, int]) -> Outcome:
+    seq_len = lengths.get(trial.config.data.shards, 0)
+    validated = [record for record in found.records if "loss" in record.get("validation", {})]
     return Outcome(
         name=trial.name,
         point=trial.point,
-        status=status,
-        reason=reason,
-        steps=steps,
-        tokens=[record["step"] * train.global_batch * seq_len for record in validated],
+        status=found.status,
+        reason=found.reason,
+        steps=_steps(found.records),
+        tokens=[record["step"] * trial.config.train.global_batch * seq_len for record in validated],
         losses=[float(record["validation"]["loss"]) for record in validated],
         flops_per_token=flops_per_token(trial.config.model.bert(), seq_len),
-        probes={probe.task: probe for probe in probes},  # by step, so the last one stays
+        probes={probe.task: probe for probe in found.probes},  # by step, so the last one stays
     )
 
 

@@ -198,7 +198,13 @@ def _check_resume(config: Config, shards: ShardSet) -> None:
     if not storage.exists(recorded):
         return
     tree = read_overridden(recorded)
-    manifest = look_up(tree.pop("about", {}), "manifest")
+    about = tree.pop("about", None)
+    if not isinstance(about, dict):  # a power loss leaves an empty file
+        raise InputError(
+            f"{recorded} is damaged: it does not say which shards the run was trained on. Put back a copy of it, or "
+            "give this run another run.name."
+        )
+    manifest = about.get("manifest")
     before = from_mapping(tree).model_dump(mode="json")
     now = config.model_dump(mode="json")
     if manifest != shards.manifest_hash:

@@ -211,6 +211,6 @@ def _read_lines(uri: str) -> Iterator[dict[str, Any]]:
             good = all(type(value) is int and value >= 0 for value in numbers)
             if not good or (number > 0 and not _DIGEST.fullmatch(found["digest"])):
                 raise ValueError
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{uri} has a damaged line: {line[:80]!r}.") from error
         yield found

@@ -347,6 +347,106 @@ def test_real_weights_come_in_and_go_out_unchanged(minilm, tmp_path, capsys):
     assert transformers.AutoTokenizer.from_pretrained(again)(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
 
 
+@pytest.fixture
+def foreign(tmp_path):
+    """A small BERT of transformers with a WordPiece tokenizer of nine tokens."""
+    folder = tmp_path / "foreign"
+    config = transformers.BertConfig(
+        vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.BertForPreTraining(config).save_pretrained(folder)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\ntext\nb\nc\n")
+    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def _change(path, **changes):
+    described = json.loads(path.read_text())
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        place = described
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    path.write_text(json.dumps(described))
+
+
+def _slow(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    options = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece"}
+    _change(folder / "tokenizer_config.json", tokenizer_class="BertJapaneseTokenizer", **options)
+
+
+def _slow_without_a_file_of_ours(folder):
+    (folder / "tokenizer.json").unlink()
+    _change(folder / "tokenizer_config.json", tokenizer_class="CanineTokenizer")
+
+
+def _no_special(name):
+    return lambda folder: _change(folder / "tokenizer_config.json", **{name: None})
+
+
+def _no_template(folder):
+    _change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    _change(folder / "tokenizer.json", post_processor=None)
+
+
+def _cut(name):
+    def cut(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return cut
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (_slow, "is not a fast one"),
+        (_slow_without_a_file_of_ours, "no vocabulary that can be imported"),
+        (_no_special("pad_token"), "has no pad_token"),
+        (_no_special("cls_token"), "has no cls_token"),
+        (_no_special("sep_token"), "has no sep_token"),
+        (_no_template, "does not put [CLS] before a text"),
+        (lambda folder: _change(folder / "tokenizer.json", model__vocab__elephant=40), "has 41 tokens"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be read"),
+        (_cut("tokenizer.json"), "cannot be read"),
+        (_cut("tokenizer_config.json"), "cannot be read"),
+        (_cut("config.json"), "cannot be read"),
+        (_cut("model.safetensors"), "cannot be loaded"),
+        (lambda folder: _change(folder / "config.json", hidden_size="wide"), "cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "no transformers BERT directory"),
+    ],
+)
+def test_what_cannot_embed_is_not_imported(foreign, tmp_path, capsys, damage, sentence):
+    damage(foreign)
+    before = sorted(tmp_path.iterdir())
+    assert run_app(["import", str(foreign), str(tmp_path / "c")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert sentence in said
+    assert "foreign" in said
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_can_embed_is_imported(foreign, tmp_path):
+    assert run_app(["import", str(foreign), str(tmp_path / "c")]) == 0
+    assert raybert.load(str(tmp_path / "c")).embed(["a text", ""]).shape == (2, 16)
+    (tmp_path / "c" / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match=r"tokenizer in .*/c/tokenizer cannot be read"):
+        raybert.load(str(tmp_path / "c"))
+
+
+def test_a_tokenizer_that_cannot_be_written_leaves_no_checkpoint(foreign, tmp_path, monkeypatch, capsys):
+    def save(self, directory, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "save_pretrained", save)
+    assert run_app(["import", str(foreign), str(tmp_path / "c")]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
 def test_what_the_encoder_lacks_is_refused(tmp_path, capsys):
     config = transformers.BertConfig(
         vocab_size=100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, hidden_act="relu"

@@ -22,7 +22,7 @@ from raybert.probe.service import owner, work
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.queue import Record
 from raybert.probe.service.served import Outcome, Probe, ServedRun
-from raybert.telemetry import Board, tags_of
+from raybert.telemetry import Board, read_object, tags_of
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,11 @@ class ProbeService:
             }
         )
         for uri in storage.list_dir(storage.join(self._state, "runs", self._me.cluster)):
-            run_uri = storage.read_json(uri)["run"]
+            try:
+                run_uri = str(read_object(uri)["run"])
+            except (FileNotFoundError, ValueError, KeyError) as error:  # whoever waits for the run announces it again
+                log.warning("%s is passed over, since it names no run: %s", uri, error)
+                continue
             self._runs[run_uri] = ServedRun(run_uri, self._me)
         threading.Thread(target=self._work, name="probe-service", daemon=True).start()
 

@@ -12,6 +12,7 @@ import ray
 
 from raybert import storage
 from raybert.ray_internals.names import HEAD_RESOURCE
+from raybert.telemetry import is_number, read_object
 
 # Seconds. A service says every minute that it still serves a run with something in its queue.
 LEASE = 180.0
@@ -42,14 +43,14 @@ def release(run_uri: str, owner: Owner) -> None:
 
 
 def owner_of(run_uri: str) -> Owner | None:
-    """Who serves the run, alive or not."""
+    """Who serves the run, alive or not; a damaged note of it counts as none."""
     found = _read(run_uri)
     return Owner(str(found.get("service")), str(found.get("cluster"))) if found else None
 
 
 def is_served(run_uri: str) -> bool:
     """Whether the run's service has been heard of lately."""
-    return bool(time.time() - float(_read(run_uri).get("seen", 0.0)) < LEASE)
+    return bool(time.time() - _read(run_uri).get("seen", 0.0) < LEASE)
 
 
 def _uri(run_uri: str) -> str:
@@ -58,7 +59,7 @@ def _uri(run_uri: str) -> str:
 
 def _read(run_uri: str) -> dict[str, Any]:
     try:
-        found = storage.read_json(_uri(run_uri))
+        found = read_object(_uri(run_uri))
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if is_number(found.get("seen")) else {}

@@ -7,20 +7,27 @@
 
 An entry exists before its submission is acknowledged. It is removed last: after a record for each of its tasks is
 written and the weights are gone. So whatever is killed in between, the entry is either found again or finished.
+A record that is damaged (a machine lost its power) counts as none: the probe is done anew if the step is still queued,
+or when a resumed run passes it again.
 """
 
 import posixpath
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from raybert import storage
 from raybert.errors import InputError
+from raybert.probe import record as probe_record
+from raybert.probe.record import Record
 from raybert.probe.tasks import TASK_NAME, ProbeTask, parse_task
+from raybert.telemetry import is_count, is_number, read_object
 
-Record = dict[str, Any]
+_QUEUED = re.compile(r"step-(\d{8,15})\.json")
+LARGEST_SHARE = 1e6  # CPUs of a probe
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def skip(run_uri: str, step: int, tasks: Sequence[ProbeTask], reason: str) -> No
     if storage.exists(queue_uri(run_uri, step)):
         return
     for task in tasks:
-        if not storage.exists(record_uri(run_uri, task.name, step)):
+        if read_record(run_uri, task.name, step) is None:
             _write(run_uri, step, task.name, "skipped", {"reason": reason})
     storage.remove(weights_uri(run_uri, step))
 
@@ -121,7 +128,7 @@ def skip(run_uri: str, step: int, tasks: Sequence[ProbeTask], reason: str) -> No
 def waiting_steps(run_uri: str) -> list[int]:
     """The steps that are queued, in order."""
     names = (posixpath.basename(uri) for uri in storage.list_dir(storage.join(run_uri, "probes", "queue")))
-    return sorted(int(name[5:-5]) for name in names if name.startswith("step-") and name.endswith(".json"))
+    return sorted(int(match[1]) for match in map(_QUEUED.fullmatch, names) if match)
 
 
 def read_entry(run_uri: str, step: int) -> Entry:
@@ -132,26 +139,35 @@ def read_entry(run_uri: str, step: int) -> Entry:
     """
     uri = queue_uri(run_uri, step)
     try:
-        found = storage.read_json(uri)
-        return Entry(
+        found = read_object(uri)
+        entry = Entry(
             run_uri=run_uri,
             step=step,
             tasks=tuple(parse_task(task, uri) for task in found["tasks"]),
-            positions=int(found["positions"]),
-            cpus=float(found["cpus"]),
-            gpus=float(found.get("gpus", 0.0)),
-            max_waiting=int(found["max_waiting"]),
-            submitted=float(found["submitted"]),
+            positions=found["positions"],
+            cpus=found["cpus"],
+            gpus=found.get("gpus", 0.0),
+            max_waiting=found["max_waiting"],
+            submitted=found["submitted"],
         )
+        # What Ray would refuse, in the middle of the service's work for all runs.
+        counts = is_count(entry.positions) and is_count(entry.max_waiting) and is_number(entry.submitted)
+        if not counts or not _fits(entry.cpus, LARGEST_SHARE) or not _fits(entry.gpus, 1.0):
+            raise ValueError("a number of it is none, or out of range")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{uri} is no probe queue entry: {error}") from error
+    return entry
+
+
+def _fits(share: Any, largest: float) -> bool:
+    return is_number(share) and 0 <= share <= largest
 
 
 def refuse(run_uri: str, step: int, reason: str) -> list[Record]:
     """End an entry that cannot be read, and return its records: "failed" for each task that it names, else for
     "unreadable"."""
     names = _task_names(queue_uri(run_uri, step)) or ["unreadable"]
-    open_names = [name for name in names if not storage.exists(record_uri(run_uri, name, step))]
+    open_names = [name for name in names if read_record(run_uri, name, step) is None]
     found = [_write(run_uri, step, name, "failed", {"reason": reason}) for name in open_names]
     _remove(run_uri, step)
     return found
@@ -160,7 +176,7 @@ def refuse(run_uri: str, step: int, reason: str) -> list[Record]:
 def _task_names(uri: str) -> list[str]:
     """The names of an entry's tasks as far as they can be read; they become names of files."""
     try:
-        names = [task["name"] for task in storage.read_json(uri)["tasks"]]
+        names = [task["name"] for task in read_object(uri)["tasks"]]
     except (ValueError, KeyError, TypeError):
         return []
     return [name for name in names if isinstance(name, str) and re.fullmatch(TASK_NAME, name)]
@@ -168,8 +184,7 @@ def _task_names(uri: str) -> list[str]:
 
 def open_tasks(request: Request) -> list[ProbeTask]:
     """Those of the request's tasks that have no record yet."""
-    run_uri, step = request.run_uri, request.step
-    return [task for task in request.tasks if not storage.exists(record_uri(run_uri, task.name, step))]
+    return [task for task in request.tasks if read_record(request.run_uri, task.name, request.step) is None]
 
 
 def write_record(entry: Entry, task: str, status: str, values: Record) -> Record:
@@ -178,11 +193,8 @@ def write_record(entry: Entry, task: str, status: str, values: Record) -> Record
     Returns:
         The record that stands: the first one, whatever is written later.
     """
-    uri = record_uri(entry.run_uri, task, entry.step)
-    if storage.exists(uri):
-        standing: Record = storage.read_json(uri)
-        return standing
-    return _write(entry.run_uri, entry.step, task, status, values)
+    standing = read_record(entry.run_uri, task, entry.step)
+    return standing or _write(entry.run_uri, entry.step, task, status, values)
 
 
 def _write(run_uri: str, step: int, task: str, status: str, values: Record) -> Record:
@@ -201,12 +213,37 @@ def _remove(run_uri: str, step: int) -> None:
     storage.remove(queue_uri(run_uri, step))
 
 
-def records(run_uri: str, seen: Iterable[str] = ()) -> dict[str, Record]:
-    """The records of a run by their file names, in the order of task and step, without those in `seen`."""
-    known = set(seen)
-    found = {}
+def read_record(run_uri: str, task: str, step: int) -> Record | None:
+    """The record of a task at a step; None where there is none, or a damaged one."""
+    uri = record_uri(run_uri, task, step)
+    with suppress(FileNotFoundError, ValueError):
+        return probe_record.parse(storage.read_bytes(uri), posixpath.basename(uri))
+    return None
+
+
+@dataclass(frozen=True)
+class Records:
+    """What RUN/probes holds, by file names in the order of task and step."""
+
+    good: dict[str, Record]
+    damaged: dict[str, str]  # and what is wrong with them
+
+
+def read_records(run_uri: str, seen: Iterable[str] = ()) -> Records:
+    """The records of a run, without those in `seen`."""
+    known, good, damaged = set(seen), {}, {}
     for uri in storage.list_dir(storage.join(run_uri, "probes")):
         name = posixpath.basename(uri)
-        if name not in known and name.endswith(".json") and name[-14:-13] == "-" and name[-13:-5].isdigit():
-            found[name] = storage.read_json(uri)
-    return found
+        if name not in known and probe_record.NAME.fullmatch(name):
+            try:
+                good[name] = probe_record.parse(storage.read_bytes(uri), name)
+            except FileNotFoundError:
+                continue
+            except ValueError as error:
+                damaged[name] = str(error)
+    return Records(good, damaged)
+
+
+def records(run_uri: str, seen: Iterable[str] = ()) -> dict[str, Record]:
+    """Those that can be read; see `read_records`."""
+    return read_records(run_uri, seen).good

@@ -1,7 +1,9 @@
 """Which checkpoints of a run count: those that Ray Train has committed."""
 
 from raybert import storage
+from raybert.errors import InputError
 from raybert.ray_internals.names import SNAPSHOT
+from raybert.telemetry import read_object
 
 CHECKPOINTS = "checkpoints"
 
@@ -15,9 +17,15 @@ def last_step(run_uri: str) -> int:
     """Step of the newest checkpoint that was committed; 0 for a run that has none.
 
     Ray Train's own record is asked, since a directory may have been left by an upload that was cut off.
+
+    Raises:
+        InputError: the record is damaged; a run that is started again makes a new one.
     """
     record = storage.join(run_uri, SNAPSHOT)
     if not storage.exists(record):
         return 0
-    latest = storage.read_json(record)["latest_checkpoint_result"]
-    return int(latest["checkpoint_dir_name"].rpartition("-")[2]) if latest else 0
+    try:
+        latest = read_object(record)["latest_checkpoint_result"]
+        return int(latest["checkpoint_dir_name"].rpartition("-")[2]) if latest else 0
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{record} is damaged and does not say which checkpoints there are: {error}") from error

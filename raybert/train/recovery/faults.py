@@ -8,14 +8,15 @@ object store appends to nothing.
 import errno
 import json
 import logging
+import posixpath
 import time
 import uuid
-from contextlib import suppress
 from typing import Any
 
 from raybert import storage
 from raybert.errors import InputError, last_line
 from raybert.ray_internals import names
+from raybert.telemetry import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +39,27 @@ def note(run_uri: str, kind: str, text: str, **details: Any) -> None:
 
 def read(run_uri: str, seen: set[str] | None = None) -> list[dict[str, Any]]:
     """The faults in the order of time; those named in `seen`, which grows by the others, are left out."""
+    return read_faults(run_uri, seen)[0]
+
+
+def read_faults(run_uri: str, seen: set[str] | None = None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """As `read`; and what is wrong with each file that cannot be read (a machine lost its power), by its name."""
     seen = set() if seen is None else seen
     uris = [uri for uri in storage.list_dir(storage.join(run_uri, FAULTS)) if uri.endswith(".json") and uri not in seen]
     seen.update(uris)
-    found = []
+    found, damaged = [], {}
     for uri in uris:
-        # One that cannot be read (a machine lost its power) must not hide the others.
-        with suppress(ValueError, FileNotFoundError):
-            found.append(storage.read_json(uri))
-    return found
+        try:
+            fault = read_object(uri)
+            if not isinstance(fault.get("text"), str) or not isinstance(fault.get("kind"), str):
+                raise ValueError("it lacks its kind or its text")
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            damaged[posixpath.basename(uri)] = str(error)
+        else:
+            found.append(fault)
+    return found, damaged
 
 
 def describe(error: BaseException) -> tuple[str, str]:

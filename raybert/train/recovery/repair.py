@@ -5,7 +5,6 @@ what the workers restore. Before a run goes on, the newest one is read and compa
 damaged is taken off the record and moved aside, so that the one before it is the newest.
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from raybert import storage
 from raybert.errors import DamagedCheckpoint, InputError, RunFailed
 from raybert.model.directory import BEFORE, REQUIRED, SUMS, verify_files
 from raybert.ray_internals.names import SNAPSHOT
+from raybert.telemetry import read_object
 from raybert.train.recovery import faults
 from raybert.train.recovery.committed import CHECKPOINTS
 
@@ -70,11 +70,11 @@ def repair(run_uri: str) -> list[str]:
 def _read_record(run_uri: str, found: _Findings) -> tuple[dict[str, Any], list[_Committed]]:
     """Ray Train's record and the checkpoints on it; made again from the checkpoints where it cannot be read."""
     try:
-        record = json.loads(storage.read_bytes(storage.join(run_uri, SNAPSHOT)))
+        record = read_object(storage.join(run_uri, SNAPSHOT))
         results, indices = record["checkpoint_results"], record["checkpoint_report_indices"]
         return record, [
-            _Committed(result["checkpoint_dir_name"], result, index)
-            for result, index in zip(results, indices, strict=True)
+            _Committed(name, result, index)
+            for name, result, index in zip(_listed(record), results, indices, strict=True)
         ]
     except InputError:
         raise  # we are not let in, which says nothing of the record
@@ -116,13 +116,25 @@ def _drop_damaged(run_uri: str, kept: list[_Committed], found: _Findings) -> Non
             )
 
 
+def _listed(record: dict[str, Any]) -> list[str]:
+    """The names of the checkpoints on Ray Train's record.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is damaged.
+    """
+    names = [result["checkpoint_dir_name"] for result in record["checkpoint_results"]]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("the name of a checkpoint is no text")
+    return names
+
+
 def incomplete_checkpoints(run_uri: str) -> list[str]:
     """URIs of checkpoints that are neither on Ray Train's record nor whole: what an upload, or the deletion of an old
     one, has left that was cut short. Nothing goes on from them. While a run goes on, one may be under way.
     """
     try:
-        record = json.loads(storage.read_bytes(storage.join(run_uri, SNAPSHOT)))
-        listed = {result["checkpoint_dir_name"].rpartition("/")[2] for result in record["checkpoint_results"]}
+        record = read_object(storage.join(run_uri, SNAPSHOT))
+        listed = {name.rpartition("/")[2] for name in _listed(record)}
     except InputError:
         raise
     except (FileNotFoundError, ValueError, KeyError, TypeError):
