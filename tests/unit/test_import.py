@@ -55,9 +55,6 @@ def no_unknown_token(directory: Path) -> None:
     ("spoil", "sentence"),
     [(no_padding, "has no pad_token"), (no_specials, "does not put"), (no_unknown_token, "cannot be used")],
 )
-    ("spoil", "sentence"),
-    [(no_padding, "has no pad_token"), (no_specials, "does not put"), (no_unknown_token, "cannot be used")],
-)
 def test_a_directory_whose_tokenizer_cannot_be_used_is_not_probed(bert, spoil, sentence):
     spoil(bert)
     with pytest.raises(InputError, match=sentence):
