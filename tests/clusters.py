@@ -1,9 +1,9 @@
-"""Ray clusters of a test's own: nodes as processes on this machine, with a token, ended by their process ids."""
+"""Ray clusters of a test's own: nodes as process trees on this machine, with a token, each stopped like a machine."""
 
 import contextlib
 import os
 import secrets
-import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,125 +12,176 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from tests import waiting
+from tests.processes import descendants, titled
 
 RAY = str(Path(sys.executable).with_name("ray"))
 LOOPBACK = "127.0.0.1"
-JOINED = "Ray runtime started"  # what `ray start` says when its node is up
+START = (RAY, "start", "--block")
+LEAVING = (sys.executable, "-m", "raybert.node")  # a node that drains itself, as the cluster files start them
+
+
+@dataclass
+class Node:
+    """`ray start --block` and what it started."""
+
+    process: subprocess.Popen
+    cpus: float
+    log: Path
+    gone: bool = False
+
+    def pids(self, *marks: str) -> list[int]:
+        return titled(self.process.pid, *marks)
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-2000:]
+
+    def wait_until_up(self) -> None:
+        def up() -> bool:
+            assert self.process.poll() is None, f"the node ended: {self.tail()}"
+            return "Ray runtime started" in self.log.read_text(errors="replace")
+
+        waiting.wait_for("a node to come up", up, signs=[self.log], told=self.tail)
+
+    def lose(self) -> None:
+        """As a machine that is switched off. (`ray stop` would end every Ray on the machine.)"""
+        self.gone = True
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
 
 class Cluster:
-    """A head, and nodes that join it. `environment` is what a client needs to reach it: address and token."""
+    """A head, which is the first node that is added, and nodes that join it.
 
-    def __init__(
-        self,
-        *,
-        cpus: int,
-        port: int | None = None,
-        options: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        # Sockets lie in it, and their paths may have about 100 characters.
-        self.folder = tempfile.mkdtemp(prefix="rb-", dir="/tmp")
-        found, dashboard, client = free_ports(3)
-        self.port = port or found
-        self.dashboard = f"http://{LOOPBACK}:{dashboard}"
-        self._shared = {
+    Attributes:
+        environment: what a client needs to reach it: address and token.
+        folder: where its nodes keep their files; sockets have paths of at most 107 characters.
+        temporary: the temporary directory of all its processes.
+    """
+
+    def __init__(self, folder: Path, *, port: int | None = None, environment: Mapping[str, str] | None = None) -> None:
+        found, dashboard = free_ports(2)
+        self.folder, self.temporary = folder, folder / "t"
+        self.temporary.mkdir()
+        self.port, self._dashboard = port or found, dashboard
+        self._of_nodes = {
             **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
             # Jobs' entry points say `python`.
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "TMPDIR": str(self.temporary),
+            # A token of its own: whether the user has one in the home directory makes no difference.
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             **(environment or {}),
         }
-        self.environment = {**self._shared, "RAY_ADDRESS": f"{LOOPBACK}:{self.port}"}
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._log = open(os.path.join(self.folder, "ray-start.log"), "wb")  # noqa: SIM115 - open for the cluster's life
-        self._start(
-            *("--head", f"--port={self.port}", f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}"),
-            *("--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard}"),
-            *(f"--ray-client-server-port={client}", f"--temp-dir={self.folder}/ray", *options),
-        )
-        self._wait_for_jobs_api()
+        self.environment = {**self._of_nodes, "RAY_ADDRESS": self.address}
+        self.nodes: list[Node] = []
 
-    def add_node(self, *, cpus: int, labels: str) -> None:
-        """Add a worker node as the cluster files start one, and wait until it has joined."""
-        before = self.log().count(JOINED)
-        node = self._start(
-            *(f"--address={LOOPBACK}:{self.port}", f"--node-ip-address={LOOPBACK}"),
-            *(f"--num-cpus={cpus}", f"--labels={labels}"),
-            # Two nodes with one directory would unpack a job's files over each other's.
-            f"--temp-dir={self.folder}/node-{len(self._processes)}",
-            command=(sys.executable, "-m", "raybert.node"),
-        )
+    @property
+    def address(self) -> str:
+        return f"{LOOPBACK}:{self.port}"
 
-        def joined() -> bool:
-            assert node.poll() is None, self.log()
-            return self.log().count(JOINED) > before
+    @property
+    def dashboard(self) -> str:
+        return f"http://{LOOPBACK}:{self._dashboard}"
 
-        waiting.wait_for("a node to join", joined, signs=[self._log.name], told=self.log)
+    def add(self, cpus: float, command: Sequence[str] = START, labels: str = "", options: Sequence[str] = ()) -> Node:
+        """Start a node, the first one as the head, and wait until it is up."""
+        (client,) = free_ports(1)
+        flags = [f"--num-cpus={cpus:g}", f"--node-ip-address={LOOPBACK}", "--object-store-memory=200000000"]
+        flags += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+        # Two nodes with one directory would unpack a job's files over each other's.
+        place = f"node-{len(self.nodes)}" if self.nodes else "ray"
+        flags += [f"--temp-dir={self.folder}/{place}", *([f"--labels={labels}"] if labels else []), *options]
+        if self.nodes:
+            flags += [f"--address={self.address}"]
+        else:
+            flags += ["--head", f"--port={self.port}", f"--ray-client-server-port={client}"]
+            flags += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={self._dashboard}"]
+        log = self.folder / f"node-{len(self.nodes)}.log"
+        with open(log, "w") as file:
+            process = subprocess.Popen(
+                [*command, "--disable-usage-stats", *flags],
+                env=self._of_nodes,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        node = Node(process, cpus, log)
+        self.nodes.append(node)
+        node.wait_until_up()
+        return node
 
-    def _start(self, *arguments: str, command: Sequence[str] = (RAY, "start", "--block")) -> "subprocess.Popen[bytes]":
-        ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
-        process = subprocess.Popen(
-            [*command, "--disable-usage-stats", *ports, *arguments],
-            env=self._shared,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
-        self._processes.append(process)
-        return process
-
-    def _wait_for_jobs_api(self) -> None:
-        request = urllib.request.Request(
-            f"{self.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
-        )
+    def wait_for_jobs_api(self) -> None:
+        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.dashboard}/api/jobs/", headers=headers)
+        head = self.nodes[0]
 
         def answers() -> bool:
-            assert self._processes[0].poll() is None, self.log()
+            assert head.process.poll() is None, head.tail()
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(request, timeout=60).close()
                 return True
             return False
 
-        waiting.wait_for("the Jobs API to answer", answers, signs=[self._log.name], told=self.log)
-
-    def log(self) -> str:
-        return Path(self.folder, "ray-start.log").read_text(errors="replace")
+        waiting.wait_for("the Jobs API to answer", answers, signs=[head.log], told=head.tail)
 
     def run(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run a command against the cluster; `options` are those of `waiting.run`."""
         environment = self.environment | options.pop("env", {})
         return waiting.run(arguments, env=environment, **options)
 
+    def pids(self, *marks: str) -> list[int]:
+        return sorted(pid for node in self.nodes if not node.gone for pid in node.pids(*marks))
+
     def processes(self) -> list[psutil.Process]:
         """All processes of all its nodes."""
         found = []
-        for process in self._processes:
+        for node in self.nodes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                top = psutil.Process(process.pid)
+                top = psutil.Process(node.process.pid)
                 found += [top, *top.children(recursive=True)]
         return found
 
-    def close(self) -> None:
-        for process in reversed(self._processes):
-            waiting.end_process(process)
-        self._log.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def state(self) -> str:
+        """What Ray says of its resources, placement groups and actors, for the message of a test that failed."""
+        said = []
+        for command in (["status", "-v"], ["list", "placement-groups", "--detail"], ["list", "actors"]):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = subprocess.run(
+                    [RAY, *command], env=self.environment, capture_output=True, text=True, timeout=60, check=False
+                )
+                said.append(f"$ ray {' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-500:]}")
+        return "\n".join(said)
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            if not node.gone:
+                node.lose()
 
 
 @contextlib.contextmanager
-def cluster(**options: Any) -> Iterator[Cluster]:
-    started = Cluster(**options)
-    try:
-        yield started
-    finally:
-        started.close()
+def cluster(
+    *cpus: float, port: int | None = None, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
+    """A cluster of nodes with so many CPUs each; the first is the head, which `options` are for."""
+    with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        started = Cluster(Path(folder), port=port, environment=environment)
+        try:
+            # One after the other: two that start at the same moment choose the same name for their sockets.
+            for number, count in enumerate(cpus):
+                started.add(count, options=() if number else options)
+            yield started
+        finally:
+            started.stop()
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from raybert.train import ledger, optimizer
 from raybert.train.recovery import faults
 from raybert.train.schedule import lr_at
 from raybert.train.step import means, train_step
-from tests.faults.cluster import Cluster
+from tests.clusters import Cluster
 from tests.gcs import Emulator
 from tests.waiting import Sign, wait_for, wait_for_end
 
@@ -99,7 +99,6 @@ class Driver:
                     **self.cluster.environment,
                     **EVERY_TENSOR_FROM_THE_KERNEL,
                     **self.environment,
-                    "RAY_ADDRESS": self.cluster.address,
                 },
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -15,7 +15,7 @@ from raybert import storage
 from raybert.model.directory import REQUIRED, SUMS
 from raybert.ray_internals.names import SNAPSHOT
 from raybert.train.recovery.repair import DAMAGED
-from tests.faults.cluster import Cluster, Node
+from tests.clusters import Cluster, Node
 from tests.faults.driver import STRETCH, Driver, kill, pick
 from tests.gcs import Fault
 from tests.waiting import wait_for

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.clusters import cluster as ray_nodes
 from tests.data import make_shards
-from tests.faults.cluster import ray_nodes
 from tests.faults.driver import SEQ_LEN, Driver
 from tests.processes import descendants
 

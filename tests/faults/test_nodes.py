@@ -2,14 +2,14 @@
 
 import os
 import signal
-import sys
 from itertools import pairwise
 
 import pytest
 
 from raybert.train import ledger
+from tests.clusters import LEAVING
+from tests.clusters import cluster as ray_nodes
 from tests.data import make_shards
-from tests.faults.cluster import ray_nodes
 from tests.faults.driver import (
     SEQ_LEN,
     Driver,
@@ -65,7 +65,7 @@ def test_an_elastic_run_shrinks_and_grows(shards, tmp_path):
 def test_a_preempted_node_is_left_with_everything_saved(shards, tmp_path):
     """SIGTERM to a node that `raybert.node` runs: the run saves, starts again elsewhere and repeats no step."""
     with ray_nodes(1) as cluster:
-        told = [cluster.add(1, command=[sys.executable, "-m", "raybert.node"]) for _ in range(2)]
+        told = [cluster.add(1, command=LEAVING) for _ in range(2)]
         driver = Driver.of(cluster, tmp_path, shards, "run", train={"steps": 240}, every={"checkpoint": 1000})
         driver.wait_for_step(30)
         victim = next(node for node in told if node.pids(WORKER))

@@ -7,8 +7,8 @@ import pytest
 
 from raybert import storage
 from raybert.cli import run_app
+from tests.clusters import cluster as ray_nodes
 from tests.data import make_shards
-from tests.faults.cluster import ray_nodes
 from tests.faults.driver import SEQ_LEN, Driver, assert_undisturbed, plain_losses, recomputed_digests
 from tests.gcs import Fault
 

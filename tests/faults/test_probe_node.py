@@ -10,7 +10,7 @@ from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.probe.service import queue
 from raybert.probe.tasks import load_task
-from tests.faults.cluster import ray_nodes
+from tests.clusters import cluster as ray_nodes
 from tests.tasks import make_task, queue_checkpoint
 from tests.waiting import end_process, wait_for, wait_for_end
 
@@ -39,7 +39,7 @@ def test_the_service_outlives_its_node(tmp_path):
         cluster.add(0, labels="ray.io/market-type=spot")  # the head is no place for the service here
         nodes = [cluster.add(1) for _ in range(2)]
         command = [sys.executable, "-c", SERVE, run, str(tmp_path)]
-        environment = cluster.environment | {"RAY_ADDRESS": cluster.address}
+        environment = cluster.environment
         log = tmp_path / "log"
         with open(log, "wb") as file:
             waiting = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)

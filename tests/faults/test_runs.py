@@ -17,8 +17,8 @@ import pytest
 
 from raybert.cli import run_app
 from raybert.train.recovery.repair import incomplete_checkpoints
+from tests.clusters import cluster as ray_nodes
 from tests.data import make_shards
-from tests.faults.cluster import ray_nodes
 from tests.faults.driver import SEQ_LEN, STRETCH, Driver, assert_undisturbed, plain_losses, recomputed_digests
 from tests.faults.scenarios import SCENARIOS
 

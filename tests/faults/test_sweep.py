@@ -147,11 +147,11 @@ def test_a_sweep_on_one_core_waits_for_its_probes_and_tells_of_trials_that_were_
         },
         asha=True,
     )
-    with cluster(cpus=1) as small:
+    with cluster(1) as small:
         done = small.run(*COMMAND, path, signs=[tmp_path])
         # `ray start` has left the address of its cluster for others to find: a local Ray is to be another one.
         code = "import ray; from raybert import cluster; print(cluster.connect(), ray.cluster_resources()['CPU'])"
-        alone = {"RAY_ADDRESS": "", "RAY_TMPDIR": small.folder}
+        alone = {"RAY_ADDRESS": "", "RAY_TMPDIR": str(small.folder)}
         assert os.path.exists(f"{small.folder}/ray/ray_current_cluster")
         local = small.run(sys.executable, "-c", code, env=alone)
     assert done.returncode == 1, done.stdout + done.stderr

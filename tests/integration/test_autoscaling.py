@@ -67,7 +67,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clusters.Clust
         "RAY_health_check_failure_threshold": "3",
     }
     options = [f"--autoscaling-config={path}"]
-    with clusters.cluster(cpus=0, port=port, options=options, environment=environment) as started:
+    with clusters.cluster(0, port=port, options=options, environment=environment) as started:
         yield started
 
 

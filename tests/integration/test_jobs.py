@@ -53,8 +53,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster() -> Iterator[clusters.Cluster]:
     # Metrics leave the nodes every 10 seconds otherwise. A stopped job is not killed before it has saved.
     environment = {"RAY_metrics_report_interval_ms": "1000", "RAY_JOB_STOP_WAIT_TIME_S": f"{LONGEST:.0f}"}
-    with clusters.cluster(cpus=1, environment=environment) as started:
-        started.add_node(cpus=3, labels="ray.io/market-type=spot")
+    with clusters.cluster(1, environment=environment) as started:
+        started.wait_for_jobs_api()
+        started.add(3, command=clusters.LEAVING, labels="ray.io/market-type=spot")
         yield started
 
 
