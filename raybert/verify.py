@@ -16,7 +16,7 @@ from raybert.errors import InputError
 from raybert.model.directory import REQUIRED, verify_files
 from raybert.model.files import CONFIG, WEIGHTS, load
 from raybert.report.read import CONFIG as CONFIG_FILE
-from raybert.report.read import RunData, read_run
+from raybert.report.read import RunData, read_run, read_settings
 from raybert.train.ledger import digest, read_account
 from raybert.train.recovery.committed import last_step
 from raybert.train.recovery.faults import FAULTS, read_faults
@@ -46,6 +46,7 @@ def verify(run_uri: str) -> Iterator[Finding]:
     found: dict[str, Any] = {}
 
     def settings() -> str:
+        read_settings(run.uri)
         found["config"] = configs.load(storage.join(run.uri, "config.yaml"))
         return f"{run.steps_done:,} of {run.steps_planned:,} steps done"
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ _set_here: list[str] = []
 # What Ray and its processes log stays in their own files.
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
-# A socket's path has at most 107 characters, of which Ray takes 75 below the temporary directory
-# (ray/session_DATE_TIME_PID/sockets/dash_TaskEventsHead).
-LONGEST_TEMPORARY = 32
+# The kernel's limit of a socket's path in bytes, and the longest of those of Ray 2.60, below its temporary directory.
+LONGEST_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
+SOCKET = "session_0000-00-00_00-00-00_000000_{pid}/sockets/dash_MetricsHead"
 SHORT_TEMPORARY = "/tmp"
 
 
@@ -70,11 +71,11 @@ def start() -> None:
     """Start Ray on this machine, whatever RAY_ADDRESS says, unless one is there; it ends with this process.
 
     Raises:
-        InputError: the path of RAY_TMPDIR is too long for sockets.
+        InputError: Ray cannot keep its files in the temporary directory.
     """
     if ray.is_initialized():
         return
-    _shorten_temporary_directory()
+    _choose_temporary_directory()
     # A worker, its data tasks and a probe need two CPUs to be placed, which a machine of one core has to share.
     cpus = max(2, os.cpu_count() or 1)
     # Workers, data tasks, the controller and probes are more processes than a small machine has CPUs, each with a
@@ -90,22 +91,36 @@ def start() -> None:
     ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **QUIET)
 
 
-def _shorten_temporary_directory() -> None:
-    """Let Ray keep its files in /tmp where the path of TMPDIR is too long for its sockets."""
-    given = os.environ.get("RAY_TMPDIR")
-    if given is not None:
-        if len(os.fsencode(given)) > LONGEST_TEMPORARY:
-            raise InputError(
-                f"RAY_TMPDIR={given} is too long: Ray keeps sockets there, and their paths are limited to 107 "
-                f"characters. Set it to a directory whose path has at most {LONGEST_TEMPORARY}, such as "
-                f"{SHORT_TEMPORARY}."
-            )
-    elif len(os.fsencode(os.environ.get("TMPDIR", ""))) > LONGEST_TEMPORARY:
+def _choose_temporary_directory() -> None:
+    """Let Ray keep its files in /tmp where the path of TMPDIR is too long for its sockets.
+
+    Raises:
+        InputError: RAY_TMPDIR is too long, or the directory cannot be written.
+    """
+    # Ray 2.60 chooses it like this and has no public name for it; on a Mac it does not look at TMPDIR.
+    names = ("RAY_TMPDIR",) if sys.platform == "darwin" else ("RAY_TMPDIR", "TMPDIR")
+    name = next((name for name in names if name in os.environ), "")
+    folder = os.environ.get(name, SHORT_TEMPORARY)
+    said = f"{name}={folder}" if name else folder
+    remedy = f"set RAY_TMPDIR to another directory, RAY_TMPDIR={SHORT_TEMPORARY} for example."
+    place, fault = os.path.join(folder, "ray"), ""
+    spare = LONGEST_SOCKET_PATH - len(os.fsencode(os.path.join(place, SOCKET.format(pid=os.getpid()))))
+    if spare < 0 and name == "RAY_TMPDIR":
+        raise InputError(f"The path {said} is {-spare} bytes too long for the sockets that Ray puts below it; {remedy}")
+    if spare < 0:
         logger.warning(
-            "TMPDIR=%s is too long for Ray's sockets: Ray's files go to %s; RAY_TMPDIR names another directory.",
-            *(os.environ["TMPDIR"], SHORT_TEMPORARY),
+            "The path %s is too long for Ray's sockets: Ray's files go to %s; RAY_TMPDIR names another directory.",
+            *(said, SHORT_TEMPORARY),
         )
         os.environ["RAY_TMPDIR"] = SHORT_TEMPORARY
+        return
+    try:
+        os.makedirs(place, exist_ok=True)
+        fault = "" if os.access(place, os.W_OK | os.X_OK) else f"{place} belongs to somebody else"
+    except OSError as error:
+        fault = str(error.strerror)
+    if fault:
+        raise InputError(f"Ray cannot keep its files in {said} ({fault}); {remedy}")
 
 
 def find() -> None:

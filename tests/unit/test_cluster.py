@@ -1,4 +1,6 @@
 import os
+import tempfile
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -134,3 +136,59 @@ def test_what_a_local_ray_is_told_does_not_hold_for_a_cluster(monkeypatch):
     assert not cluster.connect()
     assert watch not in environment
     assert environment[tracking] == "1"
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What a local Ray would be started with."""
+    calls = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **settings: calls.append(settings))
+    for name in ("RAY_TMPDIR", "TMPDIR", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    return calls
+
+
+def test_where_tmpdir_has_too_long_a_path_ray_s_files_go_elsewhere(started, tmp_path, caplog):
+    folder = tmp_path / ("long" * 20)
+    os.environ["TMPDIR"] = str(folder)
+    assert cluster.connect()
+    assert os.environ["RAY_TMPDIR"] == "/tmp"
+    assert f"TMPDIR={folder} is too long for Ray's sockets" in caplog.text
+    assert not folder.exists()
+
+
+def test_a_directory_that_was_chosen_for_ray_with_too_long_a_path_is_a_sentence(started, tmp_path):
+    os.environ["RAY_TMPDIR"] = str(tmp_path / ("long" * 20))
+    with pytest.raises(InputError, match=r"RAY_TMPDIR=.*long is \d+ bytes too long for the sockets .* RAY_TMPDIR=/tmp"):
+        cluster.connect()
+    assert not started
+
+
+def test_the_sockets_of_this_ray_are_those_that_are_measured():
+    """Every one of the dashboard's processes has one; beside them there are `raylet` and `plasma_store`."""
+    from ray.dashboard.subprocesses.module import SubprocessModule
+    from ray.dashboard.utils import get_all_modules
+
+    names = [f"dash_{module.__name__}" for module in get_all_modules(SubprocessModule) if module.is_enabled()]
+    assert "dash_JobHead" in names
+    longest = max((*names, "plasma_store"), key=len)
+    assert len(longest) == len(os.path.basename(connection.SOCKET)), longest
+
+
+@pytest.mark.parametrize("made", ["a file", "below a file", "without permission"])
+def test_a_temporary_directory_that_cannot_be_written_is_a_sentence(started, made):
+    with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as short:
+        folder = Path(short)
+        if made == "without permission":
+            if os.geteuid() == 0:
+                pytest.skip("root can write everything")
+            folder.chmod(0o500)
+        else:
+            (folder / "file").touch()
+            folder = folder / "file" / ("x" if made == "below a file" else "")
+        os.environ["TMPDIR"] = str(folder)
+        with pytest.raises(InputError, match=r"Ray cannot keep its files in TMPDIR=.*; set RAY_TMPDIR"):
+            cluster.connect()
+        assert not started

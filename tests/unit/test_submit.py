@@ -1,14 +1,17 @@
 """What a submitted command is read for before it leaves this machine."""
 
 import asyncio
+import os
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+from ray._private.runtime_env.packaging import create_package
 
 from raybert import submit
 from raybert.errors import InputError, RunFailed
-from raybert.submit import Job, _metadata, _option, follow
+from raybert.submit import LARGEST_UPLOAD, Job, _largest, _metadata, _option, _upload_sizes, follow, require_small
 
 
 def test_the_run_that_is_resumed_is_named_whichever_way_it_is_written(tmp_path):
@@ -127,3 +130,81 @@ def test_who_does_not_want_to_see_more_ends_it(following):
 
     with pytest.raises(BrokenPipeError):
         following(Client(["a\n"], ["a\n"]), show)
+
+
+def sparse(path, size):
+    """A file of so many bytes that takes no room on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        file.truncate(size)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """What a user's checkout looks like, ignore files and all."""
+    folder = tmp_path / "my checkout"
+    (folder / "jobs").mkdir(parents=True)
+    (folder / "jobs" / "doctor.py").write_text("print(1)\n")
+    (folder / "empty").mkdir()
+    (folder / "jobs" / "größe ä.txt").write_text("x" * 1000)
+    (folder / ".gitignore").write_text("*.log\nbuild/\n!kept.log\n")
+    (folder / ".rayignore").write_text("/runs/\n")
+    (folder / "jobs" / ".gitignore").write_text("secret.*\n")
+    for ignored in ("a.log", "jobs/b.log", "build/c.bin", "runs/r/model.bin", "jobs/secret.bin"):
+        sparse(folder / ignored, 200 * 2**20)
+    for kept in ("kept.log", "jobs/runs/d.txt"):
+        sparse(folder / kept, 50)
+    return folder
+
+
+@pytest.mark.parametrize("ignore_gitignore", ["0", "1"])
+def test_the_size_is_that_of_ray_s_package(checkout, tmp_path, monkeypatch, ignore_gitignore):
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", ignore_gitignore)
+    if ignore_gitignore == "1":
+        for large in ("a.log", "jobs/b.log", "build/c.bin", "jobs/secret.bin"):
+            sparse(checkout / large, 1000)
+    package = tmp_path / "package.zip"
+    create_package(str(checkout), package, include_gitignore=ignore_gitignore == "0")
+    # An empty directory and the archive's end take some bytes more.
+    assert package.stat().st_size - 300 < sum(_upload_sizes(str(checkout)).values()) <= package.stat().st_size
+    require_small(str(checkout))
+    assert LARGEST_UPLOAD == DASHBOARD_CLIENT_MAX_SIZE
+
+
+def test_a_checkout_that_is_too_large_names_what_is(checkout, monkeypatch):
+    sparse(checkout / "data" / "corpus" / "all.bin", 90 * 10**6)
+    for part in range(3):
+        sparse(checkout / "shards" / f"part-{part}.parquet", 7 * 10**6)
+    sparse(checkout / "model.safetensors", 3 * 10**6)
+    sparse(checkout / "notes.pdf", 10**6)
+    monkeypatch.setattr(submit, "_client", lambda address: pytest.fail("the cluster was asked"))
+    with pytest.raises(InputError) as refused:
+        submit.submit(["doctor"], directory=str(checkout))
+    said = str(refused.value)
+    assert "would upload 115.0 MB of" in said
+    assert "at most 104.9 MB" in said
+    assert "data/corpus/all.bin (90.0 MB), shards/ (21.0 MB), model.safetensors (3.0 MB)" in said
+    assert ".rayignore" in said
+    assert "notes.pdf" not in said
+    (checkout / "data" / ".rayignore").write_text("*\n")
+    require_small(str(checkout))
+
+
+def test_many_small_files_are_named_by_their_directory(checkout):
+    for number in range(40):
+        sparse(checkout / "cache" / f"{number % 4}" / f"{number}", 3 * 10**6)
+    assert _largest(_upload_sizes(str(checkout)), 1)[0][0] == "cache/"
+    with pytest.raises(InputError, match=r"The largest are cache/ \(120\.0 MB\), jobs/"):
+        require_small(str(checkout))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
+def test_a_directory_that_cannot_be_read_is_named(checkout):
+    (checkout / "private").mkdir(mode=0)
+    with pytest.raises(InputError, match=r"private cannot be packed .*\.rayignore"):
+        require_small(str(checkout))
+
+
+def test_a_link_that_leads_nowhere_is_no_file(checkout):
+    (checkout / "link").symlink_to("nowhere")
+    require_small(str(checkout))
