@@ -195,10 +195,9 @@ def report(
         storage.absolute(figure)  # refuses what is no path, before the page is written
     page = write_report(run)
     if figure:
-        from raybert.report.figure import learning_figure
-        from raybert.report.read import read_run
+        from raybert.report.figure import write_figure
 
-        storage.write_bytes(figure, learning_figure(read_run(run)))
+        write_figure(run, figure)
         print(figure)
     print(page)
 
@@ -216,9 +215,10 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", help="show what the job prints, and exit with its code")] = False,
 ) -> None:
     """Run a command as a job on a cluster."""
-    from raybert import submit as jobs
+    from raybert.cluster import jobs
+    from raybert.submit import submit as send
 
-    job = jobs.submit(command, address=address, directory=directory)
+    job = send(command, address=address, directory=directory)
     print(f"job        {job.id}\ndashboard  {job.dashboard}\nfollow     {job.follow}", flush=True)
     if follow:
         raise typer.Exit(jobs.follow(job, lambda text: print(text, end="", flush=True)))

@@ -1,11 +1,16 @@
 """Ray's own records of a cluster, which its public API has not, or only where a dashboard runs."""
 
+import logging
+import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import services
+from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
+from ray._private.runtime_env.packaging import _dir_travel
 from ray._private.state import state
 from ray._raylet import ActorID, GcsClient, PlacementGroupID  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
@@ -30,6 +35,23 @@ def dashboard_address() -> str:
     would set Ray's handler of SIGTERM anew. Run with Ray 2.60.
     """
     return ray._private.worker._global_node.webui_url or ""
+
+
+def packed_files(directory: Path) -> list[Path]:
+    """The files that Ray packs of a job's working directory.
+
+    Missing: a list of them. Ray's own walk is the only one that reads .gitignore and .rayignore as it does. Run with
+    Ray 2.60.
+
+    Raises:
+        OSError: a part of it cannot be read.
+    """
+    found: list[Path] = []
+    quiet = logging.getLogger(f"{__name__}.packaging")
+    quiet.disabled = True  # the error that it would log is raised as well
+    ignoring = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    _dir_travel(directory, [], found.append, include_gitignore=ignoring, logger=quiet)
+    return [path for path in found if path.is_file()]
 
 
 # -- the key-value store of the head -----------------------------------------------------------------------------------

@@ -10,10 +10,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from raybert import storage
 from raybert.report.drawing import COLOURS, MARKERS, PERCENT, STYLE, draw_baselines, draw_scores, smooth, thin
-from raybert.report.read import RunData
+from raybert.report.read import RunData, read_run
 
 PNG: dict[Any, Any] = STYLE | {"savefig.dpi": 160, "savefig.facecolor": "white", "legend.frameon": False}
+
+
+def write_figure(run_uri: str, uri: str) -> None:
+    """Draw a run into a PNG file at any URI.
+
+    Raises:
+        InputError: it is no run directory.
+    """
+    storage.write_bytes(uri, learning_figure(read_run(run_uri)))
 
 
 def learning_figure(run: RunData) -> bytes:

@@ -29,7 +29,7 @@ KEPT = {"JobSupervisor", "TrainController", "ProbeService"}
 LEFT_OUT = (".venv", ".git", "runs", "build", "*cache*", "*.egg-info", ".hypothesis")
 FOLLOW = """
 import sys
-from raybert.submit import Job, follow
+from raybert.cluster.jobs import Job, follow
 sys.exit(follow(Job(*sys.argv[1:]), lambda text: print(text, end="", flush=True)))
 """
 WHERE = """

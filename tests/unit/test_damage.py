@@ -12,7 +12,6 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from raybert.train.watch import Watcher
 from rich.console import Console
 
 import raybert
@@ -33,6 +32,7 @@ from raybert.report.page import render
 from raybert.report.read import read_run
 from raybert.report.terminal import closing_table
 from raybert.report.trackers import figures, probe_figures
+from raybert.report.watch import RunReader
 from raybert.sweep import space
 from raybert.sweep.summary import note_end, read_sweep
 from raybert.telemetry import format_line, parse_lines, parse_object, read_end, read_failure
@@ -40,7 +40,7 @@ from raybert.train.check import check_inputs
 from raybert.train.ingest import last_step
 from raybert.train.ledger import Ledger
 from raybert.train.recovery import faults
-from raybert.train.recovery.repair import halves
+from raybert.train.recovery.repair import incomplete_checkpoints
 from raybert.verify import verify
 from tests.data import make_shards
 from tests.runs import make_run, probe
@@ -285,13 +285,11 @@ def test_a_follower_passes_over_what_is_damaged(run):
     LINES["nan"](run)
     LINES["joined"](run)
     RECORDS["cut"](run)
-    records, probes = [], []
-    watcher = Watcher(str(run), on_record=records.append, on_probe=probes.append, history=True)
-    watcher.poll()
-    assert (len(records), watcher.damaged_lines, len(probes)) == (19, 1, 1)
+    reader = RunReader(str(run))
+    kinds = [kind for kind, _ in reader.read()]
+    assert (kinds.count("record"), reader.damaged_lines, kinds.count("probe")) == (19, 1, 1)
     (run / RECORD).write_text(json.dumps(probe("bbc_news", 100, 200)))  # the service has done it anew
-    watcher.poll()
-    assert [found["step"] for found in probes] == [200, 100]
+    assert [(kind, found["step"]) for kind, found in reader.read()] == [("probe", 100)]
 
 
 def test_a_sweep_says_which_of_its_trials_files_are_damaged(tmp_path):
@@ -380,7 +378,7 @@ def test_a_damaged_list_of_checkpoints_is_a_sentence(run):
     (run / "checkpoint_manager_snapshot.json").write_text('{"latest_checkpoint_result": {"checkpoint_dir_name": 3}}')
     with pytest.raises(InputError, match=r"checkpoint_manager_snapshot\.json is damaged"):
         last_step(str(run))
-    assert halves(str(run)) == []
+    assert incomplete_checkpoints(str(run)) == []
 
 
 def test_a_run_whose_settings_were_lost_is_not_resumed(tmp_path):
@@ -467,7 +465,7 @@ def test_no_damage_is_a_traceback(whole, tmp_path, several):
         assert format_block(result)
         probe_figures(result)
     shown(results_table(list(queue.records(run).values())))
-    halves(run)
+    incomplete_checkpoints(run)
 
 
 @settings(max_examples=5, **FUZZ)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOOR = ROOT / "raybert" / "ray_internals"
 RAY = Path(ray.__file__).parent
 # What Ray runs itself, asked by tests what it makes of our files.
-CHECKERS = {"tests/unit/test_cluster_files.py", "tests/unit/test_package.py"}
+CHECKERS = {"tests/unit/test_cluster_files.py", "tests/unit/test_package.py", "tests/unit/test_submit.py"}
 # Underscored names of other packages.
 OTHERS = {"os._exit", "sys._current_frames", "torch._dynamo", "torch._softmax_backward_data", "fs._strip_protocol"}
 
@@ -35,6 +35,7 @@ STOP = "a run is asked to stop"
 DRAIN = "a node that is about to go is drained"
 AHEAD = "the stream stays a few chapters ahead"
 LEAVE = "workers learn that a node goes"
+UPLOAD = "`raybert submit` measures what it uploads"
 RESIZE = "an elastic run takes a number of workers that divides the batch, at a checkpoint"
 POLICIES = "ray.data._internal.execution.backpressure_policy"
 EXECUTION = "ray.data._internal.execution"
@@ -92,6 +93,8 @@ USED: list[tuple[str, list[str], str]] = [
         [],
         "a run has no cleaner of placement groups",
     ),
+    ("ray._private.runtime_env.packaging:_dir_travel", ["path", "excludes", "handler", "include_gitignore"], UPLOAD),
+    ("ray._private.ray_constants:RAY_RUNTIME_ENV_IGNORE_GITIGNORE", [], UPLOAD),
     ("ray.tune.execution:class_cache.ENV_VARS_TO_PROPAGATE", [], "a trial's logs hold no credentials"),
 ]
 

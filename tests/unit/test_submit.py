@@ -10,8 +10,11 @@ from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 from ray._private.runtime_env.packaging import create_package
 
 from raybert import submit
+from raybert.cluster import jobs
+from raybert.cluster.jobs import Job, follow
+from raybert.cluster.upload import LARGEST_UPLOAD, _largest, _upload_sizes, require_small
 from raybert.errors import InputError, RunFailed
-from raybert.submit import LARGEST_UPLOAD, Job, _largest, _metadata, _option, _upload_sizes, follow, require_small
+from raybert.submit import _metadata, _option
 
 
 def test_the_run_that_is_resumed_is_named_whichever_way_it_is_written(tmp_path):
@@ -93,8 +96,8 @@ class Client:
 def following(monkeypatch):
     def run(client, show=None, **options):
         shown = []
-        monkeypatch.setattr(submit, "_client", lambda address: client)
-        monkeypatch.setattr(submit, "QUIET_SECONDS", 0.2)
+        monkeypatch.setattr(jobs, "_client", lambda address: client)
+        monkeypatch.setattr(jobs, "QUIET_SECONDS", 0.2)
         return follow(Job("x", "http://there"), show or shown.append, **options), "".join(shown)
 
     return run
@@ -177,7 +180,7 @@ def test_a_checkout_that_is_too_large_names_what_is(checkout, monkeypatch):
         sparse(checkout / "shards" / f"part-{part}.parquet", 7 * 10**6)
     sparse(checkout / "model.safetensors", 3 * 10**6)
     sparse(checkout / "notes.pdf", 10**6)
-    monkeypatch.setattr(submit, "_client", lambda address: pytest.fail("the cluster was asked"))
+    monkeypatch.setattr(jobs, "_client", lambda address: pytest.fail("the cluster was asked"))
     with pytest.raises(InputError) as refused:
         submit.submit(["doctor"], directory=str(checkout))
     said = str(refused.value)
