@@ -216,9 +216,9 @@ def _start(run: Run) -> str:
     words = "random token vectors"
     if model.embedding_init == "spectral":
         recipe = Recipe(run.config.data.seed)
-        found = find(run.shards, recipe, run.uri)
         tokens = min(recipe.sample_tokens, run.shards.tokens("train"))
-        words = f"token vectors {found}" if found else f"token vectors counted from {tokens:,} tokens, before the run"
+        made = "made already" if find(run.shards, recipe, run.uri) else "to be made first"
+        words = f"token vectors from {tokens:,} tokens, {made}"
     return f"{words}, {model.attention_init} attention"
 
 

@@ -324,7 +324,7 @@ def test_a_damaged_record_is_probed_anew(tmp_path):
     uri = queue.record_uri(run, "mine", 7)
 
     def add():
-        return queue.add(run, 7, [task], lambda uri: None, positions=32, cpus=1, max_waiting=5)
+        return queue.add(queue.Request(run, 7, (task,), positions=32, cpus=1, max_waiting=5))
 
     storage.write_bytes(uri, b"")
     assert add(), "a resumed run passes the step again"
@@ -358,7 +358,7 @@ def test_the_service_outlives_a_damaged_queue(tmp_path, content):
     storage.write_bytes(f"{run}/probes/queue/step-x.json", b"")
     storage.write_bytes(f"{run}/probes/service.json", content)
     served = ServedRun(run, owner.Owner("me", "here"))
-    served.attend()
+    served.advance()
     assert queue.waiting_steps(run) == []
     assert [found["status"] for found in served.news] == ["failed"]
     assert not owner.is_served(run)
