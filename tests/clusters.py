@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from tests import waiting
-from tests.processes import descendants, titled
+from tests.processes import descendants, start_node, titled
 
 RAY = str(Path(sys.executable).with_name("ray"))
 LOOPBACK = "127.0.0.1"
@@ -41,13 +41,6 @@ class Node:
 
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-2000:]
-
-    def wait_until_up(self) -> None:
-        def up() -> bool:
-            assert self.process.poll() is None, f"the node ended: {self.tail()}"
-            return "Ray runtime started" in self.log.read_text(errors="replace")
-
-        waiting.wait_for("a node to come up", up, signs=[self.log], told=self.tail)
 
     def lose(self) -> None:
         """As a machine that is switched off. (`ray stop` would end every Ray on the machine.)"""
@@ -107,17 +100,25 @@ class Cluster:
             flags += ["--head", f"--port={self.port}", f"--ray-client-server-port={client}"]
             flags += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={self._dashboard}"]
         log = self.folder / f"node-{len(self.nodes)}.log"
-        with open(log, "w") as file:
-            process = subprocess.Popen(
-                [*command, "--disable-usage-stats", *flags],
-                env=self._of_nodes,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        node = Node(process, cpus, log)
+
+        def start() -> subprocess.Popen:
+            with open(log, "w") as file:
+                return subprocess.Popen(
+                    [*command, "--disable-usage-stats", *flags],
+                    env=self._of_nodes,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+
+        def told() -> str:
+            return log.read_text(errors="replace")[-2000:]
+
+        def up() -> bool:
+            return "Ray runtime started" in log.read_text(errors="replace")
+
+        node = Node(start_node(start, up, signs=[log], told=told), cpus, log)
         self.nodes.append(node)
-        node.wait_until_up()
         return node
 
     def wait_for_jobs_api(self) -> None:

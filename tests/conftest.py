@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from tests.gcs import Emulator
+from tests.processes import STARTS
 from tests.waiting import stacks
 
 # A busy machine is no fault of the code.
@@ -23,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "400")
 os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "400")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "200")
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "400")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 # A node starts no more processes at a time than it has CPUs: where it has one, a run's twelve one after the other.
@@ -97,6 +98,13 @@ def ray_cluster(gcs: Emulator, secrets: list[str]) -> Iterator[Path]:
     """One local Ray, with its dashboard, as a run has it; the directory of its session."""
     import ray
 
-    context = ray.init(num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+    for left in reversed(range(STARTS)):
+        try:
+            context = ray.init(num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+            break
+        except Exception:  # of no type of its own: the raylet has ended, as `start_node` knows it
+            ray.shutdown()
+            if not left:
+                raise
     yield Path(context.address_info["session_dir"])
     ray.shutdown()

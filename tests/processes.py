@@ -1,6 +1,15 @@
-"""Finding the processes of one Ray among all those on the machine: the descendants of a process, by their titles."""
+"""The processes of one Ray among all those on the machine: starting a node, finding what is below it by its title."""
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.waiting import Sign, end_process, wait_for
+
+STARTS = 4
 
 
 def descendants(root: int) -> dict[int, str]:
@@ -26,3 +35,31 @@ def titled(root: int, *marks: str) -> list[int]:
     """The Ray processes below `root` whose title holds one of the marks, oldest first."""
     names = descendants(root)
     return sorted(pid for pid, title in names.items() if title.startswith("ray::") and any(m in title for m in marks))
+
+
+def start_node(
+    start: Callable[[], "subprocess.Popen[Any]"], up: Callable[[], bool], *, signs: list[Sign], told: Callable[[], str]
+) -> "subprocess.Popen[Any]":
+    """Start a node of Ray, and once more where it fails: a raylet whose agents are not up after 15 seconds ends.
+
+    Args:
+        start: starts it, as a process that runs for as long as the node.
+        up: whether it has come up.
+    """
+    for _ in range(STARTS):
+        process = start()
+        wait_for("a node to come up", lambda: _has_failed(process) or up(), signs=signs, told=told)  # noqa: B023
+        if not _has_failed(process):
+            return process
+        end_process(process)
+    raise AssertionError(f"{STARTS} times a node has not come up\n{told()}")
+
+
+def _has_failed(process: "subprocess.Popen[Any]") -> bool:
+    if process.poll() is not None:
+        return True
+    try:
+        below = psutil.Process(process.pid).children(recursive=True)
+        return any(each.name() == "raylet" and each.status() == psutil.STATUS_ZOMBIE for each in below)
+    except psutil.NoSuchProcess:  # ended while we looked
+        return False
