@@ -133,7 +133,6 @@ def pretrain(
         local = cluster.connect()
     from raybert.pretrain import drive
     from raybert.report import live
-    from raybert.spectral import table
 
     run = check(settings, inputs=inputs)
     if dry_run:
@@ -141,7 +140,6 @@ def pretrain(
 
         Console(soft_wrap=True).print(show(run, estimate(run)))
         return
-    table.for_run(settings, run.shards, cpus=run.shares.worker, show=True)  # here, since a run has bars of its own
     steps = settings.train.steps
     windows = f"{run.shards.rows('train'):,} training and {run.shards.rows('validation'):,} validation windows"
     print(f"run {run.uri}: {steps} steps, {windows}", flush=True)

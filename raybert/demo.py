@@ -13,7 +13,6 @@ from raybert.data.text.prepare import prepare
 from raybert.pretrain import drive
 from raybert.report import live
 from raybert.report.terminal import closing_table
-from raybert.spectral import table
 from raybert.train.check import check, probe_tasks
 
 CORPUS = "embedded://bbc_news"
@@ -48,7 +47,6 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
     prepare([CORPUS], shards, seq_len=seq_len, validation_fraction=0.05, overwrite=True, progress=True)
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"shards": shards})})
     run = check(settings)
-    table.for_run(settings, run.shards, cpus=run.shares.worker, show=True)
     console.print(
         f"[bold]3/4[/bold] training on {run.shards.tokens('train'):,} tokens with {settings.train.workers} workers; "
         "a service beside them probes the checkpoints"

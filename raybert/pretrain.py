@@ -6,6 +6,7 @@ from raybert.probe.service import client
 from raybert.report import trackers
 from raybert.report.follow import kept_current
 from raybert.report.watch import Subscriber, watching
+from raybert.spectral import table
 from raybert.storage import lease
 from raybert.train.check import Run
 from raybert.train.run import train
@@ -22,6 +23,8 @@ def drive(run: Run, shown: AbstractContextManager[Subscriber], *, wait_for_probe
     Raises:
         InputError, RunFailed, Interrupted: as `raybert.train.run.train`.
     """
+    # Before the bars of the run, since it has one of its own.
+    table.for_run(run.config, run.shards, cpus=run.shares.worker, show=True)
     with (
         lease.held(run.uri),
         kept_current(run.uri) as page,

@@ -99,7 +99,8 @@ def _log(run: RunData, config: configs.Config) -> str:
     batch = config.train.global_batch
     logged = {record["step"]: record for record in run.records if "samples" in record}
     first = run.cadences - run.cadences % config.every.log + config.every.log
-    due = range(first, run.steps_done + 1, config.every.log)
+    # The log is in storage before a checkpoint is committed, so one that ends before the newest was cut off.
+    due = range(first, max(run.steps_done, last_step(run.uri)) + 1, config.every.log)
     # Not a list of them: a damaged step may be any number.
     if missing := len(due) - sum(step in due for step in logged):
         step = next(step for step in due if step not in logged)

@@ -12,7 +12,7 @@ import ray
 import yaml
 
 from raybert import storage
-from raybert.errors import InputError
+from raybert.errors import InputError, RunFailed, last_line
 from raybert.ray_internals import names
 from raybert.ray_internals.core import local_addresses
 
@@ -72,6 +72,7 @@ def start() -> None:
 
     Raises:
         InputError: Ray cannot keep its files in the temporary directory.
+        RunFailed: it does not start.
     """
     if ray.is_initialized():
         return
@@ -88,7 +89,10 @@ def start() -> None:
         os.environ[name] = LOCAL[name]
         _set_here.append(name)
     # "local": without an address Ray would join a cluster that `ray start` left running on this machine.
-    ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **QUIET)
+    try:
+        ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **QUIET)
+    except Exception as error:  # Ray has no type of its own for this
+        raise RunFailed(f"Ray could not be started on this machine: {last_line(error)}") from error
 
 
 def _choose_temporary_directory() -> None:

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,13 @@ def read_config(directory: Path, name: str) -> BertConfig:
             raise InputError(f"{name} is no raybert checkpoint; use `raybert import` for a transformers directory.")
         if (found := described.pop("format", None)) != FORMAT:
             raise InputError(f"{name} has format {found}, and this version reads format {FORMAT}.")
+        for dimension in fields(BertConfig):
+            value = described.get(dimension.name, dimension.default)
+            number = int | float if isinstance(dimension.default, float) else int
+            if value is not None and (isinstance(value, bool) or not isinstance(value, number)):
+                raise ValueError(f"{dimension.name} is {value!r}")
         return BertConfig(**described)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{name}/{CONFIG} cannot be read: {error}.") from error

@@ -26,6 +26,7 @@ from raybert.probe.service import owner, queue
 from raybert.probe.service.served import ServedRun
 from raybert.probe.show import format_block, results_table
 from raybert.probe.tasks import ProbeTask
+from raybert.ray_internals.names import SNAPSHOT
 from raybert.report import live, write_report
 from raybert.report.figure import learning_figure
 from raybert.report.page import render
@@ -409,6 +410,17 @@ def test_verify_looks_at_the_checkpoints_of_a_damaged_run(run):
     assert "cannot be read" in faulty[RECORD]
 
 
+def test_a_log_that_ends_before_the_newest_checkpoint_is_wrong(run):
+    name = "checkpoints/step-00000200"
+    (run / SNAPSHOT).write_text(json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": name}}))
+    faulty = {finding.subject: finding.fault for finding in verify(str(run)) if finding.fault}
+    assert "log" not in faulty
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join(lines[:11]))
+    faulty = {finding.subject: finding.fault for finding in verify(str(run)) if finding.fault}
+    assert "metrics.jsonl lacks step 110 (10 steps in all)" in faulty["log"]
+
+
 # -- any damage at all --------------------------------------------------------------------------------------------
 
 
@@ -430,7 +442,7 @@ def damages(draw):
         if kind == "double":
             return content[:stop] + content[start:]
         flipped = bytearray(content)
-        for place, value in changes:
+        for place, value in changes if content else ():
             flipped[min(int(place * len(content)), len(content) - 1)] = value
         return bytes(flipped)
 
