@@ -117,6 +117,27 @@ def probe(task: str, step: int, steps: int) -> dict[str, Any]:
     }
 
 
+def tuned(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as a version writes it that tunes C and measures the spread: two points more at C = 0.1."""
+
+    def better(entry: dict[str, Any]) -> dict[str, Any]:
+        more = entry["test_accuracy"] + 0.02
+        return {**entry, "tuned_accuracy": more, "tuned_c": 0.1, "tuned_interval": [more - 0.04, more + 0.04]}
+
+    spread = {"deviation": 0.08, "effective_rank": 42.0}
+    baselines = result["baselines"]
+    return {
+        **result,
+        **{pooling: better(result[pooling]) | spread for pooling in baselines["untrained"]},
+        "tuning": "C chosen from 0.001 to 100 on 340 of the training texts, held out",
+        "baselines": baselines
+        | {
+            "tfidf": better(baselines["tfidf"]),
+            "untrained": {name: better(entry) | spread for name, entry in baselines["untrained"].items()},
+        },
+    }
+
+
 def score(accuracy: float, n: int = 425) -> dict[str, Any]:
     """Wilson's 95 % interval, and a matrix whose diagonal has that share."""
     z = 1.96

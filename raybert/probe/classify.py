@@ -34,6 +34,11 @@ class Score:
         return values | {"interval": list(self.interval)}
 
 
+def classifier(**options: Any) -> LogisticRegression:
+    """The original's classifier, C = 1 unless the options say otherwise."""
+    return LogisticRegression(max_iter=MAX_ITER, random_state=RANDOM_STATE, **options)
+
+
 def fit(train_x: Any, train_y: np.ndarray, test_x: Any, test_y: np.ndarray) -> Score:
     """Fit on the training features and score both parts.
 
@@ -41,7 +46,7 @@ def fit(train_x: Any, train_y: np.ndarray, test_x: Any, test_y: np.ndarray) -> S
         train_x, test_x: (n_train, D) and (n_test, D), dense or sparse; finite.
         train_y, test_y: (n_train,) and (n_test,) class indices.
     """
-    model = LogisticRegression(max_iter=MAX_ITER, random_state=RANDOM_STATE)
+    model = classifier()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(train_x, train_y)

@@ -14,6 +14,8 @@ Record = dict[str, Any]
 def compare(a: Record, b: Record) -> Record:
     """Accuracy of B minus that of A, for each pooling, with its 95 % interval (see `paired_bootstrap`).
 
+    Beside C = 1, which comes first, "tuned" compares the figures with C chosen, where both records have them.
+
     Raises:
         InputError: one of them is no result, or they are results of different texts.
     """
@@ -24,13 +26,25 @@ def compare(a: Record, b: Record) -> Record:
         raise InputError(
             f"A ({a['task']}) and B ({b['task']}) were probed with different texts; probe both with the same task."
         )
+    poolings = {}
+    for name in POOLINGS:
+        poolings[name] = _paired(a, b, name, "correct") | {
+            "a": a[name]["test_accuracy"],
+            "b": b[name]["test_accuracy"],
+        }
+        if "tuned_correct" in a and "tuned_correct" in b:
+            poolings[name]["tuned"] = _paired(a, b, name, "tuned_correct") | {
+                "a": a[name]["tuned_accuracy"],
+                "b": b[name]["tuned_accuracy"],
+                "a_c": a[name]["tuned_c"],
+                "b_c": b[name]["tuned_c"],
+            }
+    return {"task": a["task"], "n_test": a["n_test"], "a": _name(a), "b": _name(b), **poolings}
+
+
+def _paired(a: Record, b: Record, pooling: str, key: str) -> Record:
     n = a["n_test"]
-    poolings = {
-        name: asdict(paired_bootstrap(unpack_bits(a["correct"][name], n), unpack_bits(b["correct"][name], n)))
-        | {"a": a[name]["test_accuracy"], "b": b[name]["test_accuracy"]}
-        for name in POOLINGS
-    }
-    return {"task": a["task"], "n_test": n, "a": _name(a), "b": _name(b), **poolings}
+    return asdict(paired_bootstrap(unpack_bits(a[key][pooling], n), unpack_bits(b[key][pooling], n)))
 
 
 def _not_comparable(record: Record) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,13 @@ import torch
 from raybert.encode import POOLINGS, Text
 from raybert.encode.encoders import Encoder, Sequences
 from raybert.encode.vectors import embed
-from raybert.probe import baselines, classify
+from raybert.probe import baselines, classify, tune
+from raybert.probe.spread import spread
 from raybert.probe.tasks import ProbeTask
 from raybert.probe.texts import Texts, load_texts
 
 Progress = Callable[[float], None]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,38 +46,36 @@ def evaluate(
     *,
     device: torch.device | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """The probe's record, ready for JSON.
 
     Returns:
         task, labels, n_train, n_test; for each pooling train_accuracy, test_accuracy, macro_f1, interval (Wilson,
-        95 %), confusion, converged and warnings; baselines: majority, tfidf (one record each; the latter may be
-        "absent", with the reason) and untrained (one a pooling); correct: for each pooling which test texts were
-        right, as packed bits in hexadecimal, for paired comparisons; seconds without those of the baselines.
+        95 %), confusion, converged and warnings with C = 1, tuned_accuracy, tuned_c and tuned_interval
+        (`raybert.probe.tune`), deviation, effective_rank and, of vectors that have collapsed, the sentence collapsed
+        (`raybert.probe.spread`); tuning: how C was chosen, or why it was not; baselines: majority, tfidf (one record
+        each; the latter may be "absent", with the reason) and untrained (one a pooling); correct and tuned_correct: for
+        each pooling which test texts were right, as packed bits in hexadecimal, for paired comparisons; seconds without
+        those of the baselines.
     """
-    start = time.perf_counter()
-    scores = _scores(encoder, material, device, progress)
-    seconds = time.perf_counter() - start
+    begun = time.perf_counter()
+    measured = _measure(encoder, material, device, progress)
+    seconds = time.perf_counter() - begun
     texts = material.texts
-    test_y = texts.split(texts.labels)[1]
     untrained_key = f"untrained:{texts.hash}:{encoder.hash}:{material.task.max_tokens}"
-
-    def untrained() -> dict[str, Any]:
-        scores = _scores(encoder.untrained(), material, device, None)
-        return {name: score.record() for name, score in scores.items()}
-
+    untrained = cache.get(untrained_key, lambda: _measure(encoder.untrained(), material, device, None))
     return {
         "task": material.task.name,
         "title": material.task.title or material.task.name,
         "texts": texts.hash,
         "labels": texts.names,
-        **{name: score.record() for name, score in scores.items()},
+        **measured,
+        "tuning": tune.describe(texts.split(texts.labels)[0], texts.names),
         "baselines": {
             "majority": cache.get(f"majority:{texts.hash}", lambda: baselines.majority(texts)),
-            "untrained": cache.get(untrained_key, untrained),
+            "untrained": _by_pooling(untrained),
             "tfidf": cache.get(f"tfidf:{texts.hash}", lambda: baselines.tfidf(texts)),
         },
-        "correct": {name: pack_bits(score.predictions == test_y) for name, score in scores.items()},
         "truncated": material.sequences.truncated,
         "dropped": texts.dropped,
         "seen_in_train": texts.seen_in_train,
@@ -85,18 +85,25 @@ def evaluate(
     }
 
 
-def _scores(
-    encoder: Encoder, material: Material, device: torch.device | None, progress: Progress | None
-) -> dict[str, classify.Score]:
+def _measure(encoder: Encoder, material: Material, device: torch.device | None, progress: Progress | None) -> Record:
+    """An entry for each pooling, and which test texts each got right with C = 1 and tuned."""
     vectors = embed(encoder, material.sequences, device=device, progress=progress)
     train_y, test_y = material.texts.split(material.texts.labels)
-    found = {}
+    found: Record = {"correct": {}, "tuned_correct": {}}
     for pooling in POOLINGS:
         train_x, test_x = material.texts.split(vectors[pooling])
         score = classify.fit(train_x, train_y, test_x, test_y)
-        notes = [encoder.warnings[pooling]] if pooling in encoder.warnings else []
-        found[pooling] = replace(score, warnings=[*notes, *score.warnings])
+        tuned = tune.tune(train_x, train_y, test_x, test_y, score)
+        found[pooling] = score.record() | tuned.record() | spread(vectors[pooling]).record()
+        if pooling in encoder.warnings:
+            found[pooling]["warnings"].insert(0, encoder.warnings[pooling])
+        found["correct"][pooling] = pack_bits(score.predictions == test_y)
+        found["tuned_correct"][pooling] = pack_bits(tuned.predictions == test_y)
     return found
+
+
+def _by_pooling(measured: Record) -> Record:
+    return {pooling: measured[pooling] for pooling in POOLINGS}
 
 
 def pack_bits(flags: np.ndarray) -> str:

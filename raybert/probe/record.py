@@ -28,7 +28,10 @@ class _Score(_Part):
     macro_f1: Share | None = None
     interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
     confusion: list[list[Count]] | None = None
+    tuned_accuracy: Share | None = None
+    tuned_c: Annotated[float, Field(gt=0)] | None = None
     warnings: list[str] = []
+    collapsed: str = ""
     absent: str = ""
 
     @model_validator(mode="after")

@@ -31,10 +31,18 @@ def format_block(record: Record) -> str:
             f"TF-IDF {f'absent ({absent})' if absent else _fraction(_score(record, 'baselines', 'tfidf'))}",
         ]
     )
-    return (
-        f"{head}\n  Train Accuracy: {_fraction(pooler, 'train_accuracy')}\n  Test Accuracy: {_fraction(pooler)}\n"
-        f"  95 % interval {interval}; beside it {beside}; other poolings: {others}"
-    )
+    lines = [
+        head,
+        f"Train Accuracy: {_fraction(pooler, 'train_accuracy')}",
+        f"Test Accuracy: {_fraction(pooler)}",
+        f"95 % interval {interval}; beside it {beside}; other poolings: {others}",
+    ]
+    scores = {name: _score(record, name) for name in POOLINGS}
+    if "tuned_accuracy" in pooler:
+        figures = (f"{name} {_fraction(score, 'tuned_accuracy')}{_c(score)}" for name, score in scores.items())
+        lines.append(f"with C tuned: {', '.join(figures)}")
+    lines += [f"{name}: {score['collapsed']}" for name, score in scores.items() if "collapsed" in score]
+    return "\n  ".join(lines)
 
 
 def _score(record: Record, *keys: str) -> Record:
@@ -77,56 +85,90 @@ def _state(probe: Record) -> str:
 
 
 def results_table(records: Sequence[Record]) -> Table:
-    """A row a record; accuracies in per cent of the test texts with their 95 % interval."""
+    """A row a record, and one below it with C tuned; in per cent of the test texts with their 95 % interval."""
     table = Table("task", "step", *POOLINGS, "untrained", "majority", "TF-IDF", box=box.SIMPLE_HEAD)
     for record in sorted(records, key=lambda record: (record["task"], record["step"])):
         head = (escape(record["task"]), f"{record['step']:,}")
         if record["status"] != "done":
             table.add_row(*head, record["status"], escape(record["reason"]))
             continue
-        baselines = [_score(record, "baselines", "untrained", name) for name in POOLINGS]
+        untrained = _score(record, "baselines", "untrained")
         tfidf = _score(record, "baselines", "tfidf")
         table.add_row(
             *head,
             *(_percent(_score(record, name)) for name in POOLINGS),
-            " / ".join(_percent(score, interval=False) for score in baselines),
+            _side_by_side(untrained, "test_accuracy"),
             _percent(_score(record, "baselines", "majority"), interval=False),
             "absent" if "absent" in tfidf else _percent(tfidf, interval=False),
         )
+        if "tuned_accuracy" in _score(record, POOLINGS[0]):
+            table.add_row(
+                "",
+                "C tuned",
+                *(_tuned(_score(record, name)) for name in POOLINGS),
+                _side_by_side(untrained, "tuned_accuracy"),
+                "",
+                _tuned(tfidf),
+            )
     return table
+
+
+def _side_by_side(scores: Record, key: str) -> str:
+    values = (_score(scores, name).get(key) for name in POOLINGS)
+    return " / ".join(NONE if value is None else f"{100 * value:.1f}" for value in values)
+
+
+def _tuned(score: Record) -> str:
+    """``71.2 (C 0.1)``, or nothing where C was not tuned."""
+    return f"{100 * score['tuned_accuracy']:.1f}{_c(score)}" if "tuned_accuracy" in score else ""
+
+
+def _c(score: Record) -> str:
+    return f" (C {score['tuned_c']:g})" if "tuned_c" in score else ""
 
 
 def result_table(record: Record) -> Table:
     """One record with its baselines, a row each."""
     title = f"{record.get('title', record['task'])}: {record['n_train']:,} training and {record['n_test']:,} test texts"
-    table = Table("", "train %", "test % (95 % interval)", "macro F1", box=box.SIMPLE_HEAD, title=escape(title))
+    tuned = ["C tuned, test %"] if "tuning" in record else []
+    table = Table("", "train %", "test % (95 % interval)", *tuned, "macro F1", box=box.SIMPLE_HEAD, title=escape(title))
     rows = [(name, record[name]) for name in POOLINGS]
     rows += [(f"untrained {name}", record["baselines"]["untrained"][name]) for name in POOLINGS]
     rows += [("majority class", record["baselines"]["majority"]), ("TF-IDF", record["baselines"]["tfidf"])]
-    notes: list[str] = []
+    notes = [record["tuning"]] if tuned else []
     for index, (name, score) in enumerate(rows):
         if "absent" in score:
             table.add_row(name, "absent")
             notes.append(f"{name}: {score['absent']}")
             continue
         train, f1 = f"{100 * score['train_accuracy']:.1f}", f"{score['macro_f1']:.3f}"
-        table.add_row(name, train, _percent(score), f1, end_section=index % len(POOLINGS) == len(POOLINGS) - 1)
+        last_of_group = index % len(POOLINGS) == len(POOLINGS) - 1
+        table.add_row(name, train, _percent(score), *([_tuned(score)] if tuned else []), f1, end_section=last_of_group)
         notes += [f"{name}: {warning}" for warning in score["warnings"]]
+        if "collapsed" in score:
+            notes.append(f"{name}: {score['collapsed']}")
     table.caption = escape("\n".join(notes)) or None
     return table
 
 
 def comparison_table(found: Record) -> Table:
-    """A row a pooling: both accuracies, the difference with its interval, and p."""
+    """A row a pooling: both accuracies, the difference with its interval, and p; then the same with C tuned."""
     title = f"{found['task']}, {found['n_test']:,} test texts: B minus A, paired bootstrap"
     table = Table("", "A %", "B %", "points (95 % interval)", "p", box=box.SIMPLE_HEAD, title=escape(title))
     for name in POOLINGS:
         row = found[name]
-        low, high = row["interval"]
-        difference = f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-        table.add_row(name, f"{100 * row['a']:.1f}", f"{100 * row['b']:.1f}", difference, f"{row['p_value']:.4f}")
+        table.add_row(name, f"{100 * row['a']:.1f}", f"{100 * row['b']:.1f}", *_difference(row))
+    for name in POOLINGS:
+        if tuned := found[name].get("tuned"):
+            a, b = (f"{100 * tuned[side]:.1f} (C {tuned[f'{side}_c']:g})" for side in ("a", "b"))
+            table.add_row(f"{name}, C tuned", a, b, *_difference(tuned))
     table.caption = escape(f"A: {found['a']}\nB: {found['b']}")
     return table
+
+
+def _difference(row: Record) -> tuple[str, str]:
+    low, high = row["interval"]
+    return f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", f"{row['p_value']:.4f}"
 
 
 def percent_range(accuracy: float, interval: Sequence[float] | None) -> str:

@@ -126,6 +126,9 @@ class TaskPart:
     confusion: "Confusion | None"
     beside: str
     gains: str
+    tuned: bool  # some result has C tuned
+    collapsed: Sequence[str]  # sentences on the last result's vectors
+    spread: str
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,26 @@ def _task(run: RunData, task: str, index: int) -> TaskPart:
         confusion=confusion,
         beside=_beside(probes[-1], confusion.pooling) if confusion else "",
         gains=_gains(probes[-1]) if probes else "",
+        tuned=any("tuning" in probe.raw for probe in probes),
+        collapsed=_collapsed(probes[-1]) if probes else [],
+        spread=_spread(probes[-1]) if probes else "",
     )
+
+
+def _collapsed(probe: Probe) -> list[str]:
+    return [
+        f"Step {probe.step:,}, {name}: {score.collapsed}" for name, score in probe.scores.items() if score.collapsed
+    ]
+
+
+def _spread(probe: Probe) -> str:
+    """Deviation and effective rank of each pooling's vectors, as far as the record has them."""
+    parts = [
+        f"{name} {entry['deviation']:.2g} and {entry['effective_rank']:.0f}"
+        for name in probe.scores
+        if "effective_rank" in (entry := probe.raw[name])
+    ]
+    return f"Deviation over texts and effective rank of the vectors: {', '.join(parts)}." if parts else ""
 
 
 def _gains(probe: Probe) -> str:

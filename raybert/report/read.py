@@ -25,6 +25,9 @@ class Score:
     interval: tuple[float, float] | None = None
     train_accuracy: float | None = None
     macro_f1: float | None = None
+    tuned_accuracy: float | None = None
+    tuned_c: float | None = None
+    collapsed: str = ""  # a sentence, of vectors that have
 
     def __str__(self) -> str:
         """``71.2 % [68.9, 73.4]``: the accuracy with its interval, as far as the record has one."""
@@ -297,6 +300,9 @@ def _score(value: Any) -> Score | None:
             interval=(float(lo_hi[0]), float(lo_hi[1])) if lo_hi else None,
             train_accuracy=value.get("train_accuracy"),
             macro_f1=value.get("macro_f1"),
+            tuned_accuracy=value.get("tuned_accuracy"),
+            tuned_c=value.get("tuned_c"),
+            collapsed=str(value.get("collapsed", "")),
         )
     return Score(accuracy=float(value)) if isinstance(value, int | float) else None
 

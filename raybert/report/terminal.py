@@ -54,6 +54,10 @@ def run_table(run: RunData, *, last: int | None = None) -> Table:
             for name, scores in _baseline_rows(probes[-1], poolings):
                 cells = [score_cell(score) for score in scores]
                 table.add_row(name, "", "", "", *([escape(task)] if several else []), *cells)
+            table.add_section()
+            for name, scores in _tuned_rows(probes[-1], poolings):
+                cells = [tuned_cell(score) for score in scores]
+                table.add_row(name, "", "", "", *([escape(task)] if several else []), *cells)
     return table
 
 
@@ -97,6 +101,19 @@ def _baseline_rows(probe: Probe, poolings: Sequence[str]) -> list[tuple[str, lis
     ]
 
 
+def _tuned_rows(probe: Probe, poolings: Sequence[str]) -> list[tuple[str, list[Score | None]]]:
+    """The last result and its baselines with C tuned, as far as the record has them."""
+    rows = [("C tuned", [probe.scores.get(pooling) for pooling in poolings]), *_baseline_rows(probe, poolings)]
+    return [(name, scores) for name, scores in rows if any(map(tuned_cell, scores))]
+
+
+def tuned_cell(score: Score | None) -> str:
+    """``71.2 C 0.1``: the accuracy with C chosen on held-out training texts, or nothing."""
+    if score is None or score.tuned_accuracy is None:
+        return ""
+    return f"{100 * score.tuned_accuracy:.1f} C {score.tuned_c:g}"
+
+
 def score_cell(score: Score | None) -> str:
     """``71.2 68.9–73.4``, or nothing."""
     return "" if score is None else percent_range(score.accuracy, score.interval)
@@ -110,6 +127,11 @@ def _caption(run: RunData) -> str:
         if probes := run.of_task(task):
             sizes = (probes[-1].raw.get("n_train", "?"), probes[-1].raw.get("n_test", "?"))
             lines.append(f"{task}: logistic regression on {sizes[0]} texts, tested on {sizes[1]}")
+            if tuning := probes[-1].raw.get("tuning"):
+                lines.append(f"C tuned: step {probes[-1].step:,} and its baselines, {tuning}")
+            lines += [
+                f"{pooling}: {score.collapsed}" for pooling, score in probes[-1].scores.items() if score.collapsed
+            ]
         if missing := run.unrecorded(task):
             lines.append(f"{task}: no record for step {', '.join(f'{step:,}' for step in missing)}")
     return "\n".join(lines or ["no probe result"])

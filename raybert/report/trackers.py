@@ -164,14 +164,16 @@ def figures(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def probe_figures(record: Mapping[str, Any]) -> dict[str, float]:
-    """Test accuracies of a probe and of its baselines: probe/TASK/..."""
+    """Test accuracies of a probe and of its baselines, with C = 1 and with C tuned: probe/TASK/..."""
     if record.get("status", "done") != "done":
         return {}
     baselines = record.get("baselines", {})
     found = dict(record) | {name: baselines.get(name) for name in ("tfidf", "majority")}
     found |= {f"{name}_untrained": score for name, score in baselines.get("untrained", {}).items()}
     scores = {name: score for name, score in found.items() if isinstance(score, Mapping) and "test_accuracy" in score}
-    return {f"probe/{record['task']}/{name}": float(score["test_accuracy"]) for name, score in scores.items()}
+    values = {name: score["test_accuracy"] for name, score in scores.items()}
+    values |= {f"{name}_tuned": score["tuned_accuracy"] for name, score in scores.items() if "tuned_accuracy" in score}
+    return {f"probe/{record['task']}/{name}": float(value) for name, value in values.items()}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

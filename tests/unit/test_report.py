@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from raybert import storage
 from raybert.errors import Interrupted
 from raybert.report import follow, live, write_report
 from raybert.report.follow import kept_current
+from raybert.report.terminal import closing_table
 from raybert.report.watch import watching
 from raybert.storage import lease
-from tests.runs import make_run, probe, write_probe
+from tests.runs import make_run, probe, tuned, write_probe
 from tests.waiting import wait_for
 
 AGAIN = 'http-equiv="refresh"'
@@ -22,6 +24,33 @@ def test_only_a_run_that_goes_on_has_a_page_that_loads_itself_again(tmp_path):
     assert AGAIN in going
     assert AGAIN not in over
     assert "http://" not in going.replace("http://www.w3.org", "")  # the names of SVG
+
+
+def test_tuned_figures_and_a_collapse_are_on_the_page_and_in_the_table(tmp_path):
+    run = make_run(tmp_path, steps=400)
+    before = Path(write_report(run)).read_text()
+    for said in (">tuned<", "Deviation over texts", "have collapsed"):
+        assert said not in before, "the page of a run that has no such figures"
+    last = tuned(probe("bbc_news", 400, 400))
+    last["cls"]["collapsed"] = "The vectors have collapsed: all texts lie along one line."
+    write_probe(run, last)
+    page = Path(write_report(run)).read_text()
+    for said in (
+        '<th scope="col">tuned</th>',
+        "59.0 % <small>C 0.1</small>",  # of the pooler
+        "24.2 % <small>C 0.1</small>",  # of the untrained one
+        "98.2 % <small>C 0.1</small>",  # of TF-IDF
+        "C chosen from 0.001 to 100 on 340 of the training texts, held out",
+        "Deviation over texts and effective rank of the vectors: pooler 0.08 and 42",
+        "Step 400, cls: The vectors have collapsed: all texts lie along one line.",
+    ):
+        assert said in page, said
+    console = Console(record=True, width=80)
+    console.print(closing_table(run))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    for said in ("C tuned", "59.0 C 0.1", "24.2 C 0.1", "98.2 C 0.1", "cls: The vectors have collapsed"):
+        assert said in text, said
 
 
 def test_a_new_probe_comes_into_the_page(tmp_path, monkeypatch):
