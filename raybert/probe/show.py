@@ -39,7 +39,10 @@ def format_block(record: Record) -> str:
     ]
     scores = {name: _score(record, name) for name in POOLINGS}
     if "tuned_accuracy" in pooler:
-        figures = (f"{name} {_fraction(score, 'tuned_accuracy')}{_c(score)}" for name, score in scores.items())
+        figures = (
+            f"{name} {_fraction(score, 'tuned_accuracy')} (C = {score.get('tuned_c', NONE)})"
+            for name, score in scores.items()
+        )
         lines.append(f"with C tuned: {', '.join(figures)}")
     lines += [f"{name}: {score['collapsed']}" for name, score in scores.items() if "collapsed" in score]
     return "\n  ".join(lines)
