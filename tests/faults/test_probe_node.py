@@ -18,7 +18,7 @@ SERVICE = "ProbeService"
 # Has the run served once, and waits until nothing is queued; what happens in between is the service's own affair.
 SERVE = """
 import sys, time, ray
-from raybert.probe import client, queue
+from raybert.probe.service import client, queue
 ray.init(log_to_driver=False)
 client.serve(*sys.argv[1:])
 while queue.waiting_steps(sys.argv[1]):

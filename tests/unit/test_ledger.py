@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raybert import storage
 from raybert.data.block import take
 from raybert.data.reader import SampleReader
 from raybert.errors import InputError
-from raybert.storage import growing, storage
+from raybert.storage import growing
 from raybert.train import ledger
 from tests.data import make_shards
 from tests.faults.driver import BATCH, SEED, recomputed_digests
