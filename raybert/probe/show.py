@@ -23,9 +23,11 @@ def format_block(record: Record) -> str:
     absent = f"absent ({baselines['tfidf']['absent']})" if "absent" in baselines["tfidf"] else ""
     low, high = pooler["interval"]
     others = ", ".join(f"{name} {record[name]['test_accuracy']:.4f}" for name in POOLINGS[1:])
+    start = baselines.get("start", {})
     beside = ", ".join(
         [
             f"untrained {baselines['untrained']['pooler']['test_accuracy']:.4f}",
+            *([f"start {start['pooler']['test_accuracy']:.4f}"] if "pooler" in start else []),
             f"majority {baselines['majority']['test_accuracy']:.4f}",
             f"TF-IDF {absent or format(baselines['tfidf']['test_accuracy'], '.4f')}",
         ]
@@ -41,6 +43,9 @@ def format_block(record: Record) -> str:
             f"{name} {record[name]['tuned_accuracy']:.4f} (C = {record[name]['tuned_c']:g})" for name in POOLINGS
         )
         lines.append(f"with C tuned: {', '.join(figures)}")
+    if "beyond_start" in record:
+        beyond = (f"{name} {_difference(record['beyond_start'][name])[0]}" for name in POOLINGS)
+        lines.append(f"beyond the start, in points: {', '.join(beyond)}")
     lines += [f"{name}: {record[name]['collapsed']}" for name in POOLINGS if "collapsed" in record[name]]
     return "\n  ".join(lines)
 
@@ -73,17 +78,20 @@ def _state(probe: Record) -> str:
 
 def results_table(records: Sequence[Record]) -> Table:
     """A row a record, and one below it with C tuned; in per cent of the test texts with their 95 % interval."""
-    table = Table("task", "step", *POOLINGS, "untrained", "majority", "TF-IDF", box=box.SIMPLE_HEAD)
+    with_start = any("start" in record.get("baselines", {}) for record in records)
+    baselines_head = ("untrained", *(["start"] if with_start else []), "majority", "TF-IDF")
+    table = Table("task", "step", *POOLINGS, *baselines_head, box=box.SIMPLE_HEAD)
     for record in sorted(records, key=lambda record: (record["task"], record["step"])):
         head = (escape(record["task"]), f"{record['step']:,}")
         if record["status"] != "done":
             table.add_row(*head, record["status"], escape(record["reason"]))
             continue
         baselines = record["baselines"]
+        encoders = [baselines["untrained"], *([baselines.get("start", {})] if with_start else [])]
         table.add_row(
             *head,
             *(_percent(record[name]) for name in POOLINGS),
-            _side_by_side(baselines["untrained"], "test_accuracy"),
+            *(_side_by_side(scores, "test_accuracy") for scores in encoders),
             f"{100 * baselines['majority']['test_accuracy']:.1f}",
             "absent" if "absent" in baselines["tfidf"] else f"{100 * baselines['tfidf']['test_accuracy']:.1f}",
         )
@@ -92,7 +100,7 @@ def results_table(records: Sequence[Record]) -> Table:
                 "",
                 "C tuned",
                 *(_tuned(record[name]) for name in POOLINGS),
-                _side_by_side(baselines["untrained"], "tuned_accuracy"),
+                *(_side_by_side(scores, "tuned_accuracy") for scores in encoders),
                 "",
                 _tuned(baselines["tfidf"]),
             )
@@ -100,7 +108,8 @@ def results_table(records: Sequence[Record]) -> Table:
 
 
 def _side_by_side(scores: Record, key: str) -> str:
-    return " / ".join(f"{100 * scores[name][key]:.1f}" for name in POOLINGS)
+    """Of each pooling in per cent; empty where there are none."""
+    return " / ".join(f"{100 * scores[name][key]:.1f}" for name in POOLINGS if name in scores)
 
 
 def _tuned(score: Record) -> str:

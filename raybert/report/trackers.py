@@ -165,7 +165,8 @@ def probe_figures(record: Mapping[str, Any]) -> dict[str, float]:
     baselines = record["baselines"]
     found = {name: score for name, score in record.items() if isinstance(score, Mapping) and "test_accuracy" in score}
     found |= {name: baselines[name] for name in ("tfidf", "majority") if "test_accuracy" in baselines.get(name, {})}
-    found |= {f"{name}_untrained": score for name, score in baselines.get("untrained", {}).items()}
+    for which in ("untrained", "start"):
+        found |= {f"{name}_{which}": score for name, score in baselines.get(which, {}).items() if name != "absent"}
     values = {name: score["test_accuracy"] for name, score in found.items()}
     values |= {f"{name}_tuned": score["tuned_accuracy"] for name, score in found.items() if "tuned_accuracy" in score}
     return {f"probe/{record['task']}/{name}": float(value) for name, value in values.items()}

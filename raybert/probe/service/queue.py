@@ -34,6 +34,7 @@ class Request:
     cpus: float
     max_waiting: int  # checkpoints of the run; past that the oldest are skipped
     gpus: float = 0.0
+    begins_random: bool = False  # the run's start is an untrained encoder and has no record at step 0
 
     @property
     def weights(self) -> str:
@@ -86,6 +87,7 @@ def add(request: Request) -> bool:
             "positions": request.positions,
             "cpus": request.cpus,
             "gpus": request.gpus,
+            "begins_random": request.begins_random,
             "max_waiting": request.max_waiting,
             "submitted": submitted,
         },
@@ -140,6 +142,7 @@ def read_entry(run_uri: str, step: int) -> Entry:
             positions=int(found["positions"]),
             cpus=float(found["cpus"]),
             gpus=float(found.get("gpus", 0.0)),
+            begins_random=bool(found.get("begins_random", False)),
             max_waiting=int(found["max_waiting"]),
             submitted=float(found["submitted"]),
         )
