@@ -109,6 +109,11 @@ class ModelConfig(Section):
                 )
         return self
 
+    @property
+    def begins_random(self) -> bool:
+        """A new run's weights are drawn as those of any untrained encoder."""
+        return not self.start_from and self.embedding_init == "random" and self.attention_init == "normal"
+
     def bert(self) -> BertConfig:
         """The encoder's own configuration.
 

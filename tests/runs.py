@@ -138,6 +138,24 @@ def tuned(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def started(result: dict[str, Any], *, gain: float = 0.0) -> dict[str, Any]:
+    """The tuned result of a run whose start is known: `gain` above it in the pooler, and as good in the others."""
+    result = tuned(result)
+    poolings = list(result["baselines"]["untrained"])
+
+    def difference(pooling: str) -> dict[str, Any]:
+        value = gain if pooling == "pooler" else 0.0
+        return {"difference": value, "interval": [value - 0.01, value + 0.01], "p_value": 0.5}
+
+    start = {
+        pooling: score(result[pooling]["test_accuracy"] - difference(pooling)["difference"])
+        | {"tuned_accuracy": 0.777, "tuned_c": 10.0}
+        for pooling in poolings
+    }
+    beyond = {pooling: difference(pooling) | {"tuned": difference("mean")} for pooling in poolings}
+    return {**result, "baselines": result["baselines"] | {"start": start}, "beyond_start": beyond}
+
+
 def score(accuracy: float, n: int = 425) -> dict[str, Any]:
     """Wilson's 95 % interval, and a matrix whose diagonal has that share."""
     z = 1.96

@@ -122,7 +122,8 @@ def _of_run(found: Origin, probes: list[Probe]) -> Iterator[str]:
             f"**{probe.raw.get('title', probe.task)}**, step {probe.step:,}: logistic regression on frozen vectors, "
             f"{train} training and {test} test texts. Test accuracy with its 95 % interval:"
         )
-        yield _table(("", "this model", "the same, untrained"), _probe_rows(probe))
+        start = ("where training began",) if probe.baselines.start else ()
+        yield _table(("", "this model", "the same, untrained", *start), _probe_rows(probe))
 
 
 def _count(value: int | None) -> str:
@@ -188,7 +189,7 @@ def _probes(found: Origin) -> list[Probe]:
     """Of each task the newest result that is not of a later step."""
     newest = []
     for task in found.run.tasks:
-        done = [probe for probe in found.run.of_task(task) if probe.step <= found.step]
+        done = [probe for probe in found.run.trained(task) if probe.step <= found.step]
         newest += done[-1:]
     return newest
 
@@ -197,10 +198,13 @@ def _probe_rows(probe: Probe) -> Iterator[tuple[str, ...]]:
     def cell(score: Score | None) -> str:
         return "" if score is None else str(score)
 
+    baselines = probe.baselines
     for pooling, score in probe.scores.items():
-        yield f"{pooling} pooling", cell(score), cell(probe.baselines.untrained.get(pooling))
-    yield "TF-IDF + logistic regression", cell(probe.baselines.tfidf), ""
-    yield "majority class", cell(probe.baselines.majority), ""
+        start = (cell(baselines.start.get(pooling)),) if baselines.start else ()
+        yield f"{pooling} pooling", cell(score), cell(baselines.untrained.get(pooling)), *start
+    empty = ("",) * (2 if baselines.start else 1)
+    yield "TF-IDF + logistic regression", cell(baselines.tfidf), *empty
+    yield "majority class", cell(baselines.majority), *empty
 
 
 def _model_rows(model: Bert) -> Iterator[tuple[str, ...]]:

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,11 +13,14 @@ from raybert.encode.encoders import Encoder, Sequences
 from raybert.encode.vectors import embed
 from raybert.probe import baselines, classify, tune
 from raybert.probe.spread import spread
+from raybert.probe.statistics import paired_bootstrap
 from raybert.probe.tasks import ProbeTask
 from raybert.probe.texts import Texts, load_texts
 
 Progress = Callable[[float], None]
 Record = dict[str, Any]
+# What a run began with: its probe record, or "untrained" where the weights were random, as the untrained encoder's are.
+Start = Record | Literal["untrained"]
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,14 @@ def evaluate(
     material: Material,
     cache: baselines.Cache,
     *,
+    start: Start | None = None,
     device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> Record:
     """The probe's record, ready for JSON.
+
+    Args:
+        start: what the run began with, measured by the same task; None where there is no run.
 
     Returns:
         task, labels, n_train, n_test; for each pooling train_accuracy, test_accuracy, macro_f1, interval (Wilson,
@@ -56,7 +63,9 @@ def evaluate(
         (`raybert.probe.spread`); tuning: how C was chosen, or why it was not; baselines: majority, tfidf (one record
         each; the latter may be "absent", with the reason) and untrained (one a pooling); correct and tuned_correct: for
         each pooling which test texts were right, as packed bits in hexadecimal, for paired comparisons; seconds without
-        those of the baselines.
+        those of the baselines. With a start also baselines.start (one a pooling, or "absent" with the reason), and
+        beyond_start: for each pooling the accuracy minus the start's with its 95 % interval, p_value and counts (see
+        `paired_bootstrap`), and the same of the tuned figures under tuned.
     """
     begun = time.perf_counter()
     measured = _measure(encoder, material, device, progress)
@@ -64,7 +73,7 @@ def evaluate(
     texts = material.texts
     untrained_key = f"untrained:{texts.hash}:{encoder.hash}:{material.task.max_tokens}"
     untrained = cache.get(untrained_key, lambda: _measure(encoder.untrained(), material, device, None))
-    return {
+    record = {
         "task": material.task.name,
         "title": material.task.title or material.task.name,
         "texts": texts.hash,
@@ -83,6 +92,29 @@ def evaluate(
         "n_test": texts.n_test,
         "seconds": seconds,
     }
+    if start is not None:
+        add_start(record, {**untrained, "texts": texts.hash} if start == "untrained" else start)
+    return record
+
+
+def add_start(record: Record, start: Record) -> None:
+    """Put the start's figures beside the record's other baselines, and how far the record is beyond them."""
+    if start.get("status", "done") != "done":
+        record["baselines"]["start"] = {"absent": start.get("reason", "it has no result")}
+    elif start.get("texts") != record["texts"]:
+        record["baselines"]["start"] = {"absent": "the start was probed with other texts"}
+    else:
+        record["baselines"]["start"] = _by_pooling(start)
+        record["beyond_start"] = {
+            pooling: _beyond(start, record, pooling, "correct")
+            | {"tuned": _beyond(start, record, pooling, "tuned_correct")}
+            for pooling in POOLINGS
+        }
+
+
+def _beyond(start: Record, record: Record, pooling: str, key: str) -> Record:
+    before, now = (unpack_bits(one[key][pooling], record["n_test"]) for one in (start, record))
+    return asdict(paired_bootstrap(before, now))
 
 
 def _measure(encoder: Encoder, material: Material, device: torch.device | None, progress: Progress | None) -> Record:

@@ -41,9 +41,16 @@ class _Score(_Part):
         return self
 
 
+class _Difference(_Part):
+    difference: float
+    interval: Annotated[list[float], Field(min_length=2, max_length=2)]
+    tuned: "_Difference | None" = None
+
+
 class _Baselines(_Part):
     majority: _Score | Share | None = None
     untrained: dict[str, _Score | Share] = {}
+    start: dict[str, _Score | Share | str] = {}  # of a run; or "absent", with the reason
     tfidf: _Score | Share | None = None
 
 
@@ -59,6 +66,7 @@ class _Record(_Part):
     labels: list[str | int] = []
     texts: str = ""
     baselines: _Baselines = _Baselines()
+    beyond_start: dict[str, _Difference] = {}
     correct: dict[str, Bits] = {}
     confusion: list[list[Count]] | None = None
     n_train: Count | None = None

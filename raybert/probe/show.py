@@ -20,13 +20,14 @@ def format_block(record: Record) -> str:
     head = f"Step {record['step']} {task} Embedding Evaluation:"
     if record["status"] != "done":
         return f"{head}\n  {record['status']}: {record['reason']}"
-    pooler = _score(record, "pooler")
+    pooler, start = _score(record, "pooler"), _score(record, "baselines", "start", "pooler")
     absent = _score(record, "baselines", "tfidf").get("absent")
     interval = "-".join(f"{bound:.4f}" for bound in pooler.get("interval") or []) or NONE
     others = ", ".join(f"{name} {_fraction(_score(record, name))}" for name in POOLINGS[1:])
     beside = ", ".join(
         [
             f"untrained {_fraction(_score(record, 'baselines', 'untrained', 'pooler'))}",
+            *([f"start {_fraction(start)}"] if start else []),
             f"majority {_fraction(_score(record, 'baselines', 'majority'))}",
             f"TF-IDF {f'absent ({absent})' if absent else _fraction(_score(record, 'baselines', 'tfidf'))}",
         ]
@@ -44,6 +45,10 @@ def format_block(record: Record) -> str:
             for name, score in scores.items()
         )
         lines.append(f"with C tuned: {', '.join(figures)}")
+    beyond = {name: _score(record, "beyond_start", name) for name in POOLINGS}
+    if all("difference" in row for row in beyond.values()):
+        points = (f"{name} {_difference(row)[0]}" for name, row in beyond.items())
+        lines.append(f"beyond the start, in points: {', '.join(points)}")
     lines += [f"{name}: {score['collapsed']}" for name, score in scores.items() if "collapsed" in score]
     return "\n  ".join(lines)
 
@@ -89,18 +94,21 @@ def _state(probe: Record) -> str:
 
 def results_table(records: Sequence[Record]) -> Table:
     """A row a record, and one below it with C tuned; in per cent of the test texts with their 95 % interval."""
-    table = Table("task", "step", *POOLINGS, "untrained", "majority", "TF-IDF", box=box.SIMPLE_HEAD)
+    with_start = any("start" in record.get("baselines", {}) for record in records)
+    baselines_head = ("untrained", *(["start"] if with_start else []), "majority", "TF-IDF")
+    table = Table("task", "step", *POOLINGS, *baselines_head, box=box.SIMPLE_HEAD)
     for record in sorted(records, key=lambda record: (record["task"], record["step"])):
         head = (escape(record["task"]), f"{record['step']:,}")
         if record["status"] != "done":
             table.add_row(*head, record["status"], escape(record["reason"]))
             continue
-        untrained = _score(record, "baselines", "untrained")
+        encoders = [_score(record, "baselines", "untrained")]
+        encoders += [_score(record, "baselines", "start")] if with_start else []
         tfidf = _score(record, "baselines", "tfidf")
         table.add_row(
             *head,
             *(_percent(_score(record, name)) for name in POOLINGS),
-            _side_by_side(untrained, "test_accuracy"),
+            *(_side_by_side(scores, "test_accuracy") for scores in encoders),
             _percent(_score(record, "baselines", "majority"), interval=False),
             "absent" if "absent" in tfidf else _percent(tfidf, interval=False),
         )
@@ -109,7 +117,7 @@ def results_table(records: Sequence[Record]) -> Table:
                 "",
                 "C tuned",
                 *(_tuned(_score(record, name)) for name in POOLINGS),
-                _side_by_side(untrained, "tuned_accuracy"),
+                *(_side_by_side(scores, "tuned_accuracy") for scores in encoders),
                 "",
                 _tuned(tfidf),
             )
@@ -117,8 +125,9 @@ def results_table(records: Sequence[Record]) -> Table:
 
 
 def _side_by_side(scores: Record, key: str) -> str:
-    values = (_score(scores, name).get(key) for name in POOLINGS)
-    return " / ".join(NONE if value is None else f"{100 * value:.1f}" for value in values)
+    """Of each pooling in per cent; empty where there are none."""
+    values = [_score(scores, name).get(key) for name in POOLINGS]
+    return "" if values == [None] * len(values) else " / ".join(NONE if v is None else f"{100 * v:.1f}" for v in values)
 
 
 def _tuned(score: Record) -> str:

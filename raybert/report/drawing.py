@@ -50,7 +50,7 @@ MAX_POINTS = 600
 
 PERCENT = FuncFormatter(lambda value, _: f"{round(100 * value, 6):g} %")
 
-Mark = Literal["line", "faint", "dash", "dot", "point", "area"]
+Mark = Literal["line", "faint", "dash", "dashdot", "dot", "point", "area"]
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,16 @@ def draw_scores(axes: Axes, probes: Sequence[Probe], place: Callable[[list[int],
 
 
 def draw_baselines(axes: Axes, baselines: Baselines) -> list[Key]:
-    """A line across for each baseline: dashed, in the pooling's colour, for the same encoder untrained."""
+    """A line across for each baseline: in the pooling's colour, dashed for the same encoder untrained and dashed and
+    dotted for what the run began with, unless they are the same."""
     lines: list[tuple[str, Score | None, str, Mark, Any]] = [
         (f"untrained {pooling}", score, POOLING_COLOURS.get(pooling, "purple"), "dash", (0, (5, 3)))
         for pooling, score in baselines.untrained.items()
+    ]
+    lines += [
+        (f"start {pooling}", score, POOLING_COLOURS.get(pooling, "purple"), "dashdot", (0, (6, 2, 1, 2)))
+        for pooling, score in baselines.start.items()
+        if score != baselines.untrained.get(pooling)
     ]
     lines.append(("majority class", baselines.majority, "ink", "dot", (0, (1, 2))))
     lines.append(("TF-IDF + logistic regression", baselines.tfidf, "ink", "line", "solid"))

@@ -82,12 +82,16 @@ def _losses(axes: Axes, run: RunData, in_tokens: Callable[[Any], np.ndarray]) ->
 def _probes(axes: Axes, run: RunData, task: str, in_tokens: Callable[[Any], np.ndarray]) -> None:
     probes = run.of_task(task)
     draw_scores(axes, probes, lambda steps, _: in_tokens(steps))
-    # Entries of their own: of the untrained encoder there is a dashed line for each pooling, in its colour.
-    names = {"dash": "the same, untrained", "line": "TF-IDF", "dot": "majority class"}
-    styles: dict[str, Any] = {"dash": (0, (5, 3)), "line": "solid", "dot": "dotted"}
+    # Entries of their own: of the untrained encoder, and of the start, there is a line for each pooling, in its colour.
+    names = {"dash": "the same, untrained", "dashdot": "the start", "line": "TF-IDF", "dot": "majority class"}
+    styles: dict[str, Any] = {"dash": (0, (5, 3)), "dashdot": (0, (6, 2, 1, 2)), "line": "solid", "dot": "dotted"}
     for mark in dict.fromkeys(key.mark for key in draw_baselines(axes, probes[-1].baselines)):
         axes.plot(
-            [], [], color=COLOURS["muted" if mark == "dash" else "ink"], linestyle=styles[mark], label=names[mark]
+            [],
+            [],
+            color=COLOURS["muted" if mark.startswith("dash") else "ink"],
+            linestyle=styles[mark],
+            label=names[mark],
         )
     axes.set_title(f"Probe {task}: test accuracy, 95 % intervals", loc="left")
     axes.yaxis.set_major_formatter(PERCENT)

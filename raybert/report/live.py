@@ -101,9 +101,10 @@ def _last_logged(run_uri: str) -> int:
 
 
 def probe_count(config: Config) -> int:
-    """Probe results that are due over the whole run."""
+    """Probe results that are due over the whole run, those of its start among them where it has some."""
     steps, every = config.train.steps, config.every.probe
-    return -(-steps // every) * len(config.probe.tasks) if every else 0
+    start = 0 if config.model.begins_random else 1
+    return (-(-steps // every) + start) * len(config.probe.tasks) if every else 0
 
 
 # -- raybert watch ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import yaml
 from markupsafe import Markup
 
 from raybert import storage
+from raybert.report.beyond import against_start, verdict
 from raybert.report.plots import Chart, learning_charts, machine_charts, probe_chart
 from raybert.report.read import WAITS, Missed, Probe, RunData, percent, read_run
 from raybert.telemetry import format_seconds
@@ -53,8 +54,9 @@ def render(run: RunData) -> str:
 
 
 def outcome(run: RunData) -> str:
-    """What came of the run, in one sentence a subject."""
-    parts = [f"{run.steps_done:,} of {run.steps_planned:,} steps done"]
+    """What training added beyond the start, and what came of the run, in one sentence a subject."""
+    verdicts = [said for task in run.tasks for probe in run.trained(task)[-1:] if (said := verdict(probe))]
+    parts = [*verdicts, f"{run.steps_done:,} of {run.steps_planned:,} steps done"]
     steps, losses = run.series("validation.loss")
     if steps:
         parts.append(f"validation loss {losses[-1]:.4f} at step {steps[-1]:,}")
@@ -64,20 +66,22 @@ def outcome(run: RunData) -> str:
         best = run.best(task)
         if best is not None:
             probe, pooling = best
-            results = sum(len(other.scores) for other in run.of_task(task))
+            results = sum(len(other.scores) for other in run.trained(task))
             parts.append(
                 f"best of {results} probe results on {task}: {pooling} {probe.scores[pooling]} "
                 f"at step {probe.step:,}, beside {_beside(probe, pooling)}"
             )
-    if not run.probes:
-        parts.append("no probe result yet")
-    return "; ".join(parts) + "."
+    if not any(probe.step > 0 for probe in run.probes):
+        parts.append("no probe result yet" + (" but the start's" if run.probes else ""))
+    said = "; ".join(parts) + "."
+    return said[0].upper() + said[1:]
 
 
 def _beside(probe: Probe, pooling: str) -> str:
     baselines = probe.baselines
     found = {
         "untrained": baselines.untrained.get(pooling),
+        "start": baselines.start.get(pooling),
         "majority class": baselines.majority,
         "TF-IDF": baselines.tfidf,
     }
@@ -126,6 +130,7 @@ class TaskPart:
     confusion: "Confusion | None"
     beside: str
     gains: str
+    against_start: str
     tuned: bool  # some result has C tuned
     collapsed: Sequence[str]  # sentences on the last result's vectors
     spread: str
@@ -158,6 +163,7 @@ def _task(run: RunData, task: str, index: int) -> TaskPart:
         confusion=confusion,
         beside=_beside(probes[-1], confusion.pooling) if confusion else "",
         gains=_gains(probes[-1]) if probes else "",
+        against_start=against_start(probes[-1]) if probes else "",
         tuned=any("tuning" in probe.raw for probe in probes),
         collapsed=_collapsed(probes[-1]) if probes else [],
         spread=_spread(probes[-1]) if probes else "",

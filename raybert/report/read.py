@@ -37,10 +37,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Baselines:
-    """What a probe's accuracy is to be compared with: no features, no training, no encoder."""
+    """What a probe's accuracy is to be compared with: no features, no training, the run's start, no encoder."""
 
     majority: Score | None = None
     untrained: Mapping[str, Score] = field(default_factory=dict)
+    start: Mapping[str, Score] = field(default_factory=dict)
+    start_absent: str = ""  # why there is none
     tfidf: Score | None = None
     tfidf_absent: str = ""  # why there is none
 
@@ -141,9 +143,13 @@ class RunData:
     def missed_of(self, task: str) -> list[Missed]:
         return [missed for missed in self.missed if missed.task == task]
 
+    def trained(self, task: str) -> list[Probe]:
+        """The results of the task after the start."""
+        return [probe for probe in self.of_task(task) if probe.step > 0]
+
     def best(self, task: str) -> tuple[Probe, str] | None:
-        """The probe and the pooling of the highest test accuracy."""
-        pairs = [(probe, pooling) for probe in self.of_task(task) for pooling in probe.scores]
+        """The trained probe and the pooling of the highest test accuracy."""
+        pairs = [(probe, pooling) for probe in self.trained(task) for pooling in probe.scores]
         return max(pairs, key=lambda pair: pair[0].scores[pair[1]].accuracy, default=None)
 
     def unrecorded(self, task: str) -> list[int]:
@@ -279,16 +285,18 @@ def _probe(task: str, step: int, record: Mapping[str, Any]) -> Probe:
         scores={pooling: score for pooling in poolings if (score := _score(record[pooling]))},
         baselines=Baselines(
             majority=_score(baselines.get("majority")),
-            untrained={
-                pooling: score
-                for pooling, value in baselines.get("untrained", {}).items()
-                if (score := _score(value)) is not None
-            },
+            untrained=_scores(baselines.get("untrained", {})),
+            start=_scores(baselines.get("start", {})),
+            start_absent=str(look_up(baselines, "start.absent") or ""),
             tfidf=_score(baselines.get("tfidf")),
             tfidf_absent=str(look_up(baselines, "tfidf.absent") or ""),
         ),
         raw=record,
     )
+
+
+def _scores(by_pooling: Mapping[str, Any]) -> dict[str, Score]:
+    return {pooling: score for pooling, value in by_pooling.items() if (score := _score(value)) is not None}
 
 
 def _score(value: Any) -> Score | None:

@@ -9,14 +9,15 @@ from rich.table import Table
 
 from raybert.encode import POOLINGS
 from raybert.probe.show import percent_range
+from raybert.report.beyond import verdict
 from raybert.report.read import Probe, RunData, Score, read_run
 
 
 def closing_table(run_uri: str, *, last: int | None = None) -> Table:
     """Losses, speed and probe accuracy by step; a row for every validation, every probe (missed ones too), the end.
 
-    Accuracies are in per cent of the test texts, followed by their 95 % interval. With `last` the table has so many
-    of these rows, the newest.
+    Accuracies are in per cent of the test texts, followed by their 95 % interval; below the baselines stand those with
+    C tuned. With `last` the table is short: so many rows of steps and of tuned figures, and no sentence on them.
 
     Raises:
         InputError: `run_uri` is no run directory.
@@ -30,7 +31,7 @@ def run_table(run: RunData, *, last: int | None = None) -> Table:
     several = len(run.tasks) > 1
     table = Table(
         title=escape(f"{run.name}: {run.steps_done:,} of {run.steps_planned:,} steps"),
-        caption=escape(_caption(run)),
+        caption=escape(_caption(run, short=last is not None)),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 0),  # 80 columns hold the three poolings of one task
@@ -42,7 +43,9 @@ def run_table(run: RunData, *, last: int | None = None) -> Table:
     for pooling in poolings:
         table.add_column(escape(f"{pooling} %\n95 % interval"), justify="right", no_wrap=True)
     curves = [run.series(key) for key in ("loss", "validation.mlm_loss", "tokens_per_second")]
-    for step in _steps(run)[-last if last else None :]:
+    tuned = {task: _tuned_rows(run.of_task(task)[-1], poolings) for task in run.tasks if run.of_task(task)}
+    most = None if last is None else max(2, last - sum(map(len, tuned.values())))
+    for step in _steps(run)[-most if most else None :]:
         figures = [_at(step, curve, form) for curve, form in zip(curves, ("{:.3f}", "{:.3f}", "{:,.0f}"), strict=True)]
         tasks = [task for task in run.tasks if step in _probed(run, task)] or [""]
         for place, task in enumerate(tasks):
@@ -54,8 +57,9 @@ def run_table(run: RunData, *, last: int | None = None) -> Table:
             for name, scores in _baseline_rows(probes[-1], poolings):
                 cells = [score_cell(score) for score in scores]
                 table.add_row(name, "", "", "", *([escape(task)] if several else []), *cells)
-            table.add_section()
-            for name, scores in _tuned_rows(probes[-1], poolings):
+            if tuned[task]:
+                table.add_section()
+            for name, scores in tuned[task]:
                 cells = [tuned_cell(score) for score in scores]
                 table.add_row(name, "", "", "", *([escape(task)] if several else []), *cells)
     return table
@@ -94,8 +98,10 @@ def _probe_cells(run: RunData, task: str, step: int, poolings: Sequence[str]) ->
 
 def _baseline_rows(probe: Probe, poolings: Sequence[str]) -> list[tuple[str, list[Score | None]]]:
     baselines = probe.baselines
+    start = [("start", [baselines.start.get(pooling) for pooling in poolings])] if baselines.start else []
     return [
         ("untrained", [baselines.untrained.get(pooling) for pooling in poolings]),
+        *start,
         ("majority", [baselines.majority] * len(poolings)),
         ("TF-IDF", [baselines.tfidf] * len(poolings)),
     ]
@@ -119,16 +125,18 @@ def score_cell(score: Score | None) -> str:
     return "" if score is None else percent_range(score.accuracy, score.interval)
 
 
-def _caption(run: RunData) -> str:
-    """Why a probe has no result, and how many texts the others stand on."""
+def _caption(run: RunData, *, short: bool) -> str:
+    """Why a probe has no result, how many texts the others stand on, and what training added to the start."""
     lines = [f"left out: {part}" for part in run.left_out]
     lines += [f"{m.task} at step {m.step:,} {m.status}: {m.reason}" for m in run.missed]
     for task in run.tasks:
         if probes := run.of_task(task):
             sizes = (probes[-1].raw.get("n_train", "?"), probes[-1].raw.get("n_test", "?"))
             lines.append(f"{task}: logistic regression on {sizes[0]} texts, tested on {sizes[1]}")
-            if tuning := probes[-1].raw.get("tuning"):
-                lines.append(f"C tuned: step {probes[-1].step:,} and its baselines, {tuning}")
+            if not short:
+                tuning = probes[-1].raw.get("tuning")
+                lines += [f"C tuned: step {probes[-1].step:,} and its baselines, {tuning}"] if tuning else []
+                lines += [said] if (said := verdict(probes[-1])) else []
             lines += [
                 f"{pooling}: {score.collapsed}" for pooling, score in probes[-1].scores.items() if score.collapsed
             ]

@@ -169,7 +169,8 @@ def probe_figures(record: Mapping[str, Any]) -> dict[str, float]:
         return {}
     baselines = record.get("baselines", {})
     found = dict(record) | {name: baselines.get(name) for name in ("tfidf", "majority")}
-    found |= {f"{name}_untrained": score for name, score in baselines.get("untrained", {}).items()}
+    for which in ("untrained", "start"):
+        found |= {f"{name}_{which}": score for name, score in baselines.get(which, {}).items()}
     scores = {name: score for name, score in found.items() if isinstance(score, Mapping) and "test_accuracy" in score}
     values = {name: score["test_accuracy"] for name, score in scores.items()}
     values |= {f"{name}_tuned": score["tuned_accuracy"] for name, score in scores.items() if "tuned_accuracy" in score}

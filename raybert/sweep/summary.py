@@ -175,10 +175,12 @@ def to_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def _probe_json(probe: Probe) -> dict[str, Any]:
     """A result beside what it has to be compared with."""
     baselines = probe.baselines
+    start = {pooling: _score_json(score) for pooling, score in baselines.start.items()}
     return {
         "step": probe.step,
         **{pooling: _score_json(score) for pooling, score in probe.scores.items()},
         "untrained": {pooling: _score_json(score) for pooling, score in baselines.untrained.items()},
+        **({"start": start} if start else {}),
         "majority": _score_json(baselines.majority),
         "tfidf": _score_json(baselines.tfidf),
     }

@@ -51,8 +51,9 @@ def _probes(task: str, ordered: Sequence[Outcome]) -> Table:
     for o in ordered[:MOST_ROWS]:
         probe = o.probes[task]
         table.add_row(o.name, f"{probe.step:,}", *(score_cell(probe.scores.get(pooling)) for pooling in POOLINGS))
-        untrained = (score_cell(probe.baselines.untrained.get(pooling)) for pooling in POOLINGS)
-        table.add_row("  untrained", "", *untrained, style="dim")
+        for name, scores in (("untrained", probe.baselines.untrained), ("start", probe.baselines.start)):
+            if scores or name == "untrained":
+                table.add_row(f"  {name}", "", *(score_cell(scores.get(p)) for p in POOLINGS), style="dim")
     table.add_section()
     baselines = ordered[0].probes[task].baselines
     for name, score in (("majority", baselines.majority), ("TF-IDF", baselines.tfidf)):

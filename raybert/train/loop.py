@@ -136,6 +136,8 @@ class Worker:
         """Train until the last step, or until the run is asked to stop or has diverged."""
         if self.step >= self.config.train.steps:
             return
+        if self.step == 0:
+            self.saver.probe_start()
         if self.step == 0 and self.config.every.validation:
             self.recorder.log(self._validate(), {})
         self.recorder.open_ledger()

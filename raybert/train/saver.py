@@ -62,6 +62,14 @@ class Saver:
         # Ray Train takes any number of uploads, each with a copy of the weights and the optimizer's state in memory.
         self.uploads = threading.BoundedSemaphore(UPLOADS)
 
+    def probe_start(self) -> None:
+        """Have what the run begins with probed, once, unless it is what every untrained encoder is."""
+        if self.writer is None or not self.tasks or self.config.model.begins_random:
+            return
+        with self.clock.waiting("checkpoint"):
+            weights = checkpoints.snapshot(self.model)
+            self.writer.submit(partial(self._request_probe, weights, 0))
+
     def save(self, events: set[str], record: dict[str, Any], *, tokens: int) -> None:
         """Snapshot, hand over to the background, and tell Ray Train, as far as each is due after the record's step."""
         step = record["step"]
@@ -162,6 +170,7 @@ class Saver:
             cpus=self.probe_cpus,
             gpus=self.config.probe.gpus,
             max_waiting=self.config.probe.max_waiting,
+            begins_random=self.config.model.begins_random,
         )
         try:
             self._retry(partial(self._queue_probe, request, weights), "queueing a probe")

@@ -97,7 +97,8 @@ def test_every_checkpoint_that_was_due_is_probed_though_one_is_kept(alone):
     assert list(found) == [f"mine-{step:08d}.json" for step in (20, 40, 60)]
     for record in found.values():
         assert record["status"] == "done", record
-        assert {"majority", "untrained", "tfidf"} == record["baselines"].keys()
+        assert {"majority", "untrained", "start", "tfidf"} == record["baselines"].keys()
+        assert record["baselines"]["start"] == record["baselines"]["untrained"], "what a random run begins with"
     assert storage.list_dir(f"{alone}/probes/weights") == []
 
 
@@ -219,8 +220,15 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     small = {"model": model, "train": {"steps": 3}, "schedule": {"warmup_steps": 0}, "every": every}
     path = f"{folder}/spectral.yaml"
     storage.write_bytes(path, settings(folder, shards, "spectral", **small).to_yaml().encode())
-    assert run_app(["pretrain", path]) == 0
+    task = make_task(tmp_path_factory.mktemp("task"))
+    assert run_app(["pretrain", path, "every.probe=3", f"probe.tasks=[{task}]"]) == 0
     assert "factorising" in capsys.readouterr().err
+    client.wait(f"{folder}/spectral", str(folder), timeout=LONGEST)
+    start, last = queue.records(f"{folder}/spectral").values()
+    assert (start["step"], last["step"]) == (0, 3)
+    assert last["baselines"]["start"]["mean"] == start["mean"]
+    gain = last["mean"]["test_accuracy"] - start["mean"]["test_accuracy"]
+    assert last["beyond_start"]["mean"]["difference"] == pytest.approx(gain)
     (table,) = (uri for uri in storage.list_dir(shards.uri) if "spectral-" in uri)
     made = os.stat(table).st_mtime_ns
     assert spectral_files.shape(table) == (400, 50_257)

@@ -8,11 +8,13 @@ from rich.console import Console
 from raybert import storage
 from raybert.errors import Interrupted
 from raybert.report import follow, live, write_report
+from raybert.report.figure import learning_figure
 from raybert.report.follow import kept_current
+from raybert.report.read import read_run
 from raybert.report.terminal import closing_table
 from raybert.report.watch import watching
 from raybert.storage import lease
-from tests.runs import make_run, probe, tuned, write_probe
+from tests.runs import make_run, probe, started, tuned, write_probe
 from tests.waiting import wait_for
 
 AGAIN = 'http-equiv="refresh"'
@@ -51,6 +53,86 @@ def test_tuned_figures_and_a_collapse_are_on_the_page_and_in_the_table(tmp_path)
     assert max(map(len, text.splitlines())) <= 80
     for said in ("C tuned", "59.0 C 0.1", "24.2 C 0.1", "98.2 C 0.1", "cls: The vectors have collapsed"):
         assert said in text, said
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict"),
+    [
+        (
+            0.05,
+            "added to the start in pooler by step 400 (pooler +5.0 points [+4.0, +6.0], cls +0.0 points [-1.0, +1.0]",
+        ),
+        (0.0, "added nothing to the start that can be told from chance by step 400 (pooler +0.0 points [-1.0, +1.0]"),
+        (-0.03, "took from the start in pooler by step 400 (pooler -3.0 points [-4.0, -2.0]"),
+    ],
+)
+def test_the_first_line_says_what_training_added_beyond_the_start(tmp_path, gain, verdict):
+    run = make_run(tmp_path, steps=400, probe_every=400)
+    first = tuned(probe("bbc_news", 0, 400))
+    first["pooler"]["test_accuracy"] = 0.99  # the best of all results, and yet no result of training
+    write_probe(run, first)
+    write_probe(run, started(probe("bbc_news", 400, 400), gain=gain))
+    page = Path(write_report(run)).read_text()
+    said = page.partition('<p class="outcome">')[2].partition("</p>")[0]
+    assert said.startswith(f"On bbc_news training {verdict}")
+    assert "with C tuned it added nothing to the start that can be told from chance (pooler +0.0 points" in said
+    assert "best of 3 probe results on bbc_news: mean 74.0 % [" in said
+    assert "start 74.0 % [" in said
+    assert '<th scope="row">start</th>' in page
+    assert "77.7 % <small>C 10</small>" in page
+    assert f"Step 400 against the run&#39;s start, text by text: pooler {100 * gain:+.1f} points" in page
+    assert 'class="dashdot"' in page
+    assert "start pooler" in page
+    console = Console(record=True, width=80)
+    console.print(closing_table(run))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "77.7 C 10" in text
+    assert verdict[:40] in " ".join(text.split())
+    assert len([line for line in text.splitlines() if line.split()[:1] == ["start"]]) == 2
+    assert learning_figure(read_run(run)).startswith(b"\x89PNG")
+
+
+def test_a_run_that_began_like_the_untrained_encoder_and_one_without_a_start(tmp_path):
+    run = make_run(tmp_path, steps=400)
+    plain = Path(write_report(run)).read_text()
+    assert "start" not in plain.partition('<p class="outcome">')[2].partition("</p>")[0]
+    assert '<th scope="row">start</th>' not in plain
+    same = started(probe("bbc_news", 400, 400))
+    same["baselines"]["start"] = same["baselines"]["untrained"]
+    write_probe(run, same)
+    page = Path(write_report(run)).read_text()
+    assert '<th scope="row">start</th>' in page
+    assert 'class="dashdot"' not in page, "a line over a line"
+    lost = tuned(probe("bbc_news", 400, 400))
+    lost["baselines"]["start"] = {"absent": "more waited"}
+    write_probe(run, lost)
+    assert (
+        '<p class="outcome">What training added on bbc_news is not known: no start (more waited); 400 of'
+        in Path(write_report(run)).read_text()
+    )
+
+
+def test_before_its_first_result_a_run_tells_of_its_start(tmp_path):
+    run = make_run(tmp_path, steps=400, done=100)
+    write_probe(run, tuned(probe("bbc_news", 0, 400)))
+    page = Path(write_report(run)).read_text()
+    assert "no probe result yet but the start&#39;s." in page
+    console = Console(record=True, width=80)
+    console.print(closing_table(run, last=6))
+    assert "C tuned" in console.export_text()
+
+
+def test_the_board_stays_as_long_with_tuned_figures(tmp_path):
+    def lines(last):
+        console = Console(record=True, width=80)
+        console.print(closing_table(run, last=last))
+        return len(console.export_text().splitlines())
+
+    run = make_run(tmp_path, steps=2000)
+    before = lines(6)
+    write_probe(run, started(probe("bbc_news", 2000, 2000)))
+    assert lines(6) <= before + 2  # the start, and what parts the tuned figures from the others
 
 
 def test_a_new_probe_comes_into_the_page(tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ class Request:
     cpus: float
     max_waiting: int  # checkpoints of the run; past that the oldest are skipped
     gpus: float = 0.0
+    begins_random: bool = False  # the run's start is an untrained encoder and has no record at step 0
 
     @property
     def weights(self) -> str:
@@ -93,6 +94,7 @@ def add(request: Request) -> bool:
             "positions": request.positions,
             "cpus": request.cpus,
             "gpus": request.gpus,
+            "begins_random": request.begins_random,
             "max_waiting": request.max_waiting,
             "submitted": submitted,
         },
@@ -147,6 +149,7 @@ def read_entry(run_uri: str, step: int) -> Entry:
             positions=found["positions"],
             cpus=found["cpus"],
             gpus=found.get("gpus", 0.0),
+            begins_random=bool(found.get("begins_random", False)),
             max_waiting=found["max_waiting"],
             submitted=found["submitted"],
         )

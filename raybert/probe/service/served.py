@@ -114,8 +114,11 @@ class ServedRun:
             del self.entries[step]
 
     def _keep_limit(self) -> None:
-        """Past the limit of the newest entry, the oldest that wait are recorded as skipped."""
-        waiting = self.waiting
+        """Past the limit of the newest entry, the oldest that wait are recorded as skipped.
+
+        Never the run's start, which all later ones are compared with.
+        """
+        waiting = [step for step in self.waiting if step > 0]
         limit = self.entries[waiting[-1]].max_waiting if waiting else 0
         for step in waiting[: max(0, len(waiting) - limit)]:
             entry = self.entries[step]

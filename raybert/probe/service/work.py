@@ -15,12 +15,13 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from raybert import storage
 from raybert.encode.encoders import open_encoder, tokenize
 from raybert.errors import last_line
 from raybert.probe import tables
 from raybert.probe.baselines import Cache
-from raybert.probe.evaluate import Material, evaluate, prepare
-from raybert.probe.service.queue import Entry, Record
+from raybert.probe.evaluate import Material, Start, evaluate, prepare
+from raybert.probe.service.queue import Entry, Record, read_record, record_uri
 from raybert.probe.tasks import ProbeTask
 from raybert.storage.retry import FINAL
 
@@ -47,8 +48,7 @@ def texts_key(task: ProbeTask, entry: Entry) -> str:
 
 def probe(entry: Entry, task: ProbeTask, texts: ray.ObjectRef, cache: str, service: Any) -> ray.ObjectRef:
     """Start a probe. It tells `service.started` when it has got its CPUs."""
-    where = (entry.run_uri, entry.step, task.name)
-    return _probe.options(**_options(entry)).remote(texts, entry.weights, cache, service, where)
+    return _probe.options(**_options(entry)).remote(texts, entry, task.name, cache, service)
 
 
 def _options(entry: Entry) -> dict[str, Any]:
@@ -73,12 +73,23 @@ def _prepare(task: ProbeTask, positions: int) -> Material:
 
 
 @ray.remote(max_retries=0)
-def _probe(material: Material, weights: str, cache: str, service: Any, where: tuple[str, int, str]) -> Record:
+def _probe(material: Material, entry: Entry, task: str, cache: str, service: Any) -> Record:
     started = time.time()
-    service.started.remote(*where, started)
+    service.started.remote(entry.run_uri, entry.step, task, started)
     _lower_priority()
     device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
-    return {**evaluate(open_encoder(weights), material, Cache(cache), device=device), "started": started}
+    encoder, start = open_encoder(entry.weights), _start(entry, task)
+    return {**evaluate(encoder, material, Cache(cache), start=start, device=device), "started": started}
+
+
+def _start(entry: Entry, task: str) -> Start | None:
+    """What the run began with; None for the start's own probe, and where it was never queued."""
+    if entry.begins_random:
+        return "untrained"
+    uri = record_uri(entry.run_uri, task, 0)
+    if entry.step == 0 or not storage.exists(uri):
+        return None
+    return read_record(entry.run_uri, task, 0) or {"status": "failed", "reason": f"{uri} is damaged"}
 
 
 def try_again(error: BaseException, failures: int) -> bool:

@@ -1,0 +1,52 @@
+"""What training added beyond the run's start, in words: from the paired differences that a probe's record holds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from raybert.report.read import Probe
+
+Differences = Mapping[str, Mapping[str, Any]]  # by pooling: difference, interval
+
+
+def verdict(probe: Probe) -> str:
+    """One clause for the last result of a task, also when training added nothing; empty where no start is recorded."""
+    if probe.baselines.start_absent:
+        return f"what training added on {probe.task} is not known: no start ({probe.baselines.start_absent})"
+    usual, tuned = _differences(probe)
+    if not usual:
+        return ""
+    said = f"on {probe.task} training {_judge(usual)} by step {probe.step:,} ({figures(usual)})"
+    return f"{said}; with C tuned it {_judge(tuned)} ({figures(tuned)})" if tuned else said
+
+
+def against_start(probe: Probe) -> str:
+    """The differences with their intervals as a sentence; empty where no start is recorded."""
+    usual, tuned = _differences(probe)
+    if not usual:
+        return ""
+    said = f"Step {probe.step:,} against the run's start, text by text: {figures(usual)}."
+    return f"{said} C tuned: {figures(tuned)}." if tuned else said
+
+
+def figures(differences: Differences) -> str:
+    """``pooler +3.1 points [+1.2, +5.0], ...``"""
+    return ", ".join(
+        f"{pooling} {100 * found['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+        for pooling, found in differences.items()
+        for low, high in [found["interval"]]
+    )
+
+
+def _differences(probe: Probe) -> tuple[Differences, Differences]:
+    """With C = 1 and with C tuned."""
+    found = probe.raw.get("beyond_start", {})
+    return found, {pooling: entry["tuned"] for pooling, entry in found.items() if entry.get("tuned")}
+
+
+def _judge(differences: Differences) -> str:
+    """By intervals of 95 %: where they hold zero, the difference can be chance."""
+    gained = [pooling for pooling, found in differences.items() if found["interval"][0] > 0]
+    lost = [pooling for pooling, found in differences.items() if found["interval"][1] < 0]
+    parts = [f"added to the start in {' and '.join(gained)}"] if gained else []
+    parts += [f"took from the start in {' and '.join(lost)}"] if lost else []
+    return " and ".join(parts) or "added nothing to the start that can be told from chance"
