@@ -37,16 +37,16 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """`make test` has two processes for the tests (pytest-xdist), since those that use Ray wait most of their time.
 
-    A group is not divided among them: the tests of the shared Ray are one, of the others each file. The longest begin.
+    A group is not divided among them: the tests that use Ray are one, since two clusters at a time are too much for two
+    cores; each file of unit tests is one. The longest begin.
     """
     if not getattr(config.option, "loadgroup", False):
         return
     groups = {}
     for item in items:
-        shares = "ray_cluster" in getattr(item, "fixturenames", ())
-        groups[item] = "ray" if shares else item.nodeid.partition("::")[0]
+        groups[item] = item.nodeid.partition("::")[0] if "unit" in item.path.parts else "ray"
         item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: (groups[item] != "ray", "unit" in item.path.parts))
+    items.sort(key=lambda item: groups[item] != "ray")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,7 @@ import psutil
 
 from tests.waiting import Sign, end_process, wait_for
 
-STARTS = 4
+STARTS = 6
 
 
 def descendants(root: int) -> dict[int, str]:
