@@ -1,12 +1,9 @@
 """The command line: `raybert COMMAND`. Every command is a thin layer over the library; start reading here.
 
-prepare -> raybert.data.text.prepare     pretrain -> raybert.pretrain       probe -> raybert.cli_probe
-sweep   -> raybert.sweep.run
-doctor  -> raybert.doctor
-report  -> raybert.report           export, import -> raybert.export.directories
-verify  -> raybert.verify           embed   -> raybert.encode.job           demo -> raybert.demo
-bench   -> raybert.bench
-submit  -> raybert.submit
+prepare -> raybert.data.text.prepare   pretrain -> raybert.pretrain            sweep          -> raybert.sweep.run
+report  -> raybert.report              watch    -> raybert.report.live         verify, doctor -> raybert.verify, doctor
+embed   -> raybert.encode.job          probe    -> raybert.cli_probe           export, import -> raybert.export.directories
+submit  -> raybert.submit              bench    -> raybert.bench               demo           -> raybert.demo
 """
 
 import logging

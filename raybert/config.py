@@ -354,7 +354,7 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
         return f"The config key {path} is missing."
     if fault["type"] == "list_type" and isinstance(fault["input"], str):
         return f"Bad config value {path}={fault['input']!r}: write a list, [{fault['input']}]."
-    return f"Bad config value {path}={fault['input']!r}: {message}."
+    return f"Bad config value {path}={fault['input']!r:.80}: {message}."
 
 
 def _beside(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:

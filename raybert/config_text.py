@@ -249,7 +249,8 @@ def annotation_of(model: type[BaseModel], path: Iterable[int | str]) -> Any:
 
 def _choose(value: Written, kinds: list[Any]) -> Any:
     meant = value.value
-    if meant is None and NoneType in kinds:
+    # A key without a value is refused where the setting needs one; the word "null" is a text for a text.
+    if meant is None and (NoneType in kinds or str(value) in ("", "~")):
         return None
     if isinstance(meant, list) and any(get_origin(kind) in (list, tuple) for kind in kinds):
         return meant

@@ -1,6 +1,11 @@
 """The exceptions that the command line shows as a sentence instead of a stack trace, and what others' errors say."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class InputError(ValueError):
     """A fault in what the user gave (config, data, paths, resources), found before any work was done.
 

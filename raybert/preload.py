@@ -17,5 +17,7 @@ def preloaded(*modules: str) -> Iterator[None]:
 
     thread = threading.Thread(target=work, name="imports", daemon=True)
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        thread.join()

@@ -9,6 +9,7 @@ from raybert.report.watch import Subscriber, watching
 from raybert.spectral import table
 from raybert.storage import lease
 from raybert.train.check import Run
+from raybert.train.recovery.committed import last_step
 from raybert.train.run import train
 
 
@@ -23,8 +24,10 @@ def drive(run: Run, shown: AbstractContextManager[Subscriber], *, wait_for_probe
     Raises:
         InputError, RunFailed, Interrupted: as `raybert.train.run.train`.
     """
-    # Before the bars of the run, since it has one of its own.
-    table.for_run(run.config, run.shards, cpus=run.shares.worker, show=True)
+    with lease.held(run.uri):
+        if last_step(run.uri) < run.config.train.steps:
+            # Before the bars of the run, since it has one of its own.
+            table.for_run(run.config, run.shards, cpus=run.shares.worker, show=True)
     with (
         lease.held(run.uri),
         kept_current(run.uri) as page,

@@ -102,8 +102,8 @@ def _choose_temporary_directory() -> None:
         InputError: RAY_TMPDIR is too long, or the directory cannot be written.
     """
     # Ray 2.60 chooses it like this and has no public name for it; on a Mac it does not look at TMPDIR.
-    names = ("RAY_TMPDIR",) if sys.platform == "darwin" else ("RAY_TMPDIR", "TMPDIR")
-    name = next((name for name in names if name in os.environ), "")
+    variables = ("RAY_TMPDIR",) if sys.platform == "darwin" else ("RAY_TMPDIR", "TMPDIR")
+    name = next((variable for variable in variables if variable in os.environ), "")
     folder = os.environ.get(name, SHORT_TEMPORARY)
     said = f"{name}={folder}" if name else folder
     remedy = f"set RAY_TMPDIR to another directory, RAY_TMPDIR={SHORT_TEMPORARY} for example."

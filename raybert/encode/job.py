@@ -23,6 +23,7 @@ import torch
 
 from raybert import storage
 from raybert.cluster import largest_resources
+from raybert.console import say
 from raybert.data.text import rows
 from raybert.data.text.columns import Kind, merge_all
 from raybert.data.text.documents import Piece
@@ -81,6 +82,14 @@ class Embedder:
         return table.append_column(COLUMN, pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), self.size))
 
 
+def _plan(inputs: str, text_column: str) -> rows.Source:
+    """As `rows.plan`; what is passed over is told on standard error."""
+    source = rows.plan(inputs, text_column)
+    if source.passed_over:
+        say(f"passed over: {source.passed_over}")
+    return source
+
+
 def embed_file(settings: Settings, inputs: str, output: str) -> int:
     """Embed here, without Ray, into one file: `.npy` (vectors, float32 (N, D)) or `.parquet` (rows and vectors).
 
@@ -101,7 +110,7 @@ def embed_file(settings: Settings, inputs: str, output: str) -> int:
         settings = Settings(**asdict(settings) | {"text_column": rows.LINE_COLUMN})
         tables: Tables = (("standard input", table) for table in rows.read_lines(sys.stdin.buffer, "standard input"))
     else:
-        source = rows.plan(inputs, settings.text_column)
+        source = _plan(inputs, settings.text_column)
         settings = Settings(**asdict(settings) | {"text_column": source.text_column})
         tables = _tables(source, others=not array)
     embedder = Embedder(settings)
@@ -186,7 +195,7 @@ def embed_job(
     import ray
 
     check_choices(settings.pooling, settings.dtype)
-    source = rows.plan(inputs, settings.text_column)
+    source = _plan(inputs, settings.text_column)
     checkpoint, output = storage.absolute(settings.checkpoint), storage.absolute(output)
     settings = Settings(checkpoint, source.text_column, settings.pooling, settings.dtype)
     open_encoder(checkpoint)

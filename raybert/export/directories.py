@@ -145,8 +145,11 @@ def _refuse_to_destroy(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; give a directory for the export.")
     if config.exists():
-        described = json.loads(config.read_bytes())
-        if MADE_BY not in described:
+        try:
+            described = json.loads(config.read_bytes())
+        except ValueError:  # cut off, say
+            described = {}
+        if not isinstance(described, dict) or MADE_BY not in described:
             raise InputError(f"{target} holds a model that is no export; give a new directory.")
         if described.get(ITS_WEIGHTS) != _weights_digest(target):
             raise InputError(f"{target} holds an export that was changed since; give a new directory.")

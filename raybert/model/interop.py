@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from raybert.errors import InputError
+from raybert.errors import InputError, one_line
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, VOCAB_SIZE, vocabulary_files
@@ -167,7 +167,7 @@ def read_tokenizer(directory: str | Path, name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # the parsers behind it raise whatever they like, Rust's a plain Exception
-        raise InputError(f"The tokenizer in {name} cannot be read: {_one_line(error)}") from error
+        raise InputError(f"The tokenizer in {name} cannot be read: {one_line(error)}") from error
 
 
 def open_tokenizer(directory: str, vocab_size: int) -> Any:
@@ -192,7 +192,7 @@ def open_tokenizer(directory: str, vocab_size: int) -> Any:
     try:
         tried = [tokenizer(*texts, return_token_type_ids=True)["input_ids"] for texts in _TRIED]
     except Exception as error:
-        raise InputError(f"{name} cannot be used: {_one_line(error)}") from error
+        raise InputError(f"{name} cannot be used: {one_line(error)}") from error
     if any(ids[:1] != [tokenizer.cls_token_id] or ids[-1:] != [tokenizer.sep_token_id] for ids in tried):
         raise InputError(
             f"{name} does not put {tokenizer.cls_token} before a text and {tokenizer.sep_token} behind it, as a BERT's "
@@ -217,7 +217,7 @@ def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
     try:
         described = json.loads(path.read_bytes()) if path.exists() else {}
     except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {_one_line(error)}") from error
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(described, dict) or described.get("model_type") != "bert":
         raise InputError(f"{directory} is no transformers BERT directory: it needs a config.json of model type bert.")
     with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -227,17 +227,13 @@ def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
                 directory, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
         except Exception as error:  # wrong values in config.json and damaged weights are errors of many kinds
-            raise InputError(f"{directory} cannot be loaded: {_one_line(error)}") from error
+            raise InputError(f"{directory} cannot be loaded: {one_line(error)}") from error
     model, report = found
     missing = sorted(report["missing_keys"])
     encoder = [name for name in missing if not name.startswith(("cls.", "bert.pooler."))]
     if encoder:
         raise InputError(f"{directory} lacks the tensor {encoder[0]}; it holds no whole BERT encoder.")
     return model, missing
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def compare(a: Record, b: Record) -> Record:
             "a": a[name]["test_accuracy"],
             "b": b[name]["test_accuracy"],
         }
-        if "tuned_correct" in a and "tuned_correct" in b:
+        if all(_is_tuned(record, name) for record in (a, b)):
             poolings[name]["tuned"] = _paired(a, b, name, "tuned_correct") | {
                 "a": a[name]["tuned_accuracy"],
                 "b": b[name]["tuned_accuracy"],
@@ -40,6 +40,18 @@ def compare(a: Record, b: Record) -> Record:
                 "b_c": b[name]["tuned_c"],
             }
     return {"task": a["task"], "n_test": a["n_test"], "a": _name(a), "b": _name(b), **poolings}
+
+
+def _is_tuned(record: Record, pooling: str) -> bool:
+    """Whether the record has all that a comparison of its tuned figures needs."""
+    answers = record.get("tuned_correct", {}).get(pooling, "")
+    figures = (record[pooling].get(key) for key in ("tuned_accuracy", "tuned_c"))
+    return len(answers) == _digits(record) and all(figure is not None for figure in figures)
+
+
+def _digits(record: Record) -> int:
+    """Hexadecimal digits of the answers to all test texts."""
+    return 2 * -(-(record.get("n_test") or 0) // 8)
 
 
 def _paired(a: Record, b: Record, pooling: str, key: str) -> Record:
@@ -51,7 +63,7 @@ def _not_comparable(record: Record) -> str:
     """Why a record has no answers to single texts; empty where it has."""
     if record.get("status", "done") != "done":
         return str(record.get("reason") or record["status"])
-    digits = 2 * -(-(record.get("n_test") or 0) // 8)
+    digits = _digits(record)
     answers = record.get("correct", {})
     if not digits or any(len(answers.get(name, "")) != digits for name in POOLINGS):
         return "it holds no answers to single texts"

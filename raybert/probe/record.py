@@ -68,6 +68,7 @@ class _Record(_Part):
     baselines: _Baselines = _Baselines()
     beyond_start: dict[str, _Difference] = {}
     correct: dict[str, Bits] = {}
+    tuned_correct: dict[str, Bits] = {}
     confusion: list[list[Count]] | None = None
     n_train: Count | None = None
     n_test: Count | None = None

@@ -132,11 +132,11 @@ def _side_by_side(scores: Record, key: str) -> str:
 
 def _tuned(score: Record) -> str:
     """``71.2 (C 0.1)``, or nothing where C was not tuned."""
-    return f"{100 * score['tuned_accuracy']:.1f}{_c(score)}" if "tuned_accuracy" in score else ""
+    return f"{100 * score['tuned_accuracy']:.1f}{_c(score)}" if score.get("tuned_accuracy") is not None else ""
 
 
 def _c(score: Record) -> str:
-    return f" (C {score['tuned_c']:g})" if "tuned_c" in score else ""
+    return f" (C {score['tuned_c']:g})" if score.get("tuned_c") is not None else ""
 
 
 def result_table(record: Record) -> Table:

@@ -193,7 +193,7 @@ class State:
         for kind, value in self._reader.read():
             self._take(kind, value)
         if self._stale or self._reader.damaged_lines != damaged:
-            found, self._stale = read_run(self.uri), False
+            found, self._stale = read_run(self.uri), not self.records
             self.table = run_table(found, last=TABLE_ROWS) if self.records else None
             self.left_out = [str(part) for part in found.left_out]
         self.waiting = queue.waiting_steps(self.uri)

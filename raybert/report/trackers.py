@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from raybert import storage
 from raybert.config import Config
+from raybert.errors import one_line
 from raybert.report.watch import Subscriber, watching
 from raybert.telemetry import is_number, read_object
 
@@ -108,7 +109,7 @@ class _HarmlessTracker:
             yield
         except Exception as error:
             self._tracker = None
-            text = " ".join(str(error).split())
+            text = one_line(error)
             logger.warning("The tracker %s failed and is left out from here on: %s", self._name, text)
 
 

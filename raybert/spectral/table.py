@@ -14,7 +14,7 @@ from raybert import storage
 from raybert.config import Config
 from raybert.console import errors
 from raybert.data.shards import ShardSet, Unit, read_unit
-from raybert.errors import InputError, RunFailed
+from raybert.errors import InputError, RunFailed, last_line
 from raybert.spectral import count, factorise, files
 from raybert.spectral.recipe import REMEDY, Recipe, too_few
 from raybert.tokenizer import NUM_TEXT_TOKENS
@@ -74,7 +74,7 @@ def ensure(
             raise InputError(str(error.cause)) from error
         raise RunFailed(_failed(f"{type(error.cause).__name__}: {error.cause}")) from error
     except RayError as error:
-        raise RunFailed(_failed(str(error).strip().splitlines()[0])) from error
+        raise RunFailed(_failed(last_line(error))) from error
 
 
 def _failed(reason: str) -> str:
@@ -132,7 +132,8 @@ def _factorise(counted: list[Any], columns: int, recipe: Recipe, places: list[st
     # A run's worker has less than a core on a small machine, and others may need the rest.
     os.setpriority(os.PRIO_PROCESS, 0, max(FACTORS_PRIORITY, os.getpriority(os.PRIO_PROCESS, 0)))
     matrix = factorise.ppmi(ray.get(counted), columns)
-    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
+    threads = min(MOST_THREADS, available)
     vectors = factorise.principal_vectors(matrix, recipe.components, seed=recipe.seed, threads=threads)
     for uri in places[:-1]:
         try:

@@ -17,7 +17,7 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 from fsspec.registry import known_implementations
 
-from raybert.errors import InputError, RunFailed
+from raybert.errors import InputError, RunFailed, one_line
 from raybert.storage.uri import GOOGLE, PACKAGES, scheme, split
 
 # Seconds without a byte of an answer after which a request is given up and made again.
@@ -91,7 +91,7 @@ def no_client(uri: str, error: Exception) -> InputError:
     if kind in HADOOP:
         return InputError(
             f"Cannot open {uri}: {kind}:// needs Hadoop's client (libhdfs) on every node, with JAVA_HOME, HADOOP_HOME "
-            f"and CLASSPATH set ({_one_line(error)})."
+            f"and CLASSPATH set ({one_line(error)})."
         )
     package = str(known_implementations.get(kind, {}).get("class", "")).partition(".")[0]
     if package in ("", "fsspec"):  # fsspec's own clients need others' packages
@@ -99,11 +99,7 @@ def no_client(uri: str, error: Exception) -> InputError:
     if package and (isinstance(error, ImportError) or kind not in known_implementations):
         package = package.replace("_", "-")
         return InputError(f"Cannot open {uri}: {kind}:// needs a package on every node: pip install {package}.")
-    return InputError(f"Cannot open {uri}: {_one_line(error)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"Cannot open {uri}: {one_line(error)}")
 
 
 def unranged(fs: Any, url: str) -> bytes | None:
@@ -202,5 +198,5 @@ def explain(uri: str, error: Exception) -> Exception | None:
             + (" (roles/storage.objectAdmin)." if scheme(uri) in GOOGLE else ".")
         )
     if names & _NO_ANSWER:
-        return RunFailed(f"{place} does not answer as it should ({_one_line(error)}); run the command again.")
+        return RunFailed(f"{place} does not answer as it should ({one_line(error)}); run the command again.")
     return None

@@ -12,7 +12,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from raybert import storage
 from raybert.cluster import OFF_SPOT, largest_resources
-from raybert.config import Config
+from raybert.config import Config, warmup_steps
 from raybert.data.shards import open_shards
 from raybert.errors import InputError, Interrupted, last_line
 from raybert.probe.service import client
@@ -146,7 +146,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
 
 
 def _make_token_vectors(planned: Sequence[Trial]) -> None:
-    """Once, before trials need them at the same time; they find them beside their shards."""
+    """Once, before trials need them at the same time: they find them beside their shards, if those can be written."""
     spectral = [trial.config for trial in planned if trial.config.model.embedding_init == "spectral"]
     for config in {(config.data.shards, config.data.seed): config for config in spectral}.values():
         table.for_run(config, open_shards(config.data.shards), cpus=1.0, show=True)
@@ -165,12 +165,21 @@ def _require_same(sweep: SweepConfig, before: dict[str, Any], now: dict[str, Any
         raise InputError(f"The sweep {sweep.uri} was begun with another space; resume it with the file it began with.")
     # A setting that is younger than the sweep had no other value than its default.
     defaults = {f"base.{key}": value for key, value in trackers.flatten(Config().model_dump(mode="json")).items()}
+    before, now = _in_steps(before), _in_steps(now)
     for key in sorted(before.keys() | now.keys()):
         if (old := before.get(key, defaults.get(key))) != now.get(key):
             raise InputError(
                 f"The sweep {sweep.uri} was begun with {key}={old} and cannot go on with {now.get(key)}; "
                 "resume it with the settings it began with."
             )
+
+
+def _in_steps(described: dict[str, Any]) -> dict[str, Any]:
+    """The same with the warm-up in steps, which may be given as a fraction of the run."""
+    given, steps = described.get("base.schedule.warmup_steps"), described.get("base.train.steps")
+    if given is None or steps is None:
+        return described
+    return described | {"base.schedule.warmup_steps": warmup_steps(given, steps)}
 
 
 def _numbers(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

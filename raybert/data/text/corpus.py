@@ -55,6 +55,14 @@ def plan(
     """
     found = [_find(name, text_column) for name in names]
     files = sorted({uri for part in found for uri in part.files})
+    fragments, about = share_out(files, text_column, fragment_bytes=fragment_bytes, lines=lines)
+    return Corpus(fragments, about, files, [passed for part in found for passed in part.passed_over])
+
+
+def share_out(
+    files: Sequence[str], text_column: str, *, fragment_bytes: int, lines: bool
+) -> tuple[list[list[Piece]], dict[str, Any]]:
+    """The fragments of these files, and what identifies them, as `plan` has both."""
     with ThreadPoolExecutor(16) as pool:  # most of the time is waiting for the storage
         look = partial(_look, text_column=text_column, fragment_bytes=fragment_bytes, lines=lines)
         looked = list(pool.map(look, files))
@@ -71,8 +79,7 @@ def plan(
         raise InputError(f"The input holds no documents: {files[0]} is empty.")
     empty = sum(not pieces for pieces, _ in looked)
     counted = {"empty_files": empty} if empty else {}
-    about = {"files": len(files), **counted, "fingerprint": fingerprint}
-    return Corpus(fragments, about, files, [passed for part in found for passed in part.passed_over])
+    return fragments, {"files": len(files), **counted, "fingerprint": fingerprint}
 
 
 def joint_digest(digests: Iterable[str]) -> str:

@@ -42,6 +42,7 @@ class Source:
     pieces: Sequence[Piece]
     text_column: str
     identity: str
+    passed_over: str = ""  # files of the input that are not read, and why
 
 
 def plan(uri: str, text_column: str) -> Source:
@@ -53,30 +54,31 @@ def plan(uri: str, text_column: str) -> Source:
         InputError: there is no file of a known kind, files of several kinds, or no such column.
     """
     uri = storage.absolute(uri)
-    files = inputs.find(uri, text_column, _kind).files
+    found = inputs.find(uri, text_column, _kind)
+    files, passed_over = found.files, inputs.summary(found.passed_over)
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
         raise InputError(f"{uri} holds files of several kinds ({', '.join(sorted(kinds))}); give one kind at a time.")
     if kinds == {"csv"}:
-        return _plan_csv(files, text_column)
+        pieces, identity = _plan_csv(files, text_column)
+        return Source(pieces, text_column, identity, passed_over)
     column = LINE_COLUMN if kinds == {"txt"} else text_column
-    found = corpus.plan([uri], column, fragment_bytes=PIECE_BYTES, lines=True)
-    pieces = [piece for fragment in found.fragments for piece in fragment]
-    return Source(pieces, column, found.inputs["fingerprint"])
+    fragments, about = corpus.share_out(sorted(files), column, fragment_bytes=PIECE_BYTES, lines=True)
+    return Source([piece for part in fragments for piece in part], column, about["fingerprint"], passed_over)
 
 
 def _kind(uri: str) -> str:
     return "csv" if suffixes(uri) == (".csv", "") else kind_of(uri)[0]
 
 
-def _plan_csv(files: list[str], text_column: str) -> Source:
+def _plan_csv(files: list[str], text_column: str) -> tuple[list[Piece], str]:
     """Quoted line ends make a csv file hard to cut: each is one piece."""
     pieces = [Piece(file, "csv", 0, 0, storage.size(file)) for file in files]
     for piece in pieces:
         _, header = next(_csv_records(piece.uri))
         require_columns(piece.uri, [text_column], header)
     digests = (corpus.file_digest(piece.uri, piece.size) for piece in pieces)
-    return Source(pieces, text_column, corpus.joint_digest(digests))
+    return pieces, corpus.joint_digest(digests)
 
 
 def kinds(piece: Piece, text_column: str) -> dict[str, Kind]:
@@ -132,14 +134,21 @@ def read_lines(stream: Iterable[bytes], name: str) -> Iterator[pa.Table]:
     return _text_tables(stream, name, 0)
 
 
+def row_count(parquet: pq.ParquetFile, groups: Iterable[int]) -> int:
+    return sum(parquet.metadata.row_group(i).num_rows for i in groups)
+
+
 def _parquet(piece: Piece, text_column: str, others: bool) -> Iterator[pa.Table]:
     with sentence_when_damaged(piece.uri), storage.open_uri(piece.uri) as file:
         parquet = pq.ParquetFile(file)
         if others:
             refuse_twins(piece.uri, parquet.schema_arrow.names, parquet.schema_arrow.names)
-        row = sum(parquet.metadata.row_group(i).num_rows for i in range(piece.start))
+        row = row_count(parquet, range(piece.start))
         groups = range(piece.start, piece.stop)
         columns = None if others else [text_column]
+        if not row_count(parquet, groups):  # "at least one" table, with the columns
+            empty = parquet.schema_arrow.empty_table()
+            yield empty if others else empty.select([text_column])
         for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
             for value in column_values(batch.column(text_column)):
                 row += 1
