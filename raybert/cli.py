@@ -1,9 +1,9 @@
 """The command line: `raybert COMMAND`. Every command is a thin layer over the library; start reading here.
 
-prepare -> raybert.data.text.prepare   pretrain -> raybert.pretrain            sweep          -> raybert.sweep.run
-report  -> raybert.report              watch    -> raybert.report.live         verify, doctor -> raybert.verify, doctor
-embed   -> raybert.encode.job          probe    -> raybert.cli_probe           export, import -> raybert.export.directories
-submit  -> raybert.submit              bench    -> raybert.bench               demo           -> raybert.demo
+prepare -> raybert.data.text.prepare   pretrain -> raybert.pretrain    sweep          -> raybert.sweep.run
+report  -> raybert.report              watch    -> raybert.report.live verify, doctor -> raybert.verify, doctor
+embed   -> raybert.encode.job          probe    -> raybert.cli_probe   export, import -> raybert.export.directories
+submit  -> raybert.submit              bench    -> raybert.bench       demo           -> raybert.demo
 """
 
 import logging

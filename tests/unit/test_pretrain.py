@@ -31,7 +31,8 @@ def test_the_terminal_is_told_and_the_page_is_written_whether_training_fails_or_
             raise RunFailed("no node is left")
 
     monkeypatch.setattr(pretrain, "train", train)
-    run = SimpleNamespace(uri=uri, config=from_mapping(tree), tasks=())
+    shares = SimpleNamespace(worker=1.0)
+    run = SimpleNamespace(uri=uri, config=from_mapping(tree), tasks=(), shards=None, shares=shares)
     terminal = nullcontext(Subscriber("terminal", on_record=lambda record: shown.append(record["step"])))
     with pytest.raises(RunFailed) if fails else nullcontext():
         pretrain.drive(run, terminal, wait_for_probes=False)
