@@ -232,3 +232,12 @@ def test_paths_are_named_as_every_process_can_find_them(tmp_path, monkeypatch):
     places = [f"ag_news@{tmp_path}/texts", f"{tmp_path}/mine.yaml"]
     assert found.probe.tasks == ["bbc_news", *places, "gs://b/t.yaml"]
     assert config.from_mapping(yaml.safe_load(found.to_yaml())) == found
+
+
+@pytest.mark.parametrize("text", ["", "~"])
+def test_a_text_setting_without_a_value_is_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(f"run:\n  storage: {text}\n")
+    with pytest.raises(InputError, match=r"run\.storage"):
+        config.load(str(tmp_path / "c.yaml"))
+    (tmp_path / "c.yaml").write_text("run:\n  name: null\n")
+    assert config.load(str(tmp_path / "c.yaml")).run.name == "null"

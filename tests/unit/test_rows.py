@@ -301,3 +301,16 @@ def test_training_rows_sorted_by_label_are_to_be_drawn_at_random(tmp_path, label
     with pytest.raises(InputError, match="training") as refused:
         classes(train, test=test)
     assert "seed" not in str(refused.value)
+
+
+def test_a_file_without_rows_is_a_table_without_rows(tmp_path):
+    """As Spark writes for an empty partition, beside others."""
+    pq.write_table(
+        pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}), tmp_path / "a.parquet"
+    )
+    pq.write_table(pa.table({"id": [1], "text": ["one"]}), tmp_path / "b.parquet")
+    source = rows.plan(str(tmp_path), "text")
+    for others in (True, False):
+        found = [table for piece in source.pieces for table in rows.read(piece, "text", None, others=others)]
+        assert sum(map(len, found)) == 1
+        assert {tuple(table.column_names) for table in found} == {("id", "text") if others else ("text",)}
