@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from raybert import config, storage
+from raybert.config import load_run
 from raybert.data.shards import open_shards, read_unit, verify_shards
 from raybert.encode.encoders import open_encoder
 from raybert.errors import InputError
@@ -133,7 +134,8 @@ def test_a_planted_run_directory(plants, tmp_path):
         refused(lambda: queue.read_entry(run, 10), run)
         storage.write_bytes(f"{run}/config.yaml", plant)
         if not plant.startswith(b"name"):
-            refused(lambda: read_run(run), run)
+            refused(lambda: load_run(run), run)
+            assert "config.yaml" in [part.file for part in read_run(run).left_out]
 
 
 def test_a_parquet_file_with_a_pickle_in_its_metadata(mark, tmp_path):
