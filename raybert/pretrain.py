@@ -28,13 +28,12 @@ def drive(run: Run, shown: AbstractContextManager[Subscriber], *, wait_for_probe
         if last_step(run.uri) < run.config.train.steps:
             # Before the bars of the run, since it has one of its own.
             table.for_run(run.config, run.shards, cpus=run.shares.worker, show=True)
-    with (
-        lease.held(run.uri),
-        kept_current(run.uri) as page,
-        trackers.opened(run.config) as tracking,
-        shown as terminal,
-        watching(run.uri, [page, *tracking, terminal]),
-    ):
-        train(run)
-        if wait_for_probes and run.config.probe.tasks:
-            client.wait(run.uri, run.config.run.storage)
+        with (
+            kept_current(run.uri) as page,
+            trackers.opened(run.config) as tracking,
+            shown as terminal,
+            watching(run.uri, [page, *tracking, terminal]),
+        ):
+            train(run)
+            if wait_for_probes and run.config.probe.tasks:
+                client.wait(run.uri, run.config.run.storage)
