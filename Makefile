@@ -11,7 +11,7 @@ demo: $(VENV)/.demo  ## train a small BERT on real text, with probes beside it (
 	$(BIN)/raybert demo
 
 test: $(VENV)/.dev prometheus  ## run all tests; PYTEST_ARGS='tests/unit -x' for some
-	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),-n 2 --dist loadgroup --no-loadscope-reorder)
+	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),-n 2 --no-loadscope-reorder)
 
 # One test asks a Prometheus for every panel of the Grafana dashboard. Without it that test says so and is skipped.
 prometheus:  ## install Debian's prometheus, which a test needs, when root

@@ -6,9 +6,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.gcs import Emulator
 from tests.processes import STARTS
@@ -33,20 +35,21 @@ os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "12")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+class Halves(LoadScopeScheduling):
     """`make test` has two processes for the tests (pytest-xdist), since those that use Ray wait most of their time.
 
-    A group is not divided among them: the tests that use Ray are one, since two clusters at a time are too much for two
-    cores; each file of unit tests is one. The longest begin.
+    What is one scope goes to one process: all tests that use Ray, since two clusters at a time are too much for two
+    cores (they are the longest, and begin, as pytest finds them first); and each file of unit tests.
     """
-    if not getattr(config.option, "loadgroup", False):
-        return
-    groups = {}
-    for item in items:
-        groups[item] = item.nodeid.partition("::")[0] if "unit" in item.path.parts else "ray"
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: groups[item] != "ray")
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if "unit" in file.split("/") else "ray"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Halves:
+    """pytest-xdist's own `loadgroup` does not divide by groups with pytest 9.2."""
+    return Halves(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,12 @@ def _choose_temporary_directory() -> None:
         raise InputError(f"The path {said} is {-spare} bytes too long for the sockets that Ray puts below it; {remedy}")
     if spare < 0:
         logger.warning(
-            "The path %s is too long for Ray's sockets: Ray's files go to %s; RAY_TMPDIR names another directory.",
+            "The path %s is too long for Ray's sockets: the files of Ray and its processes go to %s.",
             *(said, SHORT_TEMPORARY),
         )
-        os.environ["RAY_TMPDIR"] = SHORT_TEMPORARY
+        tempfile.gettempdir()  # this process keeps its own
+        # TMPDIR too: Ray's dashboard and its workers put sockets of multiprocessing there.
+        os.environ["RAY_TMPDIR"] = os.environ["TMPDIR"] = SHORT_TEMPORARY
         return
     try:
         os.makedirs(place, exist_ok=True)
