@@ -16,7 +16,7 @@ import ray
 import yaml
 
 from benchmarks.common import medians, result, seconds
-from raybert.telemetry import read_metrics
+from raybert.records import read_metrics
 from tests.data import make_shards
 
 ROUNDS = 3

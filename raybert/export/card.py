@@ -12,9 +12,9 @@ from raybert import storage
 from raybert.config import warmup_steps
 from raybert.errors import InputError
 from raybert.model.bert import Bert
+from raybert.records import format_seconds
 from raybert.report.figure import learning_figure
 from raybert.report.read import Probe, RunData, Score, read_run
-from raybert.telemetry import format_seconds
 
 FIGURE = "learning.png"
 

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from raybert import storage
 from raybert.probe import classify, tune
 from raybert.probe.texts import Texts
-from raybert.telemetry import read_object
+from raybert.records import read_object
 
 Record = dict[str, Any]
 # Part of every cache key: raise it when the figures would come out differently for the same texts.

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from raybert.telemetry import LARGEST, parse_object
+from raybert.records import LARGEST, parse_object
 
 Record = dict[str, Any]
 NAME = re.compile(r"(?P<task>[A-Za-z0-9][A-Za-z0-9._-]*)-(?P<step>\d{8,15})\.json")  # of a record's file

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from raybert.encode import POOLINGS
-from raybert.telemetry import format_seconds
+from raybert.records import format_seconds
 
 Record = dict[str, Any]
 NONE = "–"  # a figure that a record does not have

@@ -19,12 +19,12 @@ from raybert.config import Config, run_directory
 from raybert.errors import RunFailed
 from raybert.probe.service import queue
 from raybert.probe.show import format_block
+from raybert.records import format_line, format_seconds, read_end, read_failure, read_metrics
 from raybert.report.drawing import bin_means
 from raybert.report.read import WAITS, read_run
 from raybert.report.terminal import closing_table, run_table
 from raybert.report.watch import RunReader, Subscriber
 from raybert.storage.lease import Onlooker
-from raybert.telemetry import format_line, format_seconds, read_end, read_failure, read_metrics
 
 Record = dict[str, Any]
 BLOCKS = "▁▂▃▄▅▆▇█"

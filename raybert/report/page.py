@@ -11,10 +11,10 @@ import yaml
 from markupsafe import Markup
 
 from raybert import storage
+from raybert.records import format_seconds
 from raybert.report.beyond import against_start, verdict
 from raybert.report.plots import Chart, learning_charts, machine_charts, probe_chart
 from raybert.report.read import WAITS, Missed, Probe, RunData, percent, read_run
-from raybert.telemetry import format_seconds
 
 # Seconds after which the page of a run that is not over loads itself again.
 REFRESH = 20

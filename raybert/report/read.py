@@ -10,7 +10,7 @@ from raybert.encode import POOLINGS
 from raybert.errors import InputError
 from raybert.probe.service import queue
 from raybert.probe.service.queue import Records
-from raybert.telemetry import LARGEST, METRICS, Lines, by_step, read_failure, read_lines
+from raybert.records import LARGEST, METRICS, Lines, by_step, read_failure, read_lines
 
 T = TypeVar("T", int, str, list[Any])
 CONFIG = "config.yaml"

@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 from raybert import storage
 from raybert.config import Config
 from raybert.errors import one_line
+from raybert.records import is_number, read_object
 from raybert.report.watch import Subscriber, watching
-from raybert.telemetry import is_number, read_object
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from raybert import storage
 from raybert.probe.service import queue
-from raybert.telemetry import METRICS, parse_lines
+from raybert.records import METRICS, parse_lines
 from raybert.train.recovery import faults
 
 logger = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from raybert.errors import InputError, Interrupted, last_line
 from raybert.probe.service import client
 from raybert.ray_internals.names import STATE_TRACKING
 from raybert.ray_internals.train import withhold_from_trials
+from raybert.records import END, read_object
 from raybert.report import trackers
 from raybert.spectral import table
 from raybert.storage import lease
@@ -25,7 +26,6 @@ from raybert.storage.retry import retry
 from raybert.sweep.space import SweepConfig, Trial, trials
 from raybert.sweep.stop import INTERRUPTED, LetSave, asked, interruptible
 from raybert.sweep.summary import note_end
-from raybert.telemetry import END, read_object
 from raybert.train.check import Run, check, check_shards
 from raybert.train.dry_run import Estimate, estimate
 from raybert.train.recovery import stop

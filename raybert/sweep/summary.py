@@ -10,9 +10,9 @@ from raybert.errors import InputError, RunFailed
 from raybert.model.bert import flops_per_token
 from raybert.probe.service import queue
 from raybert.probe.service.queue import Records
+from raybert.records import END, FAILURE, METRICS, Lines, by_step, read_end, read_failure, read_lines
 from raybert.report.read import CONFIG, LeftOut, Probe, Score, by_task, damage, read_settings
 from raybert.sweep.space import SweepConfig, Trial, trials
-from raybert.telemetry import END, FAILURE, METRICS, Lines, by_step, read_end, read_failure, read_lines
 
 LR = "optimizer.lr"
 # Reads at the same time: in a bucket each of them waits for an answer.

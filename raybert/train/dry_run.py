@@ -24,9 +24,9 @@ from raybert.errors import RunFailed, last_line
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
+from raybert.records import format_seconds
 from raybert.spectral.recipe import Recipe
 from raybert.spectral.table import find
-from raybert.telemetry import format_seconds
 from raybert.train import optimizer as optimizers
 from raybert.train.check import Run
 from raybert.train.memory import worker_environment

@@ -21,7 +21,7 @@ from raybert.model.bert import flops_per_token
 from raybert.model.peak import peak_flops
 from raybert.probe.tasks import ProbeTask, parse_task
 from raybert.ray_internals.train import preemption_noticed
-from raybert.telemetry import FAILURE
+from raybert.records import FAILURE
 from raybert.train import clock
 from raybert.train.interval import Interval, Streak, Totals
 from raybert.train.recorder import Recorder

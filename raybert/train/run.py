@@ -14,10 +14,10 @@ from raybert.config import look_up, read_yaml_mapping
 from raybert.errors import Interrupted, RunFailed
 from raybert.probe.service import client
 from raybert.ray_internals import names
+from raybert.records import FAILURE, read_failure
 from raybert.spectral import table
 from raybert.storage import lease
 from raybert.storage.retry import retry
-from raybert.telemetry import FAILURE, read_failure
 from raybert.train.check import Run
 from raybert.train.memory import worker_environment
 

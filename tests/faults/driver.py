@@ -25,7 +25,7 @@ from raybert.data.shards import open_shards
 from raybert.data.tensors import to_torch
 from raybert.model.bert import Bert
 from raybert.model.losses import Pretraining
-from raybert.telemetry import read_metrics
+from raybert.records import read_metrics
 from raybert.train import ledger, optimizer
 from raybert.train.recovery import faults
 from raybert.train.schedule import lr_at

@@ -12,11 +12,11 @@ import yaml
 
 from raybert import config, storage
 from raybert.errors import InputError
+from raybert.records import read_metrics
 from raybert.sweep import space
 from raybert.sweep.page import write_summary
 from raybert.sweep.run import run_sweep
 from raybert.sweep.summary import read_sweep
-from raybert.telemetry import read_metrics
 from tests.clusters import cluster
 from tests.data import make_shards
 from tests.tasks import make_task

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import yaml
 
-from raybert.telemetry import read_metrics
+from raybert.records import read_metrics
 from raybert.train.recovery.committed import last_step
 from tests import clusters
 from tests.data import make_shards

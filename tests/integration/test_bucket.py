@@ -12,7 +12,7 @@ import yaml
 
 from raybert import storage
 from raybert.cli import run_app
-from raybert.telemetry import read_metrics
+from raybert.records import read_metrics
 from tests.gcs import Fault
 from tests.integration.test_prepare import document
 from tests.tasks import make_task

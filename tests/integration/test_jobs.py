@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import raybert
-from raybert.telemetry import read_metrics
+from raybert.records import read_metrics
 from raybert.train.recovery.committed import last_step
 from tests import clusters
 from tests.tasks import make_task

@@ -21,12 +21,12 @@ from raybert.config import from_mapping
 from raybert.data.text import rows
 from raybert.model.files import load
 from raybert.probe.service import client, queue
+from raybert.records import read_metrics
 from raybert.report import write_report
 from raybert.report.terminal import closing_table
 from raybert.spectral import files as spectral_files
 from raybert.spectral import table as spectral_table
 from raybert.spectral.recipe import Recipe
-from raybert.telemetry import read_metrics
 from raybert.train.check import check
 from raybert.train.checkpoint import load_state
 from raybert.train.ledger import read_account

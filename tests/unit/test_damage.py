@@ -27,6 +27,7 @@ from raybert.probe.service.served import ServedRun
 from raybert.probe.show import format_block, results_table
 from raybert.probe.tasks import ProbeTask
 from raybert.ray_internals.names import SNAPSHOT
+from raybert.records import format_line, parse_lines, parse_object, read_end, read_failure
 from raybert.report import live, write_report
 from raybert.report.figure import learning_figure
 from raybert.report.page import render
@@ -36,7 +37,6 @@ from raybert.report.trackers import figures, probe_figures
 from raybert.report.watch import RunReader
 from raybert.sweep import space
 from raybert.sweep.summary import note_end, read_sweep
-from raybert.telemetry import format_line, parse_lines, parse_object, read_end, read_failure
 from raybert.train.check import check_inputs
 from raybert.train.ingest import last_step
 from raybert.train.ledger import Ledger

@@ -1,7 +1,8 @@
 import json
 from pathlib import Path
 
-from raybert.telemetry import MetricsLog, format_line, format_seconds, read_metrics, tags_of
+from raybert.records import format_line, format_seconds, read_metrics
+from raybert.telemetry import MetricsLog, tags_of
 
 
 def test_a_restarted_run_goes_on_in_the_same_file_and_the_last_line_of_a_step_counts(tmp_path):

@@ -22,7 +22,8 @@ from raybert.probe.service import owner, work
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.queue import Record
 from raybert.probe.service.served import Outcome, Probe, ServedRun
-from raybert.telemetry import Board, read_object, tags_of
+from raybert.records import read_object
+from raybert.telemetry import Board, tags_of
 
 log = logging.getLogger(__name__)
 

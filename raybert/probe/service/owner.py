@@ -12,7 +12,7 @@ import ray
 
 from raybert import storage
 from raybert.ray_internals.names import HEAD_RESOURCE
-from raybert.telemetry import is_number, read_object
+from raybert.records import is_number, read_object
 
 # Seconds. A service says every minute that it still serves a run with something in its queue.
 LEASE = 180.0

@@ -24,7 +24,7 @@ from raybert.errors import InputError
 from raybert.probe import record as probe_record
 from raybert.probe.record import Record
 from raybert.probe.tasks import TASK_NAME, ProbeTask, parse_task
-from raybert.telemetry import is_count, is_number, read_object
+from raybert.records import is_count, is_number, read_object
 
 _QUEUED = re.compile(r"step-(\d{8,15})\.json")
 LARGEST_SHARE = 1e6  # CPUs of a probe

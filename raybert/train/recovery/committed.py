@@ -3,7 +3,7 @@
 from raybert import storage
 from raybert.errors import InputError
 from raybert.ray_internals.names import SNAPSHOT
-from raybert.telemetry import read_object
+from raybert.records import read_object
 
 CHECKPOINTS = "checkpoints"
 

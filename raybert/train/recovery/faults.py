@@ -16,7 +16,7 @@ from typing import Any
 from raybert import storage
 from raybert.errors import InputError, last_line
 from raybert.ray_internals import names
-from raybert.telemetry import read_object
+from raybert.records import read_object
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from raybert import storage
 from raybert.errors import DamagedCheckpoint, InputError, RunFailed
 from raybert.model.directory import BEFORE, REQUIRED, SUMS, verify_files
 from raybert.ray_internals.names import SNAPSHOT
-from raybert.telemetry import read_object
+from raybert.records import read_object
 from raybert.train.recovery import faults
 from raybert.train.recovery.committed import CHECKPOINTS
 
