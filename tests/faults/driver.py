@@ -158,7 +158,7 @@ class Driver:
         return self.wait_for(f"the fault {kind} in the list", lambda: self.faults(kind)[known:])[-1]
 
     def faults(self, kind: str) -> list[dict[str, Any]]:
-        return [fault for fault in faults.read(self.uri) if fault["kind"] == kind]
+        return [fault for fault in faults.read_faults(self.uri)[0] if fault["kind"] == kind]
 
 
 def recomputed_digests(shards: str, steps: int) -> list[int]:

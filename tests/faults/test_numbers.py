@@ -47,7 +47,7 @@ def test_ten_bad_steps_in_a_row_end_the_run_with_a_sentence(tmp_path):
         assert part in str(caught.value)
     assert account.skipped == len(account.digests) - 10
     assert last_step(run.uri) == 14
-    assert {fault["step"] for fault in faults.read(run.uri) if fault["kind"] == "validation"} >= {12, 15, 18}
+    assert {fault["step"] for fault in faults.read_faults(run.uri)[0] if fault["kind"] == "validation"} >= {12, 15, 18}
     assert run_app(["verify", run.uri]) == 0, "other cadences than before are no fault"
 
 

@@ -37,7 +37,7 @@ def test_a_run_grows_at_the_next_checkpoint(tmp_path):
     assert [resizing.accepts(2, 3) for _ in range(3)] == [False] * 3
     commit(tmp_path, 40)
     assert resizing.accepts(2, 3)
-    assert [fault["workers"] for fault in faults.read(str(tmp_path))] == [3]
+    assert [fault["workers"] for fault in faults.read_faults(str(tmp_path))[0]] == [3]
     assert not resizing.accepts(3, 4), "the next change waits for a checkpoint of its own"
 
 

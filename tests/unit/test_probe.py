@@ -421,4 +421,4 @@ def test_trouble_with_a_probe_does_not_end_training(task_file, tmp_path, monkeyp
     (record,) = queue.records(saver.config.run_uri).values()
     assert (record["status"], record["step"]) == ("skipped", 5)
     assert "no place for the weights" in record["reason"]
-    assert [fault["kind"] for fault in faults.read(saver.config.run_uri)] == ["probe"]
+    assert [fault["kind"] for fault in faults.read_faults(saver.config.run_uri)[0]] == ["probe"]

@@ -89,7 +89,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(run, name, how):
     assert "step-00000020" in told
     assert last_step(str(run)) == 20
     assert (run / "checkpoints" / "damaged-step-00000030").is_dir()
-    assert [fault["kind"] for fault in faults.read(str(run))] == ["damaged_checkpoint"]
+    assert [fault["kind"] for fault in faults.read_faults(str(run))[0]] == ["damaged_checkpoint"]
     assert repair(str(run)) == []
 
 
@@ -149,8 +149,8 @@ def test_a_fault_that_cannot_be_read_hides_no_other(run):
     (run / "faults" / "0-broken.json").write_text("")
     faults.note(str(run), "b", "second")
     seen = set()
-    assert [fault["kind"] for fault in faults.read(str(run), seen)] == ["a", "b"]
-    assert faults.read(str(run), seen) == []
+    assert [fault["kind"] for fault in faults.read_faults(str(run), seen)[0]] == ["a", "b"]
+    assert faults.read_faults(str(run), seen) == ([], {})
 
 
 def test_a_run_without_a_checkpoint_needs_no_list(tmp_path):
@@ -294,7 +294,7 @@ def test_only_failures_without_a_new_checkpoint_between_them_end_a_run(run, monk
     with pytest.raises(RunFailed, match=r"stopped: the controller of the run was lost\."):
         supervise.fit_with_restarts(fit, str(run), max_failures=max_failures, patience=0)
     assert len(calls) == starts
-    noted = [fault["failures"] for fault in faults.read(str(run)) if fault["kind"] == "restart"]
+    noted = [fault["failures"] for fault in faults.read_faults(str(run))[0] if fault["kind"] == "restart"]
     assert noted == ([1, *range(1, max_failures + 1)] if max_failures else [])
 
 

@@ -37,13 +37,11 @@ def note(run_uri: str, kind: str, text: str, **details: Any) -> None:
         logger.warning("The fault could not be noted in %s: %s", uri, error)
 
 
-def read(run_uri: str, seen: set[str] | None = None) -> list[dict[str, Any]]:
-    """The faults in the order of time; those named in `seen`, which grows by the others, are left out."""
-    return read_faults(run_uri, seen)[0]
-
-
 def read_faults(run_uri: str, seen: set[str] | None = None) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """As `read`; and what is wrong with each file that cannot be read (a machine lost its power), by its name."""
+    """The faults in the order of time, and what is wrong with each file that cannot be read, by the file's name.
+
+    Those named in `seen`, which grows by the others, are left out.
+    """
     seen = set() if seen is None else seen
     uris = [uri for uri in storage.list_dir(storage.join(run_uri, FAULTS)) if uri.endswith(".json") and uri not in seen]
     seen.update(uris)
