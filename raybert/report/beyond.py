@@ -12,35 +12,40 @@ def verdict(probe: Probe) -> str:
     """One clause for the last result of a task, also when training added nothing; empty where no start is recorded."""
     if probe.baselines.start_absent:
         return f"what training added on {probe.task} is not known: no start ({probe.baselines.start_absent})"
-    usual, tuned = _differences(probe)
-    if not usual:
-        return ""
-    said = f"on {probe.task} training {_judge(usual)} by step {probe.step:,} ({figures(usual)})"
-    return f"{said}; with C tuned it {_judge(tuned)} ({figures(tuned)})" if tuned else said
+    return _in_words(
+        probe,
+        "on {task} training {judged} by step {step:,} ({figures})",
+        tuned="; with C tuned it {judged} ({figures})",
+    )
 
 
 def against_start(probe: Probe) -> str:
     """The differences with their intervals as a sentence; empty where no start is recorded."""
-    usual, tuned = _differences(probe)
-    if not usual:
-        return ""
-    said = f"Step {probe.step:,} against the run's start, text by text: {figures(usual)}."
-    return f"{said} C tuned: {figures(tuned)}." if tuned else said
+    return _in_words(
+        probe,
+        "Step {step:,} against the run's start, text by text: {figures}.",
+        tuned=" C tuned: {figures}.",
+    )
 
 
-def figures(differences: Differences) -> str:
+def _in_words(probe: Probe, usual: str, *, tuned: str) -> str:
+    """The differences with C = 1 in one form and those with C tuned in the other, as far as the record has them."""
+    found: Differences = probe.raw.get("beyond_start", {})
+    chosen: Differences = {pooling: entry["tuned"] for pooling, entry in found.items() if entry.get("tuned")}
+    return "".join(
+        form.format(task=probe.task, step=probe.step, judged=_judge(differences), figures=_figures(differences))
+        for form, differences in ((usual, found), (tuned, chosen))
+        if differences
+    )
+
+
+def _figures(differences: Differences) -> str:
     """``pooler +3.1 points [+1.2, +5.0], ...``"""
     return ", ".join(
         f"{pooling} {100 * found['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
         for pooling, found in differences.items()
         for low, high in [found["interval"]]
     )
-
-
-def _differences(probe: Probe) -> tuple[Differences, Differences]:
-    """With C = 1 and with C tuned."""
-    found = probe.raw.get("beyond_start", {})
-    return found, {pooling: entry["tuned"] for pooling, entry in found.items() if entry.get("tuned")}
 
 
 def _judge(differences: Differences) -> str:
