@@ -114,6 +114,7 @@ def pretrain(
     from raybert import cluster
     from raybert import config as configs
     from raybert.preload import preloaded
+    from raybert.probe.tasks import passed_over
     from raybert.ray_internals.names import PRESTART
     from raybert.train.check import check, check_inputs
 
@@ -123,6 +124,9 @@ def pretrain(
     words = [word for word in (config, *(overrides or [])) if word]
     settings = configs.load_run(resume, words) if resume else configs.load(config, overrides or [])
     inputs = check_inputs(settings)  # before a Ray is started, which takes seconds
+    for task in inputs.tasks:
+        if line := passed_over(task):
+            say(f"probe task {task.name}: {line}")
     if not dry_run:
         # Processes that Ray starts when a driver registers lack the environment of a run's, so no run uses them.
         os.environ.setdefault(PRESTART, "0")

@@ -15,6 +15,7 @@ from raybert.errors import InputError
 
 if TYPE_CHECKING:
     from raybert.probe.service.queue import Records
+    from raybert.probe.tasks import ProbeTask
 
 app = typer.Typer(
     name="probe", help="Probe checkpoints; ask the probe service.", no_args_is_help=True, rich_markup_mode=None
@@ -86,7 +87,7 @@ def run(
     """Probe one checkpoint here and now, in this process."""
     from raybert.probe import show
 
-    record = _probe(checkpoint, task)
+    record = _probe(checkpoint, _load_task(task))
     print(json.dumps(record)) if as_json else Console().print(show.result_table(record))
 
 
@@ -101,12 +102,13 @@ def compare(
     from raybert.probe import show
     from raybert.probe.compare import compare as compare_records
 
-    sides = []
+    sides, probe_task = [], None
     for uri in (a, b):
         if uri.endswith(".json"):
             sides.append(_record(uri))
         elif task:
-            sides.append(_probe(uri, task))
+            probe_task = probe_task or _load_task(task)
+            sides.append(_probe(uri, probe_task))
         else:
             raise InputError(f"Say which task to probe {uri} with: --task NAME_OR_YAML.")
     found = compare_records(*sides)
@@ -140,20 +142,27 @@ def _say_left_out(found: "Records") -> None:
         say(f"left out: probes/{name} cannot be read: {fault}", style="yellow")
 
 
-def _probe(checkpoint: str, task: str) -> dict[str, object]:
+def _load_task(spec: str) -> "ProbeTask":
+    from raybert.probe.tasks import load_task, passed_over
+
+    task = load_task(spec)
+    if line := passed_over(task):
+        say(line)
+    return task
+
+
+def _probe(checkpoint: str, task: "ProbeTask") -> dict[str, object]:
     import torch
 
     from raybert.encode.encoders import open_encoder
     from raybert.probe.baselines import Cache
     from raybert.probe.evaluate import evaluate, prepare
-    from raybert.probe.tasks import load_task
 
-    probe_task = load_task(task)
     encoder = open_encoder(checkpoint)
     console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console) as bar:
-        shown = bar.add_task(f"reading {probe_task.name}", total=None)
-        material = prepare(probe_task, encoder.tokenize, encoder.positions)
+        shown = bar.add_task(f"reading {task.name}", total=None)
+        material = prepare(task, encoder.tokenize, encoder.positions)
         bar.update(shown, description=f"embedding {len(material.texts.texts):,} texts", total=1.0)
         cache = Cache(str(Path(typer.get_app_dir("raybert")) / "baselines"))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -86,7 +86,7 @@ def _plan(inputs: str, text_column: str) -> rows.Source:
     """As `rows.plan`; what is passed over is told on standard error."""
     source = rows.plan(inputs, text_column)
     if source.passed_over:
-        say(f"passed over: {source.passed_over}")
+        say(source.passed_over)
     return source
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from raybert import storage
 from raybert.data.text import csvfile, embedded
 from raybert.data.text.documents import suffixes
-from raybert.data.text.inputs import is_hidden
+from raybert.data.text.inputs import Passed, find_by_name, sentence
 from raybert.data.text.values import Bad, column_values, json_objects, refusal, require_columns
 from raybert.errors import InputError
 
@@ -83,14 +83,20 @@ def stamp(uri: str) -> str:
     return repr(found)
 
 
+def passed_over(uri: str) -> list[Passed]:
+    """The files at `uri` that are not read: hidden ones, and those of other kinds."""
+    return [] if uri.startswith(embedded.SCHEME) else find_by_name(uri, _kind).passed_over
+
+
 def _files(uri: str) -> list[str]:
-    found = [file for file, below in storage.find_files(uri) if not is_hidden(below)]
-    if not found:
+    found = find_by_name(uri, _kind)
+    if not found.files and not found.passed_over:
         raise InputError(f"There is no file at {uri}.")
-    known = [file for file in found if _kind(file)]
-    if not known:
-        raise InputError(f"{found[0]} is none of the kinds that a probe task reads: {', '.join(KINDS)}.")
-    return known
+    if not found.files:
+        raise InputError(
+            f"{uri} holds no file of a kind that a probe task reads ({' '.join(KINDS)}); {sentence(found.passed_over)}."
+        )
+    return found.files
 
 
 def _kind(file: str) -> str:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from raybert import storage
 from raybert.config_text import read_overridden, typed
-from raybert.data.text.inputs import is_hidden
+from raybert.data.text.inputs import is_hidden, sentence
 from raybert.data.text.values import refuse_twins
 from raybert.errors import InputError
 from raybert.probe import tables
@@ -154,6 +154,13 @@ def check_task(task: ProbeTask) -> None:
                 f"{uri} has no column {missing[0]} for the probe task {task.name}; it has {', '.join(found)}."
             )
         refuse_twins(uri, found, [*task.columns, task.label])
+
+
+def passed_over(task: ProbeTask) -> str:
+    """A line for a person: which files at the task's URIs are not read, and why; empty where all are."""
+    return sentence(
+        [passed for uri in dict.fromkeys((task.train, task.test)) if uri for passed in tables.passed_over(uri)]
+    )
 
 
 def _in_folder(task: ProbeTask, folder: str) -> ProbeTask:

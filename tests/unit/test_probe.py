@@ -17,6 +17,7 @@ from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 from raybert import storage
+from raybert.cli import run_app
 from raybert.config import from_mapping
 from raybert.encode import POOLINGS
 from raybert.encode.encoders import RaybertEncoder, open_encoder, tokenize
@@ -24,6 +25,7 @@ from raybert.encode.vectors import batches, embed
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
+from raybert.model.files import save
 from raybert.probe import classify, tables
 from raybert.probe.baselines import Cache
 from raybert.probe.compare import compare
@@ -33,7 +35,7 @@ from raybert.probe.service.owner import Owner
 from raybert.probe.service.served import Outcome, ServedRun
 from raybert.probe.show import format_block, result_table, results_table
 from raybert.probe.statistics import paired_bootstrap, wilson
-from raybert.probe.tasks import ProbeTask, load_task
+from raybert.probe.tasks import ProbeTask, load_task, passed_over
 from raybert.probe.texts import load_texts
 from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID
 from raybert.train import checkpoint
@@ -41,6 +43,8 @@ from raybert.train.checkpoint import Snapshot
 from raybert.train.recovery import faults
 from raybert.train.saver import Saver
 from tests.tasks import make_task
+
+CONFIG = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +55,7 @@ def task_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder():
     torch.manual_seed(3)
-    return RaybertEncoder(
-        Bert(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32))
-    )
+    return RaybertEncoder(Bert(CONFIG))
 
 
 @given(n=st.integers(1, 5000), share=st.floats(0, 1))
@@ -184,6 +186,34 @@ def test_hidden_copies_of_a_task_s_files_are_not_read_whatever_the_directory_is_
     assert [row.values for row in tables.rows(task.train, ["text", "label"])] == [("text 0", "0"), ("text 1", "1")]
     assert [row.values for row in tables.rows(task.test, ["text", "label"])] == [("a test", "0")]
     assert len(list(tables.rows(str(folder), ["text"]))) == 3
+
+
+def test_files_that_a_task_passes_over_are_named_as_prepare_names_them(task_file, tmp_path, monkeypatch, capsys):
+    checkpoint, folder = str(tmp_path / "checkpoint"), tmp_path / "texts"
+    save(Bert(CONFIG), checkpoint)
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+        shutil.copy(Path(task_file).parent / f"{split}.csv", folder / split / "a.CSV")
+    (tmp_path / "t.yaml").write_text("{name: t, train: texts/train, test: texts/test/*, text: headline, label: topic}")
+    task = load_task(str(tmp_path / "t.yaml"))
+    assert passed_over(task) == passed_over(load_task("bbc_news")) == ""
+    (folder / "train" / "_SUCCESS").touch()
+    for name in ("README.md", "b.csv.gz"):
+        (folder / "train" / name).touch()
+    (folder / "test" / "notes.txt").touch()
+    line = "passed over: 3 of other kinds (README.md, b.csv.gz, notes.txt), 1 hidden (_SUCCESS)"
+    assert passed_over(task) == line
+    assert load_texts(task).n_train == 120
+    monkeypatch.setenv("HOME", str(tmp_path))  # of the cache of baselines
+    command = ["probe", "compare", checkpoint, checkpoint, "--task", str(tmp_path / "t.yaml"), "--json"]
+    assert run_app(command) == 0
+    assert capsys.readouterr().err.count(line) == 1
+    (folder / "train" / "a.CSV").unlink()
+    with pytest.raises(
+        InputError,
+        match=r"holds no file of a kind that a probe task reads \(\.parquet .*; passed over: 2 of other kinds",
+    ):
+        load_task(str(tmp_path / "t.yaml"))
 
 
 def test_a_mark_at_the_start_and_floats_for_classes_are_read(tmp_path):

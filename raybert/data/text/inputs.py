@@ -12,7 +12,7 @@ import codecs
 import json
 import posixpath
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -77,10 +77,8 @@ def find(name: str, text_column: str, kind: Callable[[str], str] = _kind_of) -> 
 
         def reason(file: tuple[str, str]) -> str:
             uri, below = file
-            if is_hidden(below):
-                return HIDDEN
-            if not kind(uri):
-                return OTHER_KIND
+            if why := _reason_by_name(uri, below, kind):
+                return why
             if below and posixpath.dirname(uri) in of_shards and _SHARD.fullmatch(_base(uri)):
                 return SHARD
             if suffixes(uri)[0] == ".json" and (fault := _fault_of_json(uri, text_column if below else "")):
@@ -90,11 +88,28 @@ def find(name: str, text_column: str, kind: Callable[[str], str] = _kind_of) -> 
             return ""
 
         reasons = list(pool.map(reason, listed))
-    passed = [Passed(below or _base(uri), why) for (uri, below), why in zip(listed, reasons, strict=True) if why]
-    files = [uri for (uri, _), why in zip(listed, reasons, strict=True) if not why]
-    if not files:
+    found = _divide(listed, reasons)
+    if not found.files:
         known = f"{' '.join(SUFFIXES)}; .gz or .zst of text"
-        raise InputError(f"The input {name} holds no file of a known kind ({known}); passed over: {summary(passed)}.")
+        raise InputError(f"The input {name} holds no file of a known kind ({known}); {sentence(found.passed_over)}.")
+    return found
+
+
+def find_by_name(name: str, kind: Callable[[str], str]) -> Found:
+    """As `find`, by the names of the files alone: none is opened. There may be no file that is read."""
+    listed = storage.find_files(name)
+    return _divide(listed, [_reason_by_name(uri, below, kind) for uri, below in listed])
+
+
+def _reason_by_name(uri: str, below: str, kind: Callable[[str], str]) -> str:
+    """Why a file is passed over, as far as its name says; empty when it does not."""
+    return HIDDEN if is_hidden(below) else "" if kind(uri) else OTHER_KIND
+
+
+def _divide(listed: Sequence[tuple[str, str]], reasons: Sequence[str]) -> Found:
+    """Files and their paths below the input, by whether there is a reason to pass them over."""
+    files = [uri for (uri, _), why in zip(listed, reasons, strict=True) if not why]
+    passed = [Passed(below or _base(uri), why) for (uri, below), why in zip(listed, reasons, strict=True) if why]
     return Found(files, passed)
 
 
@@ -112,6 +127,11 @@ def summary(passed: Iterable[Passed]) -> str:
         f"{len(found):,} {reason} ({', '.join(found[:SHOWN])}{', ...' if len(found) > SHOWN else ''})"
         for reason, found in names.items()
     )
+
+
+def sentence(passed: Sequence[Passed]) -> str:
+    """The `summary` as the line that every command shows; empty where nothing was passed over."""
+    return f"passed over: {summary(passed)}" if passed else ""
 
 
 def _base(uri: str) -> str:

@@ -24,7 +24,7 @@ from raybert import storage
 from raybert.data.shards import MANIFEST, SPLITS, Shard, ShardSet, open_shards, verify_shards, write_manifest
 from raybert.data.text import corpus, phases
 from raybert.data.text import documents as readers
-from raybert.data.text.inputs import summary
+from raybert.data.text.inputs import sentence
 from raybert.data.text.settings import Settings
 from raybert.data.text.values import TOO_LARGE
 from raybert.data.text.windows import MIN_TOKENS
@@ -66,13 +66,13 @@ def prepare(
     if storage.exists(storage.join(output, MANIFEST)) and not overwrite:
         there = _already_there(output, about, progress)
         if there is not None:
-            _say([_passed_over(raw)], progress)
+            _say([sentence(raw.passed_over)], progress)
             return there
     _remove_leftovers(output)
     with _bar(progress) as bar:
         shards, counts = _make(raw, output, chosen, bar)
     made = write_manifest(output, splits=shards, counts=_counts(counts), **about)
-    _say([*describe(made), _passed_over(raw)], progress)
+    _say([*describe(made), sentence(raw.passed_over)], progress)
     return made
 
 
@@ -117,10 +117,6 @@ def describe(shards: ShardSet) -> list[str]:
             "the fraction, or train with every.validation=0"
         )
     return lines
-
-
-def _passed_over(raw: corpus.Corpus) -> str:
-    return f"passed over: {summary(raw.passed_over)}" if raw.passed_over else ""
 
 
 def _say(lines: Iterable[str], aloud: bool) -> None:

@@ -42,7 +42,7 @@ class Source:
     pieces: Sequence[Piece]
     text_column: str
     identity: str
-    passed_over: str = ""  # files of the input that are not read, and why
+    passed_over: str = ""  # a line for a person: which files of the input are not read, and why
 
 
 def plan(uri: str, text_column: str) -> Source:
@@ -55,7 +55,7 @@ def plan(uri: str, text_column: str) -> Source:
     """
     uri = storage.absolute(uri)
     found = inputs.find(uri, text_column, _kind)
-    files, passed_over = found.files, inputs.summary(found.passed_over)
+    files, passed_over = found.files, inputs.sentence(found.passed_over)
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
         raise InputError(f"{uri} holds files of several kinds ({', '.join(sorted(kinds))}); give one kind at a time.")
