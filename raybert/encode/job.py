@@ -32,6 +32,7 @@ from raybert.encode.encoders import Encoder, open_encoder
 from raybert.encode.vectors import check_choices, embed
 from raybert.errors import InputError
 from raybert.model import files
+from raybert.records import read_object
 
 if TYPE_CHECKING:
     import ray
@@ -190,7 +191,8 @@ def embed_job(
         The number of rows in the output, those of an earlier call included.
 
     Raises:
-        InputError: the checkpoint or the input is missing or of a wrong kind; or something else lies at the output.
+        InputError: the checkpoint or the input is missing or of a wrong kind; or something else lies at the output, or
+            what lies there does not say what it was made of.
     """
     import ray
 
@@ -306,18 +308,28 @@ def _describe(settings: Settings, source: rows.Source) -> dict[str, Any]:
 def _require_same(described: dict[str, Any], output: str) -> None:
     """
     Raises:
-        InputError: something else lies at the output.
+        InputError: something else lies at the output, or what lies there does not say what it was made of.
     """
     path = storage.join(output, PLAN)
-    if storage.exists(path):
-        before = storage.read_json(path)
+    others = [uri for uri in storage.list_dir(output) if uri != path]
+    try:
+        before = read_object(path)
+    except FileNotFoundError:
+        if others:
+            raise InputError(f"Something lies at {output} already; give another --output.") from None
+    except ValueError as error:
+        # It is written before the first vectors: where there are none, nothing can be mixed up, and it is written anew.
+        if others:
+            raise InputError(
+                f"{path} is damaged ({error}) and no longer says what the vectors beside it were made of; delete "
+                f"{output}, or give another --output."
+            ) from error
+    else:
         if before != described:
             changed = [key for key in described if before.get(key) != described[key]]
             raise InputError(
                 f"{output} holds vectors made otherwise ({', '.join(changed)} differ); give another --output."
             )
-    elif storage.list_dir(output):
-        raise InputError(f"Something lies at {output} already; give another --output.")
 
 
 def _part(output: str, number: int) -> str:

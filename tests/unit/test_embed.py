@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 import raybert
 from raybert.cli import run_app
 from raybert.data.text import rows
+from raybert.encode import job
 from raybert.errors import InputError
 
 TEXTS = ["one text", "", "a longer text, with a comma and a 'quote'", "ünï"] * 3
@@ -213,6 +215,29 @@ def test_a_table_has_the_columns_of_all_its_rows(tmp_path):
     source = rows.plan(str(tmp_path / "t.jsonl"), "text")
     (table,) = [table for piece in source.pieces for table in rows.read(piece, "text")]
     assert table.to_pylist() == [{"text": "a", "id": None}, {"text": "b", "id": 7}]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"weights": "ab', b"[]", b"\0" * 99, b"\xff", b'{"pieces": NaN}'])
+def test_vectors_whose_description_is_damaged_are_not_mixed_with_others(checkpoint, tmp_path, monkeypatch, content):
+    (tmp_path / "in.txt").write_text("a text\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / job.PLAN).write_bytes(content)
+
+    def embed():
+        job.embed_job(job.Settings(checkpoint, "text"), str(tmp_path / "in.txt"), str(tmp_path / "out"))
+
+    monkeypatch.setattr(job, "largest_resources", Mock(side_effect=RuntimeError("the cluster is next")))
+    with pytest.raises(RuntimeError, match="the cluster is next"):  # no vectors yet: the output will do
+        embed()
+    (tmp_path / "out" / "part-00000.parquet").touch()
+    with pytest.raises(
+        InputError, match=rf"{job.PLAN} is damaged \(.*\) and no longer says .*; delete {tmp_path}/out, or"
+    ):
+        embed()
+    assert (tmp_path / "out" / job.PLAN).read_bytes() == content
+    (tmp_path / "out" / job.PLAN).unlink()
+    with pytest.raises(InputError, match="Something lies at"):
+        embed()
 
 
 def test_bytes_are_text_and_an_earlier_embedding_is_replaced(checkpoint, model, tmp_path, capsys):
