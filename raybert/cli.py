@@ -2,7 +2,7 @@
 
 prepare -> raybert.data.text.prepare   pretrain -> raybert.pretrain    sweep          -> raybert.sweep.run
 report  -> raybert.report              watch    -> raybert.report.live verify, doctor -> raybert.verify, doctor
-embed   -> raybert.encode.job          probe    -> raybert.cli_probe   export, import -> raybert.export.directories
+embed, export, import -> raybert.cli_model                             probe          -> raybert.cli_probe
 submit  -> raybert.submit              bench    -> raybert.bench       demo           -> raybert.demo
 """
 
@@ -13,11 +13,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raybert import storage
+from raybert.cli_model import app as model_app
 from raybert.cli_probe import app as probe_app
-from raybert.console import Commands, errors, say
+from raybert.console import Commands, say
 from raybert.errors import InputError, RunFailed
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # frames around everything would take more lines
 )
+app.add_typer(model_app)  # without a name its commands are raybert's own
 app.add_typer(probe_app)
 
 
@@ -291,49 +292,6 @@ def doctor(
         raise RunFailed(f"{wrong} of {lines} checks found something wrong.")
 
 
-@app.command(
-    epilog="Example: cat texts.txt | raybert embed runs/compact/checkpoints/best --input - --output vectors.npy"
-)
-def embed(
-    checkpoint: Annotated[str, typer.Argument(help="checkpoint at any URI, or a local transformers BERT directory")],
-    input: Annotated[str, typer.Option(help="txt (a text a line), jsonl, csv or parquet at any URI; - is stdin")],
-    output: Annotated[str, typer.Option(help="FILE.npy or FILE.parquet; or a directory, written by a Ray Data job")],
-    text_column: Annotated[str, typer.Option(help="column that holds the text")] = "text",
-    pooling: Annotated[str, typer.Option(help="mean, cls or pooler")] = "mean",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: what is fast here")] = "float32",
-    workers: Annotated[
-        int | None, typer.Option(help="encoders of the job at the same time; default: what fits")
-    ] = None,
-) -> None:
-    """Turn texts into vectors.
-
-    An --output named .npy or .parquet is written by this process; any other is a directory, written by a Ray Data job
-    that goes on where it was cut off when the same command is run again.
-    """
-    from raybert import cluster
-    from raybert.encode import job as embedding
-
-    settings = embedding.Settings(checkpoint, text_column, pooling, dtype)
-    if output.endswith((".npy", ".parquet")):
-        rows = embedding.embed_file(settings, input, output)
-    elif input == embedding.STDIN:
-        raise InputError("Texts from standard input go into one file: give an --output named .npy or .parquet.")
-    else:
-        cluster.connect()
-        with Progress(
-            TextColumn("pieces"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=errors
-        ) as bars:
-            shown = bars.add_task("pieces", total=None)
-            rows = embedding.embed_job(
-                settings,
-                input,
-                output,
-                workers=workers,
-                progress=lambda done, total: bars.update(shown, completed=done, total=total),
-            )
-    print(f"{rows:,} rows in {output}")
-
-
 @app.command(epilog="Example: raybert bench --size base --samples 16 --seq-len 128")
 def bench(
     size: Annotated[str, typer.Option(help="named size of the encoder")] = "compact",
@@ -355,44 +313,6 @@ def bench(
         f"{found['tokens_per_second']:,.0f} tokens/s, {100 * found['mfu']:.1f} % of "
         f"{found['gemm_tflops']:.2f} TFLOP/s; the stream delivers {found['stream_tokens_per_second']:,.0f} tokens/s"
     )
-
-
-@app.command(epilog="Example: raybert export runs/compact/checkpoints/best compact-bert")
-def export(
-    checkpoint: Annotated[str, typer.Argument(help="checkpoint directory, at any URI")],
-    directory: Annotated[str, typer.Argument(help="local directory for the model, its tokenizer and its card")],
-    push: Annotated[str, typer.Option(help="also upload to the Hugging Face Hub: USER/NAME")] = "",
-    revision: Annotated[str, typer.Option(help="branch of the upload; stepN for a checkpoint of step N")] = "",
-) -> None:
-    """Write a checkpoint for transformers.
-
-    The directory opens in transformers and sentence-transformers, with equal outputs, and holds a model card.
-    """
-    from raybert.export import directories as exports
-
-    revision = revision or exports.revision_of(checkpoint)
-    exports.export_dir(checkpoint, directory, repository=push, revision=revision)
-    print(directory)
-    if push:
-        print(exports.push(directory, push, revision))
-
-
-@app.command(name="import", epilog="Example: raybert import my-bert-directory checkpoints/mine")
-def import_(
-    directory: Annotated[str, typer.Argument(help="local directory of a transformers BERT")],
-    checkpoint: Annotated[str, typer.Argument(help="checkpoint to write, at any URI; DIRECTORY-raybert")] = "",
-) -> None:
-    """Turn a transformers BERT into a checkpoint.
-
-    Its tokenizer comes along where it is another than raybert's.
-    """
-    from raybert.export.directories import import_dir
-
-    checkpoint = checkpoint or f"{directory.rstrip('/')}-raybert"
-    missing = import_dir(directory, checkpoint)
-    print(checkpoint)
-    if missing:
-        print(f"{len(missing)} tensors of heads that {directory} lacks begin at random, {missing[0]} for one")
 
 
 if __name__ == "__main__":

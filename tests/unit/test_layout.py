@@ -34,7 +34,7 @@ FLOORS = [
     ("export",),
     ("doctor", "verify", "bench", "submit", "pretrain"),
     ("demo",),
-    ("cli_probe", "node"),
+    ("cli_model", "cli_probe", "node"),
     ("cli", ""),
 ]
 # Plain functions that run in a notebook, and what reads a run where there is no cluster: no module imports Ray, nor one
