@@ -88,7 +88,7 @@ def stepper(
     def work() -> float:
         nonlocal step
         start = clock()
-        keys = {"seed": 0, "step": step, "first_micro_batch": 0, "global_batch": samples}
+        keys: dict[str, Any] = {"seed": 0, "step": step, "first_micro_batch": 0, "global_batch": samples}
         sums, _ = train_step(model, adam, [batch], lr=1e-4, grad_clip=1.0, dtype=dtype, **keys)
         sums.sum().item()
         step += 1

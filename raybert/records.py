@@ -18,11 +18,14 @@ END = "outcome.json"  # in that of a sweep's trial that did not come to its own 
 LARGEST = 2**53  # of a step or count: above it a float is no longer exact
 LARGEST_FIGURE = 3.5e38  # what float32 can hold, in which losses and norms are computed
 GAUGES = {
-    "loss": "training loss, MLM + next sentence (nats)",
+    "loss": "training loss, the weighted sum of those of the objective (nats)",
     "mlm_loss": "masked-language-model loss (nats per masked token)",
     "nsp_loss": "next-sentence loss (nats per sample)",
+    "contrast_loss": "loss of finding a text's other half (nats per pair)",
+    "bag_loss": "loss of the words that a text's vector predicts (nats per word)",
     "mlm_accuracy": "share of masked tokens predicted right",
     "nsp_accuracy": "share of sentence pairs classified right",
+    "contrast_accuracy": "share of texts whose other half is nearest",
     "validation_loss": "loss on the validation samples (nats)",
     "lr": "learning rate",
     "grad_norm": "gradient norm before clipping",
@@ -163,14 +166,12 @@ def read_metrics(run_uri: str) -> list[dict[str, Any]]:
     return by_step(read_lines(run_uri).records)
 
 
-LINE = {  # of a log line: its records' keys and how they are shown together
-    ("loss", "mlm_loss", "nsp_loss"): "loss {:.4f} (mlm {:.4f} nsp {:.4f})",
-    ("mlm_accuracy", "nsp_accuracy"): "acc mlm {:.3f} nsp {:.3f}",
-    ("lr",): "lr {:.2e}",
-    ("grad_norm",): "norm {:.2f}",
-    ("tokens_per_second",): "{:,.0f} tok/s",
-    ("mfu",): "mfu {:.1%}",
-    ("wait_data",): "waiting on data {:.1%}",
+LINE = {  # of a log line, after losses and accuracies: its records' keys and how they are shown
+    "lr": "lr {:.2e}",
+    "grad_norm": "norm {:.2f}",
+    "tokens_per_second": "{:,.0f} tok/s",
+    "mfu": "mfu {:.1%}",
+    "wait_data": "waiting on data {:.1%}",
 }
 
 
@@ -188,7 +189,18 @@ def format_line(record: Mapping[str, Any], total_steps: int) -> str:
 
 
 def _shown(figures: Mapping[str, float]) -> list[str]:
-    return [form.format(*map(figures.get, keys)) for keys, form in LINE.items() if figures.keys() >= set(keys)]
+    losses, accuracies = (
+        _each(figures, f"_{kind}", form) for kind, form in (("loss", "{:.4f}"), ("accuracy", "{:.3f}"))
+    )
+    parts = [f"loss {figures['loss']:.4f}" + f" ({losses})" * bool(losses)] if "loss" in figures else []
+    parts += [f"acc {accuracies}"] * bool(accuracies)
+    return parts + [form.format(figures[key]) for key, form in LINE.items() if key in figures]
+
+
+def _each(figures: Mapping[str, float], suffix: str, form: str) -> str:
+    """Those of the objective's losses that are on: "mlm 7.1234 nsp 0.6931"."""
+    found = {key.removesuffix(suffix): value for key, value in figures.items() if key.endswith(suffix)}
+    return " ".join(f"{name} {form.format(value)}" for name, value in found.items())
 
 
 def format_seconds(seconds: float) -> str:

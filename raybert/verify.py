@@ -12,6 +12,7 @@ from raybert import storage
 from raybert.data.block import take
 from raybert.data.reader import SampleReader
 from raybert.data.shards import ShardSet, open_shards, verify_shards
+from raybert.data.spec import sample_spec
 from raybert.errors import InputError
 from raybert.model.directory import REQUIRED, verify_files
 from raybert.model.files import CONFIG, WEIGHTS, load
@@ -120,7 +121,7 @@ def _ledger(run: RunData, config: configs.Config, shards: ShardSet | None) -> st
     if shards is None:
         raise InputError(f"The {steps:,} steps of the ledger cannot be checked without the shards.")
     batch, at_once = config.train.global_batch, max(1, CHECKED_SAMPLES // config.train.global_batch)
-    reader = SampleReader(shards, seed=config.data.seed)
+    reader = SampleReader(shards, seed=config.data.seed, spec=sample_spec(config))
     for start in range(0, steps, at_once):
         stop = min(start + at_once, steps)
         columns = reader.build(np.arange(start * batch, stop * batch))

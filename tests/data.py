@@ -35,9 +35,10 @@ def make_shards(
     vocabulary: int = 50_257,
     validation: int = 40,
     fraction: float = 0.01,
+    documents: int = 50,
 ) -> ShardSet:
     """A small shard set with both splits; the last unit of a shard is a partial one."""
-    made = partial(random_rows, seq_len=seq_len, documents=50, vocabulary=vocabulary)
+    made = partial(random_rows, seq_len=seq_len, documents=documents, vocabulary=vocabulary)
     splits = {}
     for split, count, size in (("train", shards, rows), ("validation", min(1, validation), validation)):
         splits[split] = [

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from raybert.data import masking, pairs
 from raybert.data.shards import UnitRows
+from raybert.data.spec import SampleSpec
 from raybert.tokenizer import PAD_ID
 
 Columns = dict[str, np.ndarray]
@@ -20,6 +21,7 @@ LAYOUT: Mapping[str, tuple[str, bool]] = {
     "masked_labels": ("uint16", True),  # (N, P), [PAD] where there is none
     "next_sentence_label": ("int8", False),  # (N,) 0 = IsNext, 1 = NotNext
     "index": ("int64", False),  # (N,) the sample's place in the run
+    "document": ("int64", False),  # (N,) the hash of the window's document
 }
 
 
@@ -28,9 +30,9 @@ LAYOUT: Mapping[str, tuple[str, bool]] = {
 GROUP = 128
 
 
-def empty(count: int, seq_len: int) -> Columns:
+def empty(count: int, seq_len: int, spec: SampleSpec) -> Columns:
     """Columns of so many samples for `build` to fill, those of T and of P places full of padding."""
-    most = masking.max_masked(seq_len)
+    most = masking.max_masked(seq_len, spec.masked.most)
     wide = {"input_ids": (seq_len, PAD_ID), "masked_positions": (most, -1), "masked_labels": (most, PAD_ID)}
     return {
         name: np.full((count, wide[name][0]), wide[name][1], kind) if name in wide else np.empty(count, kind)
@@ -38,20 +40,24 @@ def empty(count: int, seq_len: int) -> Columns:
     }
 
 
-def build(unit: UnitRows, rows: np.ndarray, keys: np.ndarray, index: np.ndarray, into: Columns) -> None:
+def build(
+    unit: UnitRows, rows: np.ndarray, keys: np.ndarray, index: np.ndarray, into: Columns, spec: SampleSpec
+) -> None:
     """Pair and mask windows of one unit, into N rows (a view) of fresh columns from `empty`.
 
     `rows`, `keys` and `index` are (N,); a sample depends on its own key alone.
     """
     segments = pairs.draw_segments(unit, rows, keys)
-    into["next_sentence_label"][:] = not_next = pairs.draw_labels(segments, keys)
+    not_next = pairs.draw_labels(segments, keys) if spec.next_sentence else np.zeros(len(rows), bool)
+    into["next_sentence_label"][:] = not_next
     into["cut"][:], into["length"][:] = cut, length = pairs.layout(segments)
-    into["index"][:] = index
+    into["index"][:], into["document"][:] = index, unit.doc[rows]
+    fractions = spec.masked.at(index)
     order = np.argsort(length)
     for group in (order[first : first + GROUP] for first in range(0, len(order), GROUP)):
         width = int(length[group[-1]])
         ids = pairs.assemble(unit, segments.take(group), not_next[group], width)
-        masked, positions, labels = masking.mask(ids, cut[group], length[group], keys[group])
+        masked, positions, labels = masking.mask(ids, cut[group], length[group], keys[group], fractions[group])
         into["input_ids"][group, :width] = masked
         into["masked_positions"][group, : positions.shape[1]] = positions
         into["masked_labels"][group, : labels.shape[1]] = labels

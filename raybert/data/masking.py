@@ -3,21 +3,25 @@
 import numpy as np
 
 from raybert.data.rng import below, bits, draw, extend, fold, uniform
+from raybert.data.spec import MASKED_FRACTION
 from raybert.tokenizer import MASK_ID, NUM_TEXT_TOKENS, PAD_ID
 
-MASKED_FRACTION = 0.15
 _CHOOSE, _TREAT, _REPLACE = 20, 21, 22
 
 
-def max_masked(seq_len: int) -> int:
+def max_masked(seq_len: int, fraction: float = MASKED_FRACTION) -> int:
     """P: the most positions that a sample of T tokens can have masked; three of them are special."""
-    return max(1, round(MASKED_FRACTION * (seq_len - 3)))
+    return max(1, round(fraction * (seq_len - 3)))
 
 
 def mask(
-    ids: np.ndarray, cut: np.ndarray, length: np.ndarray, keys: np.ndarray
+    ids: np.ndarray,
+    cut: np.ndarray,
+    length: np.ndarray,
+    keys: np.ndarray,
+    fraction: float | np.ndarray = MASKED_FRACTION,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mask round(0.15 n) of each sample's n text tokens (one at least), chosen uniformly without replacement.
+    """Mask round(fraction n) of each sample's n text tokens (one at least), chosen uniformly without replacement.
 
     Of the chosen, 80 % become [MASK], 10 % a text token drawn uniformly from the whole vocabulary, 10 % stay. Special
     tokens and padding are never chosen. A sample's result depends on its own key alone.
@@ -26,14 +30,15 @@ def mask(
         ids: (N, T) uint16 as `raybert.data.pairs.assemble` lays them out, with cut and length (N,). A sample's result
             does not depend on T, but for the padding.
         keys: (N,) uint64.
+        fraction: of all samples, or (N,). Whatever is masked with one is masked with a larger one too.
 
     Returns:
         masked ids (N, T) uint16; positions (N, P) int32 ascending, then -1; labels (N, P) uint16, then [PAD].
     """
     seq_len = ids.shape[1]
-    most = max_masked(seq_len)
+    most = max_masked(seq_len, float(np.max(fraction)))
     # [CLS] and two [SEP] are no text. numpy rounds halves to even, as Python's round does.
-    wanted = np.clip(np.rint(MASKED_FRACTION * (length - 3)).astype(np.int64), 1, most)
+    wanted = np.clip(np.rint(fraction * (length - 3)).astype(np.int64), 1, most)
     chosen = _choose(cut, length, keys, wanted, seq_len)
     rows = np.repeat(np.arange(len(ids)), wanted)
     places = chosen - rows * seq_len
@@ -56,7 +61,7 @@ def mask(
 
 def _choose(cut: np.ndarray, length: np.ndarray, keys: np.ndarray, wanted: np.ndarray, seq_len: int) -> np.ndarray:
     """The `wanted` (N,) text tokens of each sample with the lowest scores, ascending, as places in the flat (N, T)."""
-    samples, most = np.arange(len(keys)), max_masked(seq_len)
+    samples, most = np.arange(len(keys)), int(wanted.max())
     score = bits(keys, _CHOOSE, seq_len)  # of which the last bit does not count
     high = (score >> np.uint64(33)).astype(np.uint32)  # sorted eight times as fast
     none = np.uint32(2**32 - 1)

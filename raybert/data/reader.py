@@ -1,6 +1,7 @@
 """The plan read in this process: what every other way to get the batches is compared with."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ from raybert.data.block import Columns, build, empty, take, widen
 from raybert.data.plan import Plan
 from raybert.data.rng import fold
 from raybert.data.shards import ShardSet, UnitRows, open_shards, read_unit
+from raybert.data.spec import ORIGINAL, SampleSpec
 
 CACHED_UNITS = 4  # of 512 windows each, as `prepare` makes them
 
@@ -20,8 +22,8 @@ class SampleReader:
     A unit is kept while its samples are built: consecutive samples share it.
     """
 
-    def __init__(self, shards: ShardSet, *, seed: int, split: str = "train") -> None:
-        self.shards, self.seed = shards, seed
+    def __init__(self, shards: ShardSet, *, seed: int, split: str = "train", spec: SampleSpec = ORIGINAL) -> None:
+        self.shards, self.seed, self.spec = shards, seed, spec
         self._units = shards.units(split)
         self.plan = Plan([unit.rows for unit in self._units], seed)
         self._read = lru_cache(maxsize=CACHED_UNITS)(self._read_unit)
@@ -34,11 +36,11 @@ class SampleReader:
         epochs, units, rows = self.plan.locate(index)
         # Runs of samples in one unit of one epoch; the plan keeps a unit's samples together.
         change = np.flatnonzero((np.diff(units) != 0) | (np.diff(epochs) != 0)) + 1
-        columns = empty(len(index), self.shards.seq_len)
+        columns = empty(len(index), self.shards.seq_len, self.spec)
         for first, end in pairwise([0, *change.tolist(), len(index)]):
             run, epoch, unit = slice(first, end), int(epochs[first]), int(units[first])
             keys = fold(self.seed, epoch, unit, rows[run])
-            build(self._read(unit), rows[run], keys, index[run], take(columns, run))
+            build(self._read(unit), rows[run], keys, index[run], take(columns, run), self.spec)
         return columns
 
 
@@ -76,9 +78,14 @@ def iter_batches(
         step += 1
 
 
-def validation_batches(shards: ShardSet, *, seed: int, batch_size: int, samples: int) -> Iterator[Columns]:
-    """Compact columns of the first `samples` validation samples of epoch 0: the same ones every time."""
-    reader = SampleReader(shards, seed=seed, split="validation")
+def validation_batches(
+    shards: ShardSet, *, seed: int, batch_size: int, samples: int, spec: SampleSpec = ORIGINAL
+) -> Iterator[Columns]:
+    """Compact columns of the first `samples` validation samples of epoch 0: the same ones every time.
+
+    Where the masked fraction changes during the run they have its last one.
+    """
+    reader = SampleReader(shards, seed=seed, split="validation", spec=replace(spec, masked=spec.masked.ended()))
     count = min(samples, reader.plan.rows)
     for first in range(0, count, batch_size):
         yield reader.build(np.arange(first, min(first + batch_size, count)))

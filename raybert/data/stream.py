@@ -27,6 +27,7 @@ from ray.data import DataContext, ExecutionOptions
 from raybert.data.block import Columns, from_table, take, to_table
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
+from raybert.data.spec import ORIGINAL, SampleSpec
 from raybert.errors import InputError
 from raybert.ray_internals.data import Progress, limit_starts, range_of, repartitioned
 from raybert.storage.retry import FINAL, retry
@@ -56,6 +57,7 @@ class StreamSpec:
     global_batch: int
     steps: int  # of the whole run
     task_cpus: float  # of a task that builds chapters
+    samples: SampleSpec = ORIGINAL
     manifest: str = ""  # hash that the shard set's manifest must have, where it is known
     retry_seconds: float = 0.0  # for which a read that fails is tried again
 
@@ -131,14 +133,14 @@ def train_stream(spec: StreamSpec, *, world_size: int, start_step: int) -> ray.d
 
 
 def _open_reader(spec: StreamSpec) -> SampleReader:
-    open_it = partial(_reader, spec.shards_uri, spec.seed, spec.manifest)
+    open_it = partial(_reader, spec.shards_uri, spec.seed, spec.manifest, spec.samples)
     return retry(open_it, f"opening {spec.shards_uri}", seconds=spec.retry_seconds)
 
 
 @lru_cache(maxsize=2)
-def _reader(shards_uri: str, seed: int, manifest: str) -> SampleReader:
+def _reader(shards_uri: str, seed: int, manifest: str, spec: SampleSpec) -> SampleReader:
     """Kept by a task's process for the next task: the manifest is read once, and the last units stay."""
-    return SampleReader(open_shards(shards_uri, manifest), seed=seed)
+    return SampleReader(open_shards(shards_uri, manifest), seed=seed, spec=spec)
 
 
 def _build(reader: SampleReader, samples: np.ndarray, retry_seconds: float) -> Columns:

@@ -4,12 +4,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raybert.data import bag, halves
 from raybert.data.block import Columns
+from raybert.data.spec import ORIGINAL, SampleSpec
 
 
-def to_torch(columns: Columns, device: torch.device) -> dict[str, Tensor]:
-    """`widen` on the device: the compact columns travel, and become int64 there."""
-    sent = {name: _send(values, device) for name, values in columns.items()}
+def to_torch(columns: Columns, device: torch.device, spec: SampleSpec = ORIGINAL) -> dict[str, Tensor]:
+    """One micro-batch of B samples as the model takes it: `widen` on the device, where compact columns become int64.
+
+    With `halves` there are 2B rows, and `document` (2B,); with `bag_tokens` K there are `bag_labels` (rows, K), -100 =
+    none.
+    """
+    if spec.halves:
+        columns = halves.split(columns)
+    batch = _to_torch(columns, device)
+    if spec.halves:
+        batch["document"] = _send(columns["document"], device)
+    if spec.bag_tokens:
+        bags = bag.draw_bags(columns, spec.bag_tokens, spec.seed)
+        if spec.bag_of_neighbour:
+            bags = bags.reshape(-1, 2, spec.bag_tokens)[:, ::-1].reshape(bags.shape)
+        batch["bag_labels"] = _send(np.where(bags >= 0, bags, -100), device)
+    return batch
+
+
+def _to_torch(columns: Columns, device: torch.device) -> dict[str, Tensor]:
+    sent = {name: _send(values, device) for name, values in columns.items() if name not in ("index", "document")}
     place = torch.arange(columns["input_ids"].shape[1], device=device)
     positions = sent["masked_positions"].long()
     real = place < sent["length"][:, None]

@@ -1,7 +1,7 @@
 """The model card of an export: what was trained, on what, how far, and how good it is beside simple baselines."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from raybert import storage
 from raybert.config import warmup_steps
 from raybert.errors import InputError
 from raybert.model.bert import Bert
+from raybert.model.objective import TITLES
 from raybert.records import format_seconds
 from raybert.report.figure import learning_figure
 from raybert.report.read import Probe, RunData, Score, read_run
@@ -110,7 +111,7 @@ def _of_run(found: Origin, probes: list[Probe]) -> Iterator[str]:
     run = found.run
     yield "## Training"
     yield _table(("", ""), _training_rows(found))
-    yield "| loss (nats) | masked words | next sentence | sum |\n|---|---:|---:|---:|\n" + "\n".join(_loss_rows(found))
+    yield _losses(found)
     if run.records:
         yield f"![Losses and probe accuracy against tokens]({FIGURE})"
     yield "## Probes"
@@ -173,8 +174,15 @@ def _data_rows(run: RunData) -> Iterator[tuple[str, ...]]:
     yield "SHA-256 of the data's manifest", f"`{manifest}`"
 
 
-def _loss_rows(found: Origin) -> Iterator[str]:
-    keys = ("mlm_loss", "nsp_loss", "loss")
+def _losses(found: Origin) -> str:
+    """A table of the losses that were on."""
+    on = {f"{name}_loss": title for name, title in TITLES.items() if found.run.series(f"{name}_loss")[0]}
+    head = " | ".join(("loss (nats)", *on.values(), "weighted sum"))
+    rule = "|".join(("---", *("---:" for _ in range(len(on) + 1))))
+    return "\n".join((f"| {head} |", f"|{rule}|", *_loss_rows(found, (*on, "loss"))))
+
+
+def _loss_rows(found: Origin, keys: Sequence[str]) -> Iterator[str]:
     for name, prefix in (("training", ""), ("validation", "validation.")):
         cells, at = [], None
         for key in keys:

@@ -1,4 +1,4 @@
-"""The two pre-training losses, as sums: who knows the global batch divides them."""
+"""The pre-training losses, as sums: who knows the global batch divides them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from raybert.model import layout as layouts
 from raybert.model.bert import Bert
 from raybert.model.dropout import Noise
+from raybert.model.layout import Layout
+from raybert.model.objective import ORIGINAL, Objective
 from raybert.model.tied_embedding import TableGradient
 
 # Label of a place at which there is nothing to predict.
@@ -22,9 +24,15 @@ CHUNK = 512
 class Pretraining(nn.Module):
     """The encoder and its losses as one module, the one that DistributedDataParallel wraps."""
 
-    def __init__(self, bert: Bert) -> None:
+    def __init__(self, bert: Bert, objective: Objective = ORIGINAL) -> None:
         super().__init__()
         self.bert = bert
+        self.objective = objective
+        # What no loss reaches stays as it is: DistributedDataParallel would wait for its gradient.
+        losses = self.objective.losses
+        pooler = "nsp" in losses or ("pooler" in self.objective.pooled and {"contrast", "bag"} & set(losses))
+        bert.nsp_head.requires_grad_("nsp" in losses)
+        bert.pooler.requires_grad_(bool(pooler))
 
     def forward(
         self,
@@ -34,23 +42,30 @@ class Pretraining(nn.Module):
         masked_positions: Tensor,
         masked_labels: Tensor,
         next_sentence_label: Tensor,
+        document: Tensor | None = None,
+        bag_labels: Tensor | None = None,
         parts: Sequence[tuple[int, Noise | None]] | None = None,
         mlm_gradient: Tensor | None = None,
     ) -> Tensor:
-        """Sums of both cross entropies (nats), their counts, and how many were predicted right.
+        """The sum of each loss (nats), its count, and how many were predicted right.
 
         Args:
             input_ids, token_type_ids, attention_mask: (B, T), as `Bert` takes them.
             masked_positions: (B, P), -1 = none; masked_labels: (B, P), read where the position is not -1.
             next_sentence_label: (B,) 0 = IsNext, 1 = NotNext.
+            document: (B,) whose rows are no negatives of each other; for a contrast, which takes rows 2i and 2i + 1
+                for a pair.
+            bag_labels: (B, K) tokens that a row's vector predicts, -100 = none; for a bag.
             parts: samples of each micro-batch among the B, and its dropout noise (None in evaluation). Given on a CPU,
                 where padding then costs nothing and no micro-batch depends on the others. None keeps every shape
                 fixed, as GPUs and torch.compile want it, and leaves dropout to torch.
             mlm_gradient: as `tied_cross_entropy` takes it.
 
         Returns:
-            (6,) float32: MLM sum, masked positions, right; next-sentence sum, samples, right. Gradients flow through
-            the two sums. A masked token counts as right when no other token's logit is higher.
+            (3 L,) float32, three for each of `objective.losses`: its sum, through which gradients flow, its count and
+            how many were right. Of masked words: positions; a token is right when no other's logit is higher. Of next
+            sentences: samples. Of a contrast: pairs; right is a text whose other half is nearest, over both directions
+            and all vectors. Of a bag: labels; right are those with their vector's highest logit, one a vector at most.
         """
         batch, length = input_ids.shape
         if parts is None:
@@ -68,12 +83,72 @@ class Pretraining(nn.Module):
         features = self.bert.mlm_features(hidden[layout.rows(places)])  # (M, D)
         weight, bias = self.bert.word_embeddings.weight, self.bert.mlm_bias
         mlm, mlm_right = tied_cross_entropy(features, weight, bias, labels, mlm_gradient, table)
-        nsp_logits = self.bert.nsp_head(pooled).float()
-        nsp = F.cross_entropy(nsp_logits, next_sentence_label, reduction="sum")
-        nsp_right = (nsp_logits.argmax(-1) == next_sentence_label).sum()
-        masked = (masked_positions >= 0).sum()
-        samples = torch.full_like(mlm, batch)
-        return torch.stack([mlm, masked.float(), mlm_right, nsp, samples, nsp_right.float()])
+        sums = [mlm, (masked_positions >= 0).sum().float(), mlm_right]
+        if "nsp" in self.objective.losses:
+            sums += self._next_sentence(pooled, next_sentence_label)
+        if document is not None or bag_labels is not None:
+            vectors = self._vectors(hidden, pooled, layout, attention_mask)
+            sizes = [batch] if parts is None else [samples for samples, _ in parts]
+            if document is not None:
+                sums += self._contrast(vectors, document, sizes)
+            if bag_labels is not None:
+                sums += self._bag(vectors, bag_labels)
+        return torch.stack(sums)
+
+    def _next_sentence(self, pooled: Tensor, labels: Tensor) -> list[Tensor]:
+        logits = self.bert.nsp_head(pooled).float()
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        right = (logits.argmax(-1) == labels).sum()
+        return [loss, torch.full_like(loss, len(labels)), right.float()]
+
+    def _vectors(self, hidden: Tensor, pooled: Tensor, layout: Layout, mask: Tensor) -> list[Tensor]:
+        """(B, D) of each row, for each of the objective's vectors. The mean is over all tokens, as in probes."""
+        found = {"pooler": pooled}
+        if "mean" in self.objective.pooled:
+            rows = layout.pick(torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask))
+            kept = hidden * layout.pick(mask)[:, None]
+            found["mean"] = hidden.new_zeros(pooled.shape).index_add(0, rows, kept) / mask.sum(1, keepdim=True)
+        return [found[name] for name in self.objective.pooled]
+
+    def _contrast(self, vectors: list[Tensor], document: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Negatives are of the same micro-batch alone, so the loss depends neither on ranks nor on what is joined."""
+        parts = [
+            contrast(v, d, self.objective.temperature)
+            for vector in vectors
+            for v, d in zip(vector.split(list(sizes)), document.split(list(sizes)), strict=True)
+        ]
+        loss, right = (torch.stack(values).sum() / len(vectors) for values in zip(*parts, strict=True))
+        return [loss, torch.full_like(loss, len(document) // 2), right]
+
+    def _bag(self, vectors: list[Tensor], labels: Tensor) -> list[Tensor]:
+        features = self.bert.mlm_features(torch.cat(vectors))  # (R, D)
+        weight, bias = self.bert.word_embeddings.weight, self.bert.mlm_bias
+        loss, right = tied_cross_entropy(features, weight, bias, labels.repeat(len(vectors), 1))
+        return [loss / len(vectors), (labels >= 0).sum().float(), right / len(vectors)]
+
+
+def contrast(vectors: Tensor, document: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Symmetric InfoNCE (https://arxiv.org/abs/1807.03748) over the cosines of b pairs: each half finds its other half.
+
+    Args:
+        vectors: (2b, D), pair i in rows 2i and 2i + 1.
+        document: (2b,), equal for rows of one document, which are no negatives of each other.
+
+    Returns:
+        The sum over pairs of the mean of both directions' cross entropies (nats), in float32, and how many halves have
+        their other half as the nearest, as a number of pairs.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        one, other = F.normalize(vectors.float(), dim=-1).unflatten(0, (-1, 2)).unbind(1)  # (b, D)
+        scores = one @ other.t() / temperature  # (b, b)
+        of = document[0::2]
+        own = torch.eye(len(of), dtype=torch.bool, device=of.device)
+        scores = scores.masked_fill((of[:, None] == of) & ~own, -torch.inf)
+        places = torch.arange(len(of), device=of.device)
+        both = torch.cat([scores, scores.t()])  # (2b, b)
+        loss = F.cross_entropy(both, places.repeat(2), reduction="sum") / 2
+        right = (both.argmax(-1) == places.repeat(2)).sum() / 2
+    return loss, right
 
 
 def tied_cross_entropy(
@@ -84,15 +159,15 @@ def tied_cross_entropy(
     expected_gradient: Tensor | None = None,
     table: TableGradient | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy of ``softmax(features @ weight.T + bias)`` against the labels.
+    """Summed cross entropy of ``softmax(features @ weight.T + bias)`` against the labels, one or K of each row.
 
     At 50,261 classes the logits are the largest tensor of a step and the output layer its largest cost, so logits
     exist only a chunk of rows at a time, and the gradients are made while a chunk is at hand (the idea of
     https://arxiv.org/abs/2410.10989).
 
     Args:
-        features: (M, D); weight: (V or more, D), rows past the bias are no classes; bias: (V,); labels: (M,) integers
-            below V, or `IGNORED`.
+        features: (M, D); weight: (V or more, D), rows past the bias are no classes; bias: (V,); labels: (M,) or (M, K)
+            integers below V, those of a row different, or `IGNORED`.
         expected_gradient: () what the gradient of the sum will be, when that is known: the weight's gradient is then
             made with it, which saves a pass over the table. It may be wrong, at the cost of that pass.
         table: where the weight's gradient is left for `lookup`, which must take it up.
@@ -104,6 +179,7 @@ def tied_cross_entropy(
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
     with torch.autocast(device, enabled=False):
+        labels = labels if labels.ndim == 2 else labels[:, None]
         loss, right = _TiedCrossEntropy.apply(features.to(dtype), weight, bias, labels, expected_gradient, table)
     return loss, right
 
@@ -129,26 +205,31 @@ class _TiedCrossEntropy(torch.autograd.Function):
         loss, right = torch.zeros((), device=features.device), torch.zeros((), device=features.device)
         for start in range(0, len(labels), CHUNK):
             rows, wanted_class = features[start : start + CHUNK], labels[start : start + CHUNK]
-            counts = (wanted_class >= 0)[:, None]  # (C, 1)
-            wanted_class = wanted_class.clamp(min=0)[:, None]
+            real = wanted_class >= 0  # (C, K)
+            counts = real.any(1, keepdim=True)  # (C, 1)
+            wanted_class = wanted_class.clamp(min=0)
             logits = torch.addmm(offset, rows, table.t())  # (C, V)
             target, highest = logits.gather(1, wanted_class), logits.amax(-1, keepdim=True)
             p = torch.softmax(logits, -1)
             del logits
             # log(sum(exp(logits))) = highest - log(p[highest]), which can neither overflow nor vanish.
             nats = highest.float() - p.amax(-1, keepdim=True).float().log() - target.float()
-            loss += nats.where(counts, 0).sum()
-            right += ((target >= highest) & counts).sum()
+            loss += nats.where(real, 0).sum()
+            right += ((target >= highest) & real).sum()
             if wanted:
                 # In place by index: scatter_add_ would go through all of p.
-                places = wanted_class[:, 0] + torch.arange(len(rows), device=rows.device) * p.shape[1]
+                places = wanted_class + torch.arange(len(rows), device=rows.device)[:, None] * p.shape[1]
                 d_logits = p
-                d_logits.view(-1)[places] -= 1
+                if labels.shape[1] == 1:
+                    d_logits.view(-1)[places[:, 0]] -= 1
+                else:
+                    d_logits *= real.sum(1, keepdim=True)
+                    d_logits.view(-1)[places[real]] -= 1
                 d_features[start : start + CHUNK] = (d_logits @ table) * counts
-                real = (counts if expected is None else counts * expected).to(dtype)
-                part = d_logits.t() @ (rows * real)
+                factor = (counts if expected is None else counts * expected).to(dtype)
+                part = d_logits.t() @ (rows * factor)
                 d_weight = d_weight.add_(part) if start else part.float()
-                d_bias += (real.t() @ d_logits)[0]
+                d_bias += (factor.t() @ d_logits)[0]
         if not len(d_weight):
             d_weight = torch.zeros_like(weight, dtype=torch.float32)
         ctx.mark_non_differentiable(right)

@@ -24,7 +24,7 @@ COLOURS = {
     "purple": "#b0578d",
 }
 POOLING_COLOURS = dict(zip(POOLINGS, ("blue", "orange", "green"), strict=True))
-MARKERS = {"blue": "o", "orange": "s", "green": "D"}
+MARKERS = {"blue": "o", "orange": "s", "green": "D", "purple": "^"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "raybert",  # the same run gives the same page

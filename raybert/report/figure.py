@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from raybert import storage
+from raybert.model.objective import TITLES
 from raybert.report.drawing import COLOURS, MARKERS, PERCENT, STYLE, draw_baselines, draw_scores, smooth, thin
 from raybert.report.read import RunData, read_run
 
@@ -59,7 +60,8 @@ def _tokens(run: RunData) -> tuple[Callable[[Any], np.ndarray], str]:
 
 
 def _losses(axes: Axes, run: RunData, in_tokens: Callable[[Any], np.ndarray]) -> None:
-    for key, colour, name in (("mlm_loss", "blue", "masked words"), ("nsp_loss", "green", "next sentence")):
+    for (loss, name), colour in zip(TITLES.items(), ("blue", "green", "orange", "purple"), strict=True):
+        key = f"{loss}_loss"
         steps, values = run.series(key)
         if steps:
             shown, smoothed = thin(steps, smooth(values))

@@ -17,6 +17,7 @@ from rich.text import Text
 from raybert import storage
 from raybert.config import Config, run_directory
 from raybert.errors import RunFailed
+from raybert.model.objective import TITLES
 from raybert.probe.service import queue
 from raybert.probe.show import format_block
 from raybert.records import format_line, format_seconds, read_end, read_failure, read_metrics
@@ -251,8 +252,7 @@ def view(state: State, width: int) -> RenderableType:
         curves = Table.grid(padding=(0, 1))
         for name, key, form in (
             ("loss", "loss", "{:.4f}"),
-            ("masked words", "mlm_loss", "{:.4f}"),
-            ("next sentence", "nsp_loss", "{:.4f}"),
+            *((title, f"{name}_loss", "{:.4f}") for name, title in TITLES.items()),
             ("tokens/s", "tokens_per_second", "{:,.0f}"),
         ):
             if values := [record[key] for record in trained if key in record]:
@@ -298,7 +298,7 @@ def _facts(state: State, last: Record) -> RenderableType:
     validations = [record for record in state.records if "loss" in record.get("validation", {})]
     if validations:
         found = validations[-1]["validation"]
-        parts = [f"{key.removesuffix('_loss')} {found[key]:.4f}" for key in ("mlm_loss", "nsp_loss") if key in found]
+        parts = [f"{name} {found[f'{name}_loss']:.4f}" for name in TITLES if f"{name}_loss" in found]
         text = f"{found['loss']:.4f} ({', '.join(parts)})"
         table.add_row("validation loss", f"{text} at step {validations[-1]['step']:,}")
     return table

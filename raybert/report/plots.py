@@ -49,8 +49,11 @@ def learning_charts(run: RunData) -> list[Chart]:
     charts = (
         _curve(run, "mlm-loss", "Masked-language-model loss", "mlm_loss", "nats per masked token"),
         _curve(run, "nsp-loss", "Next-sentence loss", "nsp_loss", "nats per pair", chance=float(np.log(2))),
+        _curve(run, "contrast-loss", "Loss of finding the other half", "contrast_loss", "nats per pair"),
+        _curve(run, "bag-loss", "Loss of a text's words", "bag_loss", "nats per word"),
         _curve(run, "mlm-accuracy", "Masked tokens predicted right", "mlm_accuracy", "of masked tokens", share=True),
         _curve(run, "nsp-accuracy", "Sentence pairs told apart", "nsp_accuracy", "of pairs", share=True, chance=0.5),
+        _curve(run, "contrast-accuracy", "Other halves found", "contrast_accuracy", "of pairs", share=True),
     )
     return [chart for chart in charts if chart is not None]
 

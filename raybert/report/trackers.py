@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from raybert import storage
 from raybert.config import Config
 from raybert.errors import one_line
+from raybert.model.objective import TITLES
 from raybert.records import is_number, read_object
 from raybert.report.watch import Subscriber, watching
 
@@ -35,7 +36,9 @@ CURSOR = "trackers.json"  # what MLflow and W&B were told already: they cannot b
 UPLOAD_INTERVAL = 30.0  # seconds between two copies of a growing file to a bucket
 FLUSH_INTERVAL = 5.0  # seconds between two times that TensorBoard's file is written out
 _cursor_file = threading.Lock()  # each tracker is told in a thread of its own, and all share one file
-_LOSSES = ("loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "lr", "grad_norm", "epoch")
+_OF_TRAINING = {"loss", "lr", "grad_norm", "epoch"} | {
+    f"{name}_{kind}" for name in TITLES for kind in ("loss", "accuracy")
+}
 
 
 class Tracker(Protocol):
@@ -160,7 +163,7 @@ def figures(record: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, Mapping):
             found |= {f"{key}/{name}": float(number) for name, number in value.items() if is_number(number)}
         elif key != "step" and is_number(value):
-            found[f"{'train' if key in _LOSSES else 'machine'}/{key}"] = float(value)
+            found[f"{'train' if key in _OF_TRAINING else 'machine'}/{key}"] = float(value)
     return found
 
 

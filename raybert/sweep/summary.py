@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybert import storage
+from raybert.data.spec import sample_spec
 from raybert.errors import InputError, RunFailed
 from raybert.model.bert import flops_per_token
 from raybert.probe.service import queue
@@ -105,7 +106,7 @@ def _outcome(trial: Trial, found: _Found, lengths: Mapping[str, int]) -> Outcome
         steps=_steps(found.records),
         tokens=[record["step"] * trial.config.train.global_batch * seq_len for record in validated],
         losses=[float(record["validation"]["loss"]) for record in validated],
-        flops_per_token=flops_per_token(trial.config.model.bert(), seq_len),
+        flops_per_token=flops_per_token(trial.config.model.bert(), seq_len, sample_spec(trial.config).masked.mean),
         probes={probe.task: probe for probe in found.probes},  # by step, so the last one stays
     )
 

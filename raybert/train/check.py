@@ -8,7 +8,7 @@ from raybert import storage
 from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping, look_up
 from raybert.config_text import read_overridden
-from raybert.data.shards import ShardSet, open_shards, verify_shards
+from raybert.data.shards import ShardSet, open_shards, read_unit, verify_shards
 from raybert.errors import InputError
 from raybert.probe.tasks import ProbeTask, load_task
 from raybert.spectral import recipe
@@ -17,7 +17,7 @@ from raybert.spectral import recipe
 FULL_VERIFY_BYTES = 4 * 2**30
 
 # A resumed run must see the same batches and the same model. Its length, cadences and resources may change.
-FIXED = ("data.seed", "model", "train.global_batch", "train.seed")
+FIXED = ("data.seed", "model", "objective", "train.global_batch", "train.seed")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     Raises:
         InputError: the run's storage cannot be written to; the shards are missing, damaged or made for another
             tokenizer, or too long for the model; a probe task is wrong; the run's name is taken by a run that is
-            different; the checkpoint that it starts from does not fit; token vectors cannot be learned from the shards.
+            different; the checkpoint that it starts from does not fit; a contrast has no negatives, or token vectors
+            cannot be learned from the shards.
     """
     shards = check_shards(config)
     _check_validation(config, shards)
@@ -61,6 +62,8 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     tasks = probe_tasks(config)
     _check_resume(config, shards)
     _check_start(config)
+    if config.objective.pair == "contrastive":
+        _check_contrast(config, shards)
     if config.model.embedding_init == "spectral":
         recipe.check(shards, recipe.Recipe(config.data.seed), config.model.bert().hidden_size)
     _check_trackers(config)
@@ -96,6 +99,18 @@ def _check_validation(config: Config, shards: ShardSet) -> None:
             "every.validation=0 to train without validation, or prepare again with more documents or a larger "
             "--validation-fraction."
         )
+
+
+def _check_contrast(config: Config, shards: ShardSet) -> None:
+    documents: set[int] = set()
+    for unit in shards.units():
+        documents |= set(read_unit(shards.uri, unit).doc.tolist())
+        if len(documents) > 1:
+            return
+    raise InputError(
+        f"All windows of the shard set {shards.uri} are of one document, so objective.pair=contrastive finds no "
+        "negatives; prepare the text as several documents, or set objective.pair=none."
+    )
 
 
 def probe_tasks(config: Config) -> list[ProbeTask]:
@@ -212,7 +227,8 @@ def _check_resume(config: Config, shards: ShardSet) -> None:
             f"The run {config.run_uri} was trained on other shards than {shards.uri}; "
             "give this run another run.name, or the shards it began with."
         )
-    for key in FIXED:
+    # Otherwise the masks of steps that are done would be others, and `verify` could not find them again.
+    for key in (*FIXED, *(("train.steps",) if config.objective.mlm_rate_end is not None else ())):
         old, new = look_up(before, key), look_up(now, key)
         if old != new:
             raise InputError(

@@ -19,6 +19,7 @@ from rich.table import Table
 from raybert.config import Config, from_mapping
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
+from raybert.data.spec import sample_spec
 from raybert.data.tensors import to_torch
 from raybert.errors import RunFailed, last_line
 from raybert.model.bert import Bert, flops_per_token
@@ -82,7 +83,7 @@ def estimate(run: Run) -> Estimate:
     return Estimate(
         parameters=slowest["parameters"],
         tokens=tokens,
-        flops=tokens * flops_per_token(bert, run.shards.seq_len),
+        flops=tokens * flops_per_token(bert, run.shards.seq_len, sample_spec(config).masked.mean),
         state_bytes=STATE_BYTES * slowest["parameters"],
         peak_bytes=max(one["peak_bytes"] for one in found),
         checkpoint_bytes=3 * 4 * slowest["parameters"],  # weights and both moments
@@ -112,13 +113,15 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
     bert = Bert(config.model.bert()).to(device)
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
     compiled = train.compile if train.compile != "auto" else device.type == "cuda"
-    model: Any = torch.compile(Pretraining(bert)) if compiled else Pretraining(bert)
+    objective, samples = config.objective.objective(), sample_spec(config)
+    pretraining = Pretraining(bert, objective)
+    model: Any = torch.compile(pretraining) if compiled else pretraining
     of_a_step = train.global_batch // (train.micro_batch * train.worker_range[0])
     count = min(of_a_step, MOST_MICRO_BATCHES)
-    reader = SampleReader(open_shards(config.data.shards), seed=config.data.seed)
+    reader = SampleReader(open_shards(config.data.shards), seed=config.data.seed, spec=samples)
     first = rank * count * train.micro_batch
     micro_batches = [
-        to_torch(reader.build(np.arange(start, start + train.micro_batch)), device)
+        to_torch(reader.build(np.arange(start, start + train.micro_batch)), device, samples)
         for start in range(first, first + count * train.micro_batch, train.micro_batch)
     ]
 
@@ -134,6 +137,7 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
             step=step,
             first_micro_batch=0,
             global_batch=len(micro_batches) * train.micro_batch,
+            objective=objective,
         )
         sums.tolist()  # waits for the device
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from raybert.data.block import Columns
+from raybert.model.objective import Objective
 from raybert.train import ledger
-from raybert.train.step import all_reduce_sums
+from raybert.train.step import all_reduce_sums, no_sums
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Totals:
     """An interval over all ranks. `norms`, `digests` and `skipped` have an entry a step."""
 
     first: int  # step
-    sums: Tensor  # (6,) as in raybert.train.step, without the steps that were left out
+    sums: Tensor  # (3 L,) as in raybert.train.step, without the steps that were left out
     tokens: int  # those that were left out included
     norms: Sequence[float]
     digests: Sequence[int]
@@ -36,9 +37,9 @@ class Totals:
 class Interval:
     """Collects steps from `first` on. Nothing waits for the device before `close`."""
 
-    def __init__(self, first: int, device: torch.device, world_size: int) -> None:
+    def __init__(self, first: int, objective: Objective, device: torch.device, world_size: int) -> None:
         self._first, self._device, self._world_size = first, device, world_size
-        self._sums = torch.zeros(6, device=device)
+        self._sums = no_sums(objective, device)
         self._norms: list[Tensor] = []
         self._digests: list[int] = []
         self._tokens = 0
@@ -56,7 +57,7 @@ class Interval:
         totals = all_reduce_sums(torch.cat([self._sums, tokens]), self._world_size)
         digests = ledger.sum_over_ranks(self._digests, self._device, self._world_size)
         norms = torch.stack(self._norms).tolist()
-        return Totals(self._first, totals[:6], int(totals[6].item()), norms, digests)
+        return Totals(self._first, totals[:-1], int(totals[-1].item()), norms, digests)
 
 
 class Streak:

@@ -14,6 +14,7 @@ from raybert.config import Config, from_mapping
 from raybert.data.block import Columns
 from raybert.data.reader import validation_batches
 from raybert.data.shards import open_shards
+from raybert.data.spec import sample_spec
 from raybert.data.stream import ahead, blocks_of, worker_batches
 from raybert.data.tensors import to_torch
 from raybert.errors import DamagedCheckpoint, InputError
@@ -32,7 +33,7 @@ from raybert.train.recovery.stop import StopVote
 from raybert.train.replica import build_replica
 from raybert.train.saver import Saver
 from raybert.train.schedule import lr_at
-from raybert.train.step import all_reduce_sums, means, train_step, validate
+from raybert.train.step import COUNT, all_reduce_sums, means, train_step, validate
 
 # A run whose loss is so many times that of guessing has diverged.
 DIVERGED = 3.0
@@ -71,6 +72,7 @@ class Worker:
     ) -> None:
         context = ray.train.get_context()
         self.config, self.tasks = config, tasks
+        self.samples, self.objective = sample_spec(config), config.objective.objective()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device, self.clock = get_device(), clock.Clock()
         self.pulse = self._start_pulse()
@@ -81,9 +83,10 @@ class Worker:
         self.shards = open_shards(config.data.shards, manifest)
         self.replica = build_replica(config, self.device, self.world_size, token_vectors)
         self.step = self.replica.restored.step
-        # Of guessing: ln(vocabulary) for a masked token and ln(2) for a pair, which is where training starts.
-        self.loss_limit = DIVERGED * (math.log(self.replica.bert.vocab_size) + math.log(2))
-        self.flops_per_token = flops_per_token(self.replica.bert, self.shards.seq_len)
+        guessing = self.objective.of_guessing(self.replica.bert.vocab_size, config.train.micro_batch)
+        self.loss_limit = DIVERGED * guessing
+        masked = self.samples.masked.mean
+        self.flops_per_token = flops_per_token(self.replica.bert, self.shards.seq_len, masked)
         self.peak = peak_flops(self.device, self.replica.dtype) * self.world_size
         self.validation = self._validation_part()
         self.streak = Streak(config.train.max_bad_steps)
@@ -127,6 +130,7 @@ class Worker:
             seed=self.config.data.seed,
             batch_size=self.config.train.micro_batch,
             samples=self.config.validation.samples,
+            spec=self.samples,
         )
         return [batch for index, batch in enumerate(batches) if index % self.world_size == self.rank]
 
@@ -187,7 +191,7 @@ class Worker:
         sums, norm = train_step(
             self.replica.model,
             self.replica.optimizer,
-            [to_torch(part, self.device) for part in columns],
+            [to_torch(part, self.device, self.samples) for part in columns],
             lr=lr,
             grad_clip=train.grad_clip,
             dtype=self.replica.dtype,
@@ -195,6 +199,7 @@ class Worker:
             step=step,
             first_micro_batch=self.rank * (train.global_batch // (train.micro_batch * self.world_size)),
             global_batch=train.global_batch,
+            objective=self.objective,
         )
         interval.add(columns, sums, norm)
         self.step = step + 1
@@ -257,7 +262,7 @@ class Worker:
         return bool(events) or self.step % every.log == 0 or self.step >= train.steps
 
     def _new_interval(self) -> Interval:
-        return Interval(self.step + 1, self.device, self.world_size)
+        return Interval(self.step + 1, self.objective, self.device, self.world_size)
 
     def _record(self, totals: Totals, lr: float) -> dict[str, Any]:
         """A line of the log. Without a single finite step there is nothing to say of losses."""
@@ -267,7 +272,7 @@ class Worker:
         finite = not all(totals.skipped)
         return {
             "step": self.step,
-            **(means(totals.sums) | {"grad_norm": totals.grad_norm} if finite else {}),
+            **(means(totals.sums, self.objective) | {"grad_norm": totals.grad_norm} if finite else {}),
             "lr": lr,
             "skipped": sum(totals.skipped),
             "tokens_per_second": totals.tokens / seconds,
@@ -286,14 +291,14 @@ class Worker:
         The machine's limit is measured again as well: at the start of a run others may still be at work on its cores.
         """
         with self.clock.waiting("validation"):
-            batches = (to_torch(part, self.device) for part in self._counting_progress(self.validation))
-            sums = validate(self.replica.model, batches, self.replica.dtype, self.device)
+            batches = (to_torch(part, self.device, self.samples) for part in self._counting_progress(self.validation))
+            sums = validate(self.replica.model, batches, self.replica.dtype, self.device, self.objective)
             sums = all_reduce_sums(sums, self.world_size)
             peak = peak_flops(self.device, self.replica.dtype, seconds=0.05) * self.world_size
             self.peak = max(self.peak, peak)
-        if not sums[4] > 0:
+        if not sums[COUNT] > 0:
             return {}
-        found = means(sums)
+        found = means(sums, self.objective)
         if not all(map(math.isfinite, found.values())):
             if self.rank == 0:
                 text = f"The validation loss is not finite at step {self.step}."

@@ -89,8 +89,9 @@ def _restore(config: Config, bert: Bert, optimizer: torch.optim.Optimizer, token
 
 def _wrap(config: Config, bert: Bert, device: torch.device) -> nn.Module:
     compiled = config.train.compile if config.train.compile != "auto" else device.type == "cuda"
+    pretraining = Pretraining(bert, config.objective.objective())
     model: nn.Module = prepare_model(
-        cast(nn.Module, torch.compile(Pretraining(bert))) if compiled else Pretraining(bert),
+        cast(nn.Module, torch.compile(pretraining)) if compiled else pretraining,
         parallel_strategy_kwargs={"gradient_as_bucket_view": True},
     )
     if config.train.gradient_exchange == "bfloat16":

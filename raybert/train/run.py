@@ -94,6 +94,7 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
 def _trainer(run: Run, token_vectors: str, callbacks: Sequence[Any]) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
+    from raybert.data.spec import sample_spec
     from raybert.data.stream import StreamSpec
     from raybert.train.ingest import IngestConfig, placeholder
     from raybert.train.loop import train_loop
@@ -108,6 +109,7 @@ def _trainer(run: Run, token_vectors: str, callbacks: Sequence[Any]) -> Any:
         global_batch=config.train.global_batch,
         steps=config.train.steps,
         task_cpus=run.shares.data_task,
+        samples=sample_spec(config),
         retry_seconds=config.run.patience,
     )
     return ElasticTrainer(

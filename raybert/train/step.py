@@ -1,7 +1,7 @@
 """One optimizer step and one validation pass: the loop a torch user would write. Nothing here knows Ray.
 
-Every loss is a mean over the *global* batch: masked positions for the masked-language model, samples for the
-next-sentence head. A rank knows only its own part, so the step sums, and divides by counts that all ranks have added
+Every loss is a mean over the *global* batch: masked positions for the masked-language model, samples for pairs, labels
+for a bag. A rank knows only its own part, so the step sums, and divides by counts that all ranks have added
 up. The result does not depend on how the batch was cut into micro-batches or spread over ranks (beyond rounding).
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raybert.model.dropout import Noise
+from raybert.model.objective import ORIGINAL, Objective
 
 MicroBatch = Mapping[str, Tensor]
 INPUTS = (
@@ -26,10 +27,11 @@ INPUTS = (
     "next_sentence_label",
 )
 
+OPTIONAL = ("document", "bag_labels")  # where the objective asks for them
 PADDED = ("input_ids", "token_type_ids", "attention_mask")
 
-# The places of the sums that a step returns.
-MLM_SUM, MLM_COUNT, MLM_CORRECT, NSP_SUM, NSP_COUNT, NSP_CORRECT = range(6)
+# The sums that a step returns: so many for each loss of the objective, in this order.
+SUMS = SUM, COUNT, RIGHT = range(3)
 
 
 def train_step(
@@ -44,6 +46,7 @@ def train_step(
     step: int,
     first_micro_batch: int,
     global_batch: int,
+    objective: Objective = ORIGINAL,
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward over this rank's micro-batches, then one clipped AdamW update.
 
@@ -56,12 +59,12 @@ def train_step(
             ranks, drops the same units for the same samples. `first_micro_batch` is the place of this rank's first
             micro-batch in the global batch.
         global_batch: samples of the step over all ranks.
+        objective: the model's; by default the original's.
 
     Returns:
-        (6,) float tensor of this rank's sums in the order MLM_SUM ... NSP_CORRECT, and the gradient norm before
-        clipping. Both stay on the device: reading them is the caller's choice of when to wait. With a norm that is not
-        finite the update was left out, on every rank since the norm is that of the exchanged gradients, and the sums
-        are 0.
+        (3 L,) float tensor of this rank's sums (see `Pretraining`), and the gradient norm before clipping. Both stay on
+        the device: reading them is the caller's choice of when to wait. With a norm that is not finite the update was
+        left out, on every rank since the norm is that of the exchanged gradients, and the sums are 0.
     """
     device = micro_batches[0]["input_ids"].device
     # By the model, never by whether a process group is there now: Ray Train takes the group away while it ends the
@@ -70,12 +73,10 @@ def train_step(
     model.train()
     for group in optimizer.param_groups:
         group["lr"] = lr
-    masked = torch.stack([(batch["masked_positions"] >= 0).sum() for batch in micro_batches]).sum()
-    if world_size > 1:
-        dist.all_reduce(masked)
     # DistributedDataParallel averages over ranks; these are sums, hence the number of ranks.
-    mlm_weight = world_size / masked.clamp(min=1)
-    sums = torch.zeros(6, device=device)
+    counts = _counts(objective, micro_batches, global_batch, world_size)
+    weights = {name: weight * (world_size / counts[name]) for name, weight in objective.weights.items()}
+    sums = no_sums(objective, device)
     groups = group_micro_batches(model, micro_batches)
     # One autocast context for the whole step: weights are cast once, not once a group.
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -83,8 +84,9 @@ def train_step(
             seeds = [dropout_seed(seed, step, first_micro_batch + place) for place in places]
             # Gradients are exchanged once a step, with the last group.
             with nullcontext() if places is groups[-1] or world_size == 1 else model.no_sync():  # type: ignore[operator]
-                part = forward_sums(model, [micro_batches[place] for place in places], seeds, mlm_weight)
-                loss = part[MLM_SUM] * mlm_weight + part[NSP_SUM] * (world_size / global_batch)
+                part = forward_sums(model, [micro_batches[place] for place in places], seeds, weights["mlm"])
+                terms = zip(weights.values(), part[SUM :: len(SUMS)], strict=True)
+                loss = sum(weight * each for weight, each in terms)
                 with torch.autocast(device.type, enabled=False):
                     loss.backward()
             sums += part.detach()
@@ -97,27 +99,43 @@ def train_step(
     return torch.where(finite, sums, torch.zeros_like(sums)), grad_norm
 
 
+def _counts(
+    objective: Objective, micro_batches: Sequence[MicroBatch], global_batch: int, world_size: int
+) -> dict[str, Tensor]:
+    """What each loss is a mean over, in the global batch; 1 at least."""
+    device = micro_batches[0]["input_ids"].device
+    found = torch.stack([(batch["masked_positions"] >= 0).sum() for batch in micro_batches]).sum()[None]
+    if "bag" in objective.losses:
+        bags = torch.stack([(batch["bag_labels"] >= 0).sum() for batch in micro_batches]).sum()[None]
+        found = torch.cat([found, bags])
+    if world_size > 1:
+        dist.all_reduce(found)
+    pairs = torch.tensor(float(global_batch), device=device)
+    return {"nsp": pairs, "contrast": pairs, "mlm": found[0].clamp(min=1), "bag": found[-1].clamp(min=1)}
+
+
 def forward_sums(
     model: nn.Module,
     micro_batches: Sequence[MicroBatch],
     seeds: Sequence[int] | None,
     mlm_gradient: Tensor | None = None,
 ) -> Tensor:
-    """The six sums over micro-batches in one forward pass, with gradients through MLM_SUM and NSP_SUM.
+    """The sums over micro-batches in one forward pass, with gradients through the losses' own.
 
     Args:
         seeds: of each micro-batch's dropout; None in evaluation.
-        mlm_gradient: the gradient that MLM_SUM will be given.
+        mlm_gradient: the gradient that the sum of the MLM loss will be given.
     """
+    inputs = [*INPUTS, *(name for name in OPTIONAL if name in micro_batches[0])]
     if not runs_unpadded(model, micro_batches[0]):
         # One micro-batch, and the random numbers of its device.
         if seeds is not None:
             torch.manual_seed(seeds[0])
-        return model(**{name: micro_batches[0][name] for name in INPUTS})
+        return model(**{name: micro_batches[0][name] for name in inputs})
     longest = max(_longest(batch) for batch in micro_batches)
     joined = {
         name: torch.cat([_fit(batch[name], longest) if name in PADDED else batch[name] for batch in micro_batches])
-        for name in INPUTS
+        for name in inputs
     }
     noises = [Noise(seed) for seed in seeds] if seeds is not None else [None] * len(micro_batches)
     sizes = [len(batch["input_ids"]) for batch in micro_batches]
@@ -164,16 +182,27 @@ def _fit(values: Tensor, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, batches: Iterable[MicroBatch], dtype: torch.dtype, device: torch.device) -> Tensor:
+def validate(
+    model: nn.Module,
+    batches: Iterable[MicroBatch],
+    dtype: torch.dtype,
+    device: torch.device,
+    objective: Objective = ORIGINAL,
+) -> Tensor:
     """This rank's sums over validation batches. The model is left in the mode it was found in."""
     was_training = model.training
     model.eval()
-    sums = torch.zeros(6, device=device)
+    sums = no_sums(objective, device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for batch in batches:
             sums += forward_sums(model, [batch], None)
     model.train(was_training)
     return sums
+
+
+def no_sums(objective: Objective, device: torch.device) -> Tensor:
+    """(3 L,) where the sums of steps are added up."""
+    return torch.zeros(len(SUMS) * len(objective.losses), device=device)
 
 
 def all_reduce_sums(sums: Tensor, world_size: int) -> Tensor:
@@ -184,16 +213,15 @@ def all_reduce_sums(sums: Tensor, world_size: int) -> Tensor:
     return total
 
 
-def means(sums: Tensor) -> dict[str, float]:
-    """Losses in nats and accuracies in [0, 1] from the sums of all ranks."""
-    mlm, masked, mlm_correct, nsp, samples, nsp_correct = sums.tolist()
-    masked, samples = max(masked, 1.0), max(samples, 1.0)
+def means(sums: Tensor, objective: Objective = ORIGINAL) -> dict[str, float]:
+    """The weighted loss, each loss in nats and accuracies in [0, 1], from the sums of all ranks."""
+    found = dict(zip(objective.losses, sums.view(-1, len(SUMS)).tolist(), strict=True))
+    losses = {name: total / max(count, 1.0) for name, (total, count, _) in found.items()}
     return {
-        "loss": mlm / masked + nsp / samples,
-        "mlm_loss": mlm / masked,
-        "nsp_loss": nsp / samples,
-        "mlm_accuracy": mlm_correct / masked,
-        "nsp_accuracy": nsp_correct / samples,
+        "loss": sum(weight * losses[name] for name, weight in objective.weights.items()),
+        **{f"{name}_loss": loss for name, loss in losses.items()},
+        # Of a bag's words no more than one can be the likeliest, so their share says nothing.
+        **{f"{name}_accuracy": right / max(count, 1.0) for name, (_, count, right) in found.items() if name != "bag"},
     }
 
 

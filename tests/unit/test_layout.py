@@ -19,6 +19,7 @@ FLOORS = [
     ("records",),
     ("config_text", "ray_internals", "telemetry", "tokenizer"),
     ("model",),
+    ("config_sections",),
     ("config",),
     ("cluster",),
     ("data",),

@@ -15,7 +15,7 @@ from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
 from raybert.train import optimizer
 from raybert.train.interval import Streak, Totals
-from raybert.train.step import MLM_COUNT, NSP_COUNT, dropout_seed, means, train_step, validate
+from raybert.train.step import COUNT, SUMS, dropout_seed, means, train_step, validate
 
 CONFIG = BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.0)
 
@@ -84,8 +84,8 @@ def test_micro_batches_of_unequal_mask_counts_give_the_same_update(bert):
     rows = [slice(0, 2), slice(2, 4), slice(4, 8)]
     many, sums_many, _ = step(bert, [part(whole, r) for r in rows])
     assert torch.allclose(sums_one, sums_many, atol=1e-4)
-    assert sums_one[MLM_COUNT] == 8 * 3 - 4
-    assert sums_one[NSP_COUNT] == 8
+    assert sums_one[COUNT] == 8 * 3 - 4
+    assert sums_one[len(SUMS) + COUNT] == 8
     for a, b in zip(one.parameters(), many.parameters(), strict=True):
         assert torch.allclose(a, b, atol=2e-5)
 
@@ -108,7 +108,7 @@ def test_validation_leaves_the_model_as_it_was(bert):
     found = validate(model, [batch(4), batch(2, seed=1)], torch.float32, torch.device("cpu"))
     assert model.training
     assert bert.training
-    assert found[NSP_COUNT] == 6
+    assert found[len(SUMS) + COUNT] == 6
     assert all(torch.equal(a, b) for a, b in zip(before, bert.parameters(), strict=True))
     assert all(p.grad is None for p in bert.parameters())
 
@@ -170,7 +170,7 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_left_out(bert):
     poison[0] = 1.0
     sums, norm, after = one()
     assert torch.isfinite(norm)
-    assert sums[NSP_COUNT] == 4
+    assert sums[len(SUMS) + COUNT] == 4
     assert not torch.equal(after[0]["pooler.weight"], before[0]["pooler.weight"])
 
 
