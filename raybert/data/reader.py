@@ -52,11 +52,12 @@ def iter_batches(
     start_step: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    spec: SampleSpec = ORIGINAL,
 ) -> Iterator[Columns]:
     """This rank's part of every global batch from `start_step` on, without end.
 
     Step k is the samples [k G, (k + 1) G); rank r of W has the r-th W-th of it. Starting late reads nothing of what
-    came before.
+    came before. `spec` is that of a run's objective (`raybert.data.spec.sample_spec`); by default the original's.
 
     Yields:
         A dict of numpy arrays with b = G / W: input_ids, token_type_ids (b, T) int64; attention_mask (b, T) bool;
@@ -69,7 +70,7 @@ def iter_batches(
     """
     if global_batch_size % world_size:
         raise ValueError(f"a global batch of {global_batch_size} cannot be divided among {world_size} ranks")
-    reader = SampleReader(open_shards(shards_uri), seed=seed)
+    reader = SampleReader(open_shards(shards_uri), seed=seed, spec=spec)
     part = global_batch_size // world_size
     step = start_step
     while True:

@@ -19,6 +19,7 @@ from raybert import storage
 from raybert.cli import run_app
 from raybert.config import from_mapping
 from raybert.data.text import rows
+from raybert.errors import InputError
 from raybert.model.files import load
 from raybert.probe.service import client, queue
 from raybert.records import read_metrics
@@ -272,14 +273,13 @@ def test_two_runs_with_one_seed_have_the_same_losses(alone, folder, shards):
     assert losses(run.uri).tolist() == losses(alone).tolist()
 
 
-def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, shards):
-    pair = {"workers": 2, "max_failures": 1}
-    run = check(settings(folder, shards, "pair", train=pair))
+def train_with_a_kill(run, *, behind):
+    """Train while one worker is killed once, behind that step. Returns the steps as they were logged."""
     killed = []
 
     def kill_one():
         while not killed:
-            if any(record["step"] >= 15 for record in read_metrics(run.uri)):
+            if any(record["step"] >= behind for record in read_metrics(run.uri)):
                 killed.append(titled(os.getpid(), "RayTrainWorker")[0])
                 os.kill(killed[0], signal.SIGKILL)
             time.sleep(0.02)
@@ -290,7 +290,15 @@ def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, sh
     assert killed
     lines = storage.read_bytes(f"{run.uri}/metrics.jsonl").decode().splitlines()
     steps = [record["step"] for line in lines if "loss" in (record := json.loads(line))]
-    assert len(steps) > STEPS, "no step was done again, so nothing was killed in the middle"
+    done = run.config.train.steps
+    assert len(steps) > done, "no step was done again, so nothing was killed in the middle"
+    return steps
+
+
+def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, shards):
+    pair = {"workers": 2, "max_failures": 1}
+    run = check(settings(folder, shards, "pair", train=pair))
+    steps = train_with_a_kill(run, behind=15)
     np.testing.assert_allclose(losses(run.uri), losses(alone), rtol=2e-4)
     account, undisturbed = read_account(run.uri), read_account(alone)
     assert account.digests.tolist() == undisturbed.digests.tolist()
@@ -298,6 +306,45 @@ def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, sh
     assert [attempt.workers for attempt in account.attempts] == [2, 2]
     # A finished run is finished: the same command again does nothing.
     assert train(check(settings(folder, shards, "pair", train=pair))) == {}
+
+
+def test_every_loss_is_the_same_for_one_two_and_three_workers_one_of_them_killed(folder, shards, capsys):
+    sections = {
+        "objective": {
+            "pair": "contrastive",
+            "bag_weight": 0.5,
+            "bag_tokens": 4,
+            "bag_of": "neighbour",
+            "mlm_rate": 0.4,
+            "mlm_rate_end": 0.15,
+            "pair_weight": 0.5,
+        },
+        "every": {"probe": 0},
+    }
+    found = {}
+    for workers in (1, 2, 3):
+        cut = {"steps": 24, "micro_batch": 2, "workers": workers, "max_failures": 1}
+        run = check(settings(folder, shards, f"contrast-{workers}", train=cut, **sections))
+        if workers == 2:
+            train_with_a_kill(run, behind=12)
+        else:
+            train(run)
+        names = ("loss", "mlm_loss", "contrast_loss", "bag_loss", "contrast_accuracy")
+        logged = [record for record in read_metrics(run.uri) if "loss" in record]
+        found[workers] = np.array([[record[name] for name in names] for record in logged])
+        assert "nsp_loss" not in logged[-1]
+        assert run_app(["verify", run.uri]) == 0, capsys.readouterr().out
+    np.testing.assert_allclose(found[2], found[1], rtol=5e-4)
+    np.testing.assert_allclose(found[3], found[1], rtol=5e-4)
+    page = storage.read_bytes(write_report(run.uri)).decode()
+    assert "Loss of finding the other half" in page
+    assert "Next-sentence loss" not in page
+    tree = settings(folder, shards, "contrast-3", train=cut, **sections).model_dump(mode="json")
+    for key, value in (("pair", "none"), ("mlm_rate", 0.3)):
+        with pytest.raises(InputError, match=r"exists with objective=.* and cannot go on with"):
+            check(from_mapping(tree | {"objective": tree["objective"] | {key: value, "bag_of": "own"}}))
+    with pytest.raises(InputError, match=r"exists with train\.steps=24 and cannot go on with 48"):
+        check(from_mapping(tree | {"train": tree["train"] | {"steps": 48}}))
 
 
 @pytest.mark.parametrize(
