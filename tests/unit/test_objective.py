@@ -22,7 +22,7 @@ from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining, contrast, tied_cross_entropy
 from raybert.model.objective import Objective
-from raybert.telemetry import format_line
+from raybert.records import format_line
 from raybert.tokenizer import CLS_ID, MASK_ID, NUM_TEXT_TOKENS, PAD_ID, SEP_ID
 from raybert.train import optimizer
 from raybert.train.check import check_inputs
