@@ -81,12 +81,19 @@ def prepare(
     validation_fraction: Annotated[float, typer.Option(help="share of the documents kept for validation")] = 0.01,
     max_bad_fraction: Annotated[float, typer.Option(help="share of bad documents to accept")] = 0.01,
     split_txt: Annotated[str, typer.Option(help="cut .txt files into documents at blank-lines or lines")] = "",
+    hold_out: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="leave out documents that are test texts of this probe task; many times"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace a shard set that lies at the output")] = False,
 ) -> None:
     """Turn raw text (parquet, jsonl, txt) into token shards."""
     from raybert import cluster
     from raybert.data.text.prepare import prepare as run
+    from raybert.probe.tasks import load_task
+    from raybert.probe.texts import held_out
 
+    kept_out = held_out(map(load_task, hold_out or []))
     cluster.connect()
     run(
         input,
@@ -96,6 +103,7 @@ def prepare(
         validation_fraction=validation_fraction,
         max_bad_fraction=max_bad_fraction,
         split_txt=split_txt,
+        held_out=kept_out,
         overwrite=overwrite,
         progress=True,
     )

@@ -11,6 +11,7 @@ from raybert import cluster, storage
 from raybert import config as configs
 from raybert.data.text.prepare import prepare
 from raybert.pretrain import drive
+from raybert.probe.texts import held_out
 from raybert.report import live
 from raybert.report.terminal import closing_table
 from raybert.train.check import check, probe_tasks
@@ -38,13 +39,15 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
         f"probe.tasks={json.dumps([task], ensure_ascii=False)}",
     ]
     settings = configs.load(str(resources.files("raybert") / "demo.yaml"), [*own, *overrides])
-    probe_tasks(settings)  # before a Ray is started
+    tasks = probe_tasks(settings)  # before a Ray is started
     console.print("[bold]1/4[/bold] starting Ray on this machine")
     cluster.connect()
     shards = storage.join(directory, "demo-shards")
-    console.print("[bold]2/4[/bold] tokenising BBC News: 2,125 articles")
+    console.print("[bold]2/4[/bold] tokenising BBC News")
     seq_len = settings.model.bert().max_position_embeddings
-    prepare([CORPUS], shards, seq_len=seq_len, validation_fraction=0.05, overwrite=True, progress=True)
+    options = {"validation_fraction": 0.05, "overwrite": True, "progress": True}
+    # What the probe judges by must not be what was trained on.
+    prepare([CORPUS], shards, seq_len=seq_len, held_out=held_out(tasks), **options)
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"shards": shards})})
     run = check(settings)
     console.print(

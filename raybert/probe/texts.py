@@ -3,12 +3,14 @@
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from raybert.data.text.held_out import digests
 from raybert.data.text.values import MISSING, refusal, text_of
 from raybert.encode import Text
 from raybert.errors import InputError
@@ -76,6 +78,16 @@ def load_texts(task: ProbeTask) -> Texts:
         seen_in_train=sum(text in known for text, _ in test),
         hash=digest.hexdigest(),
     )
+
+
+def held_out(tasks: Iterable[ProbeTask]) -> frozenset[int]:
+    """Digests of the tasks' test texts, which `prepare` then leaves out of what is trained on.
+
+    Raises:
+        InputError: as `load_texts`.
+    """
+    tests = (texts.split(texts.texts)[1] for texts in map(load_texts, tasks))
+    return digests(part for test in tests for text in test for part in ([text] if isinstance(text, str) else text))
 
 
 Sample = tuple[Text, str]

@@ -221,3 +221,28 @@ def test_paths_of_every_spelling_reach_the_same_place(inputs, shards, tmp_path, 
         assert run_app(["prepare", "--input", "my texts [1]", "--output", output, "--seq-len", "48"]) == 2
         assert capsys.readouterr().err.startswith(f"error: {output}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my texts [1]", "o:1", "o:2"]
+
+
+def test_test_texts_of_a_probe_are_left_out(tmp_path, capsys):
+    texts = [document(seed) for seed in range(30)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for name, part in (("train", texts[:10]), ("test", texts[10:16])):
+        rows = [{"text": f"  {text.replace(' ', '  ')}\n", "label": number % 2} for number, text in enumerate(part)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "mine", "train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}
+    (tmp_path / "task.yaml").write_text(json.dumps(task))
+    command = ["prepare", "--input", str(tmp_path / "in.jsonl"), "--seq-len", "48", "--validation-fraction", "0"]
+    assert run_app([*command, "--output", str(tmp_path / "all")]) == 0
+    command += ["--hold-out", str(tmp_path / "task.yaml"), "--output", str(tmp_path / "out")]
+    assert run_app(command) == 0
+    assert "left out: 6 held out for probes" in " ".join(capsys.readouterr().out.split())
+    whole, left = open_shards(str(tmp_path / "all")), open_shards(str(tmp_path / "out"))
+    assert (whole.counts["documents"]["train"], left.counts["documents"]["train"]) == (30, 24)
+    assert left.counts["documents"]["held_out"] == left.settings["held_out"]["texts"] == 6
+    assert "held_out" not in whole.settings
+    assert run_app(command) == 0
+    assert "already prepared" in capsys.readouterr().out
+    one = "".join(json.dumps({"text": texts[i], "label": label}) + "\n" for i, label in ((20, 0), (21, 1)))
+    (tmp_path / "test.jsonl").write_text(one)
+    assert run_app(command) == 2
+    assert "other settings" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from raybert import storage
 from raybert.data.shards import Shard, shard_name, write_shard
 from raybert.data.text import documents as readers
 from raybert.data.text import spill
+from raybert.data.text.held_out import digest
 from raybert.data.text.settings import Settings
 from raybert.data.text.values import EMPTY, MISSING, Bad
 from raybert.data.text.windows import encode_document
@@ -77,7 +78,7 @@ def read_fragment(
         for text in readers.documents(piece, settings.text_column, settings.split_txt):
             documents += 1
             missing += text == MISSING
-            _add(text, collector, counts, tokenizer, settings.seq_len)
+            _add(text, collector, counts, tokenizer, settings)
             if collector.size >= SPILL_TOKENS:
                 yield flush(0)
                 collector, counts, textless, part = spill.Collector(), Counter(), [], part + 1
@@ -86,10 +87,15 @@ def read_fragment(
     yield flush(sum(piece.size for piece in fragment))
 
 
-def _add(text: str | Bad, collector: spill.Collector, counts: Counter[str], tokenizer: Tokenizer, seq_len: int) -> None:
+def _add(
+    text: str | Bad, collector: spill.Collector, counts: Counter[str], tokenizer: Tokenizer, settings: Settings
+) -> None:
     """Collect the windows of one document, or count why there are none."""
     counts["read"] += 1
-    document = text if isinstance(text, Bad) else encode_document(text, tokenizer, seq_len)
+    if settings.held_out and not isinstance(text, Bad) and digest(text) in settings.held_out:
+        counts["held_out"] += 1
+        return
+    document = text if isinstance(text, Bad) else encode_document(text, tokenizer, settings.seq_len)
     if document is None:
         document = EMPTY
     if isinstance(document, Bad):

@@ -105,6 +105,7 @@ def describe(shards: ShardSet) -> list[str]:
         **{f"bad ({reason.replace('_', ' ')})": number for reason, number in documents["bad_dropped"].items()},
         "too short": documents["too_short_dropped"],
         "exact copies": documents["copies_dropped"],
+        "held out for probes": documents.get("held_out", 0),
         "files without a document": shards.inputs.get("empty_files", 0),
     }
     left_out = [f"{number:,} {reason}" for reason, number in reasons.items() if number]
@@ -295,6 +296,7 @@ def _counts(counts: Counter[str]) -> dict[str, Any]:
             "copies_dropped": counts["copies"],
             "too_short_dropped": counts["too_short"],
             "bad_dropped": _bad(counts),
+            **({"held_out": counts["held_out"]} if counts["held_out"] else {}),
         },
         "short_windows_dropped": counts["short_windows"],
         "short_tokens_dropped": counts["short_tokens"],

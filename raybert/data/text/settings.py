@@ -5,6 +5,7 @@ from typing import Any
 
 from raybert.data.manifest import LONGEST, SHORTEST
 from raybert.data.text.documents import SPLIT_TXT
+from raybert.data.text.held_out import fingerprint
 from raybert.errors import InputError
 
 
@@ -19,6 +20,7 @@ class Settings:
         shard_tokens: a shard holds at most about this many tokens, and a task in the second phase a shard.
         unit_rows: windows that are read, and shuffled, together.
         max_bad_fraction: share of documents that may be undecodable, empty or of a wrong type.
+        held_out: digests of documents to leave out (`raybert.data.text.held_out`), such as a probe's test texts.
         split_txt: where a document of a text file ends: ``blank-lines`` or ``lines``; by default with the file.
 
     Raises:
@@ -32,6 +34,7 @@ class Settings:
     unit_rows: int = 512
     max_bad_fraction: float = 0.01
     split_txt: str = ""
+    held_out: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if not SHORTEST <= self.seq_len <= LONGEST:
@@ -49,10 +52,13 @@ class Settings:
 
     def in_manifest(self) -> dict[str, Any]:
         """What the manifest records, and what a set that is already there is compared by."""
+        # What came later is left out where it is not used: sets that were made before lack it.
+        held_out = {"texts": len(self.held_out), "hash": fingerprint(self.held_out)}
         settings = {
             "text_column": self.text_column,
             "validation_fraction": self.validation_fraction,
             "shard_tokens": self.shard_tokens,
-            **({"split_txt": self.split_txt} if self.split_txt else {}),  # sets that were made before lack this one
+            **({"split_txt": self.split_txt} if self.split_txt else {}),
+            **({"held_out": held_out} if self.held_out else {}),
         }
         return {"seq_len": self.seq_len, "unit_rows": self.unit_rows, "settings": settings}
