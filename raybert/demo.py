@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from importlib import resources
+from typing import Any
 
 from rich.console import Console
 
@@ -45,7 +46,7 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
     shards = storage.join(directory, "demo-shards")
     console.print("[bold]2/4[/bold] tokenising BBC News")
     seq_len = settings.model.bert().max_position_embeddings
-    options = {"validation_fraction": 0.05, "overwrite": True, "progress": True}
+    options: dict[str, Any] = {"validation_fraction": 0.05, "overwrite": True, "progress": True}
     # What the probe judges by must not be what was trained on.
     prepare([CORPUS], shards, seq_len=seq_len, held_out=held_out(tasks), **options)
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"shards": shards})})
