@@ -55,6 +55,11 @@ class Config(Section):
         """Steps of the warm-up, also where it is given as a fraction of the run."""
         return warmup_steps(self.schedule.warmup_steps, self.train.steps)
 
+    @property
+    def fixes_micro_batch(self) -> bool:
+        """Whether the micro-batch is part of the objective: a contrast's negatives, and what is common in a bag."""
+        return self.objective.pair == "contrastive" or self.objective.bag_weight > 0
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.objective.pair == "contrastive" and self.train.micro_batch < 2:

@@ -173,7 +173,7 @@ class ObjectiveConfig(Section):
     mlm_weight: float = Field(default=1.0, gt=0)
     pair_weight: float = Field(default=1.0, gt=0)
     vectors: Literal["pooler", "mean", "both"] = Field(default="both", description="of a text, for contrast and bag")
-    temperature: float = Field(default=0.05, gt=0, description="of the contrast")
+    temperature: float = Field(default=0.05, ge=0.01, description="of the contrast")
     bag_weight: float = Field(default=0.0, ge=0, description="of the words that a text's vector predicts; 0: none")
     bag_tokens: int = Field(default=16, gt=0, le=256, description="of these words, for each text")
     bag_of: Literal["own", "neighbour"] = Field(
@@ -186,6 +186,15 @@ class ObjectiveConfig(Section):
             raise ValueError(
                 f"objective.bag_of=neighbour needs the two halves of objective.pair=contrastive, not {self.pair}"
             )
+        contrast, bag = self.pair == "contrastive", self.bag_weight > 0
+        used = {"pair_weight": self.pair != "none", "temperature": contrast, "vectors": contrast or bag}
+        used |= {"bag_tokens": bag, "bag_of": bag}
+        for key, is_used in used.items():
+            if not is_used and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"objective.{key}={getattr(self, key)} does nothing with objective.pair={self.pair} and "
+                    f"objective.bag_weight={self.bag_weight:g}; leave it out"
+                )
         return self
 
     def objective(self) -> Objective:

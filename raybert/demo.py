@@ -40,7 +40,7 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
         f"probe.tasks={json.dumps([task], ensure_ascii=False)}",
     ]
     settings = configs.load(str(resources.files("raybert") / "demo.yaml"), [*own, *overrides])
-    tasks = probe_tasks(settings)  # before a Ray is started
+    unseen = held_out(probe_tasks(settings))  # before a Ray is started
     console.print("[bold]1/4[/bold] starting Ray on this machine")
     cluster.connect()
     shards = storage.join(directory, "demo-shards")
@@ -48,7 +48,7 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
     seq_len = settings.model.bert().max_position_embeddings
     options: dict[str, Any] = {"validation_fraction": 0.05, "overwrite": True, "progress": True}
     # What the probe judges by must not be what was trained on.
-    prepare([CORPUS], shards, seq_len=seq_len, held_out=held_out(tasks), **options)
+    prepare([CORPUS], shards, seq_len=seq_len, held_out=unseen, **options)
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"shards": shards})})
     run = check(settings)
     console.print(

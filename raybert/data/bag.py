@@ -23,7 +23,7 @@ def draw_bags(columns: Columns, count: int, seed: int) -> np.ndarray:
     """(N, count) different tokens of each text, -1 where it has fewer.
 
     A token counts as content when at most a quarter of these texts have it: that needs no list of words, and holds for
-    any language. The draw depends on the seed, the sample's index and the row's parity, and which tokens are content on
+    any language. The draw depends on the seed, the sample's index and which half it is, and which tokens are content on
     the texts of this micro-batch; on nothing else.
 
     Args:
@@ -36,7 +36,8 @@ def draw_bags(columns: Columns, count: int, seed: int) -> np.ndarray:
     texts = np.bincount(tokens, minlength=NUM_TEXT_TOKENS)
     content = texts[tokens] <= max(1.0, COMMON * len(ids))
     rows, tokens = rows[content], tokens[content]
-    score = draw(fold(seed, columns["index"][rows], rows % 2, tokens), _BAG, 1)[:, 0]
+    half = np.append(False, np.diff(columns["index"]) == 0)  # the second row of a sample
+    score = draw(fold(seed, columns["index"][rows], half[rows], tokens), _BAG, 1)[:, 0]
     order = np.lexsort((score, rows))
     rows, tokens = rows[order], tokens[order]
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)

@@ -47,9 +47,8 @@ def build(
 
     `rows`, `keys` and `index` are (N,); a sample depends on its own key alone.
     """
-    segments = pairs.draw_segments(unit, rows, keys)
-    not_next = pairs.draw_labels(segments, keys) if spec.next_sentence else np.zeros(len(rows), bool)
-    into["next_sentence_label"][:] = not_next
+    segments = pairs.draw_segments(unit, rows, keys, partners=spec.next_sentence)
+    into["next_sentence_label"][:] = not_next = pairs.draw_labels(segments, keys)
     into["cut"][:], into["length"][:] = cut, length = pairs.layout(segments)
     into["index"][:], into["document"][:] = index, unit.doc[rows]
     fractions = spec.masked.at(index)

@@ -38,8 +38,10 @@ class Segments:
         return Segments(*(getattr(self, part.name)[samples] for part in fields(self)))
 
 
-def draw_segments(unit: UnitRows, rows: np.ndarray, keys: np.ndarray) -> Segments:
+def draw_segments(unit: UnitRows, rows: np.ndarray, keys: np.ndarray, *, partners: bool = True) -> Segments:
     """Cut the windows `rows` (N,) and find each a partner, by its key (N,).
+
+    Without partners every sample is IsNext, and B is all that is left of the window.
 
     Raises:
         ValueError: a window has fewer than two tokens.
@@ -53,7 +55,7 @@ def draw_segments(unit: UnitRows, rows: np.ndarray, keys: np.ndarray) -> Segment
     other_start = np.zeros(len(rows), np.int64)
     other_length = b_length.copy()
     paired = np.zeros(len(rows), bool)
-    open_rows = np.arange(len(rows)) if len(unit) > 1 else np.empty(0, np.int64)
+    open_rows = np.arange(len(rows)) if partners and len(unit) > 1 else np.empty(0, np.int64)
     partner_bits = bits(keys, _PARTNER, _TRIES)
     for attempt in range(_TRIES):
         if not len(open_rows):

@@ -88,5 +88,7 @@ def validation_batches(
     """
     reader = SampleReader(shards, seed=seed, split="validation", spec=replace(spec, masked=spec.masked.ended()))
     count = min(samples, reader.plan.rows)
+    # A contrast among fewer pairs would be an easier one.
+    count -= count % batch_size if spec.halves and count > batch_size else 0
     for first in range(0, count, batch_size):
         yield reader.build(np.arange(first, min(first + batch_size, count)))

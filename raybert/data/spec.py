@@ -20,9 +20,9 @@ class MaskedFraction:
     last: float = MASKED_FRACTION
     samples: int = 1  # the index at which `last` is reached
 
-    def at(self, index: np.ndarray) -> np.ndarray:
+    def at(self, index: np.ndarray | int) -> np.ndarray:
         """(N,) sample indices -> (N,) float64."""
-        way = np.minimum(index / self.samples, 1.0)
+        way = np.minimum(np.asarray(index) / self.samples, 1.0)
         return self.first + (self.last - self.first) * way
 
     @property
@@ -43,7 +43,7 @@ class MaskedFraction:
 class SampleSpec:
     """How windows become samples, and samples become tensors."""
 
-    next_sentence: bool = True  # half of the samples get the end of another document's window as segment B
+    next_sentence: bool = True  # half of the samples get another document's text as segment B; else a window is whole
     masked: MaskedFraction = field(default_factory=MaskedFraction)
     halves: bool = False  # segments A and B are sequences of their own: [CLS] A [SEP] and [CLS] B [SEP]
     bag_tokens: int = 0  # words that a sequence's vector has to predict

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from raybert import storage
-from raybert.config import warmup_steps
+from raybert.config import look_up, warmup_steps
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.objective import TITLES
@@ -68,9 +68,7 @@ def render(model: Bert, found: Origin | None, name: str, revision: str = "main")
     parts = [
         f"---\n{yaml.safe_dump(_header(title, probes), sort_keys=False, allow_unicode=True)}---",
         f"# {title}",
-        "A BERT encoder, pre-trained from scratch with raybert on masked-language-model and next-sentence losses."
-        if found
-        else "A BERT encoder, exported by raybert.",
+        _objective(found) if found else "A BERT encoder, exported by raybert.",
         *(_of_run(found, probes) if found else ()),
         "## The model",
         _table(("", ""), _model_rows(model)),
@@ -127,6 +125,14 @@ def _of_run(found: Origin, probes: list[Probe]) -> Iterator[str]:
         yield _table(("", "this model", "the same, untrained", *start), _probe_rows(probe))
 
 
+def _objective(found: Origin) -> str:
+    learned = " and ".join(title for name, title in TITLES.items() if found.run.series(f"{name}_loss")[0])
+    text = f"A BERT encoder, pre-trained from scratch with raybert on {learned or 'nothing yet'}."
+    if "nsp_loss" not in (record := found.run.records[-1] if found.run.records else {}) and "mlm_loss" in record:
+        text += " Its next-sentence head was not trained."
+    return text
+
+
 def _count(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
 
@@ -150,6 +156,8 @@ def _training_rows(found: Origin) -> Iterator[tuple[str, ...]]:
         "optimizer",
         f"AdamW, lr {run.shown('optimizer.lr')}, weight decay {run.shown('optimizer.weight_decay')}",
     )
+    if isinstance(objective := look_up(run.settings, "objective"), dict):
+        yield "objective", ", ".join(f"{key} {value}" for key, value in objective.items() if value is not None)
     given = run.shown("schedule.warmup_steps")
     warmup = given if isinstance(given, str) else warmup_steps(given, run.steps_planned)
     yield "schedule", f"{run.shown('schedule.decay')}, {warmup} warm-up steps"

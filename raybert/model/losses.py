@@ -105,9 +105,13 @@ class Pretraining(nn.Module):
         """(B, D) of each row, for each of the objective's vectors. The mean is over all tokens, as in probes."""
         found = {"pooler": pooled}
         if "mean" in self.objective.pooled:
-            rows = layout.pick(torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask))
-            kept = hidden * layout.pick(mask)[:, None]
-            found["mean"] = hidden.new_zeros(pooled.shape).index_add(0, rows, kept) / mask.sum(1, keepdim=True)
+            if layout.tokens is None:
+                sums = (hidden.view(*mask.shape, -1) * mask[..., None]).sum(1)
+            else:
+                # On CPUs alone, where the order of the additions is always the same.
+                rows = layout.tokens // mask.shape[1]
+                sums = hidden.new_zeros(pooled.shape).index_add(0, rows, hidden)
+            found["mean"] = sums / mask.sum(1, keepdim=True)
         return [found[name] for name in self.objective.pooled]
 
     def _contrast(self, vectors: list[Tensor], document: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -136,7 +140,7 @@ def contrast(vectors: Tensor, document: Tensor, temperature: float) -> tuple[Ten
 
     Returns:
         The sum over pairs of the mean of both directions' cross entropies (nats), in float32, and how many halves have
-        their other half as the nearest, as a number of pairs.
+        their other half as the nearest, as a number of pairs. A pair without negatives adds no loss, and is right.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         one, other = F.normalize(vectors.float(), dim=-1).unflatten(0, (-1, 2)).unbind(1)  # (b, D)
@@ -224,7 +228,9 @@ class _TiedCrossEntropy(torch.autograd.Function):
                     d_logits.view(-1)[places[:, 0]] -= 1
                 else:
                     d_logits *= real.sum(1, keepdim=True)
-                    d_logits.view(-1)[places[real]] -= 1
+                    # Added up, since all labels that are ignored are at place 0 of their row.
+                    minus = -real.flatten().to(dtype)
+                    d_logits.view(-1).index_put_((places.flatten(),), minus, accumulate=True)
                 d_features[start : start + CHUNK] = (d_logits @ table) * counts
                 factor = (counts if expected is None else counts * expected).to(dtype)
                 part = d_logits.t() @ (rows * factor)

@@ -11,8 +11,8 @@ TITLES: Mapping[str, str] = {
     "contrast": "contrast",
     "bag": "words of the text",
 }
-# The loss of each kind of pair.
-PAIR_LOSSES: Mapping[str, str] = {"next_sentence": "nsp", "contrastive": "contrast"}
+# The losses of each kind of pair.
+PAIR_LOSSES: Mapping[str, tuple[str, ...]] = {"next_sentence": ("nsp",), "contrastive": ("contrast",), "none": ()}
 VECTORS: Mapping[str, tuple[str, ...]] = {"pooler": ("pooler",), "mean": ("mean",), "both": ("pooler", "mean")}
 
 
@@ -39,8 +39,7 @@ class Objective:
     @property
     def losses(self) -> tuple[str, ...]:
         """Names of the losses that are on, in the order of the model's sums."""
-        pair = (PAIR_LOSSES[self.pair],) if self.pair in PAIR_LOSSES else ()
-        return ("mlm", *pair, *(("bag",) if self.bag_weight else ()))
+        return ("mlm", *PAIR_LOSSES[self.pair], *(("bag",) if self.bag_weight else ()))
 
     @property
     def weights(self) -> dict[str, float]:

@@ -83,10 +83,13 @@ def load_texts(task: ProbeTask) -> Texts:
 def held_out(tasks: Iterable[ProbeTask]) -> frozenset[int]:
     """Digests of the tasks' test texts, which `prepare` then leaves out of what is trained on.
 
+    Of a task with a test file they are all that it holds, so that `n_test` may be raised later.
+
     Raises:
         InputError: as `load_texts`.
     """
-    tests = (texts.split(texts.texts)[1] for texts in map(load_texts, tasks))
+    whole = (task if task.test is None else task.model_copy(update={"n_test": None}) for task in tasks)
+    tests = (texts.split(texts.texts)[1] for texts in map(load_texts, whole))
     return digests(part for test in tests for text in test for part in ([text] if isinstance(text, str) else text))
 
 

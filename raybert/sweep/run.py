@@ -90,15 +90,34 @@ def check_data(planned: Sequence[Trial]) -> None:
     """Look at the manifests of the shard sets that the trials read, which needs no Ray.
 
     Raises:
-        InputError: a shard set is missing, does not fit a trial's model, or has no windows to validate with.
+        InputError: a shard set is missing, does not fit a trial's model, or has no windows to validate with; or the
+            trials' losses cannot be compared.
     """
     configs = [trial.config for trial in planned]
+    _require_one_loss(configs)
     for config in {(c.data.shards, c.model.bert().max_position_embeddings): c for c in configs}.values():
         shards = check_shards(config)
         if not shards.rows("validation"):
             raise InputError(
                 f"A sweep compares validation losses, and the shard set {shards.uri} has no validation windows; "
                 "prepare again with more documents or a larger --validation-fraction."
+            )
+
+
+def _require_one_loss(configs: Sequence[Config]) -> None:
+    """The validation loss must mean the same in all trials: by it they are stopped early, and the best is found."""
+    first = configs[0]
+    for config in configs[1:]:
+        for key in type(config.objective).model_fields:
+            if getattr(config.objective, key) != getattr(first.objective, key):
+                raise InputError(
+                    f"A sweep compares validation losses, and objective.{key} changes what the loss is; give each "
+                    "value a sweep or a run of its own, and compare their probes."
+                )
+        if config.train.micro_batch != first.train.micro_batch and config.fixes_micro_batch:
+            raise InputError(
+                "A sweep compares validation losses, and with this objective they depend on train.micro_batch; give "
+                "each value a sweep or a run of its own, and compare their probes."
             )
 
 
@@ -297,7 +316,7 @@ def _trainable(planned: list[Trial]) -> Callable[[dict[str, Any]], None]:
 def _asks_for(trial: Trial) -> str:
     """Equal for trials that differ in nothing that is checked before they start."""
     config = trial.config
-    return repr((config.data, config.model, config.train, config.probe, config.run.trackers))
+    return repr((config.data, config.model, config.train, config.objective, config.probe, config.run.trackers))
 
 
 def _check_trials(planned: Sequence[Trial], most: int | None) -> int:

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybert import storage
-from raybert.data.spec import sample_spec
 from raybert.errors import InputError, RunFailed
-from raybert.model.bert import flops_per_token
 from raybert.probe.service import queue
 from raybert.probe.service.queue import Records
 from raybert.records import END, FAILURE, METRICS, Lines, by_step, read_end, read_failure, read_lines
 from raybert.report.read import CONFIG, LeftOut, Probe, Score, by_task, damage, read_settings
 from raybert.sweep.space import SweepConfig, Trial, trials
+from raybert.train.flops import run_flops_per_token
 
 LR = "optimizer.lr"
 # Reads at the same time: in a bucket each of them waits for an answer.
@@ -106,7 +105,7 @@ def _outcome(trial: Trial, found: _Found, lengths: Mapping[str, int]) -> Outcome
         steps=_steps(found.records),
         tokens=[record["step"] * trial.config.train.global_batch * seq_len for record in validated],
         losses=[float(record["validation"]["loss"]) for record in validated],
-        flops_per_token=flops_per_token(trial.config.model.bert(), seq_len, sample_spec(trial.config).masked.mean),
+        flops_per_token=run_flops_per_token(trial.config, seq_len),
         probes={probe.task: probe for probe in found.probes},  # by step, so the last one stays
     )
 

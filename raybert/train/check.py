@@ -17,7 +17,7 @@ from raybert.spectral import recipe
 FULL_VERIFY_BYTES = 4 * 2**30
 
 # A resumed run must see the same batches and the same model. Its length, cadences and resources may change.
-FIXED = ("data.seed", "model", "objective", "train.global_batch", "train.seed")
+FIXED = ("data.seed", "model", "train.global_batch", "train.seed")
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,11 @@ def _check_resume(config: Config, shards: ShardSet) -> None:
             f"The run {config.run_uri} was trained on other shards than {shards.uri}; "
             "give this run another run.name, or the shards it began with."
         )
+    fixed = [*FIXED, *(f"objective.{key}" for key in now["objective"])]
     # Otherwise the masks of steps that are done would be others, and `verify` could not find them again.
-    for key in (*FIXED, *(("train.steps",) if config.objective.mlm_rate_end is not None else ())):
+    fixed += ["train.steps"] if config.objective.mlm_rate_end is not None else []
+    fixed += ["train.micro_batch"] if config.fixes_micro_batch else []
+    for key in fixed:
         old, new = look_up(before, key), look_up(now, key)
         if old != new:
             raise InputError(

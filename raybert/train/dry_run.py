@@ -22,7 +22,7 @@ from raybert.data.shards import open_shards
 from raybert.data.spec import sample_spec
 from raybert.data.tensors import to_torch
 from raybert.errors import RunFailed, last_line
-from raybert.model.bert import Bert, flops_per_token
+from raybert.model.bert import Bert
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
 from raybert.records import format_seconds
@@ -30,6 +30,7 @@ from raybert.spectral.recipe import Recipe
 from raybert.spectral.table import find
 from raybert.train import optimizer as optimizers
 from raybert.train.check import Run
+from raybert.train.flops import run_flops_per_token
 from raybert.train.memory import worker_environment
 from raybert.train.step import train_step
 
@@ -78,12 +79,11 @@ def estimate(run: Run) -> Estimate:
     except ray.exceptions.RayError as error:
         raise RunFailed(f"The measurement of three steps failed: {last_line(error)}") from error
     slowest = max(found, key=lambda one: one["seconds"])
-    bert = config.model.bert()
     tokens = config.train.steps * config.train.global_batch * run.shards.seq_len
     return Estimate(
         parameters=slowest["parameters"],
         tokens=tokens,
-        flops=tokens * flops_per_token(bert, run.shards.seq_len, sample_spec(config).masked.mean),
+        flops=tokens * run_flops_per_token(config, run.shards.seq_len),
         state_bytes=STATE_BYTES * slowest["parameters"],
         peak_bytes=max(one["peak_bytes"] for one in found),
         checkpoint_bytes=3 * 4 * slowest["parameters"],  # weights and both moments

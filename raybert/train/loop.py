@@ -18,12 +18,12 @@ from raybert.data.spec import sample_spec
 from raybert.data.stream import ahead, blocks_of, worker_batches
 from raybert.data.tensors import to_torch
 from raybert.errors import DamagedCheckpoint, InputError
-from raybert.model.bert import flops_per_token
 from raybert.model.peak import peak_flops
 from raybert.probe.tasks import ProbeTask, parse_task
 from raybert.ray_internals.train import preemption_noticed
 from raybert.records import FAILURE
 from raybert.train import clock
+from raybert.train.flops import run_flops_per_token
 from raybert.train.interval import Interval, Streak, Totals
 from raybert.train.recorder import Recorder
 from raybert.train.recovery import faults, preemption
@@ -85,8 +85,6 @@ class Worker:
         self.step = self.replica.restored.step
         guessing = self.objective.of_guessing(self.replica.bert.vocab_size, config.train.micro_batch)
         self.loss_limit = DIVERGED * guessing
-        masked = self.samples.masked.mean
-        self.flops_per_token = flops_per_token(self.replica.bert, self.shards.seq_len, masked)
         self.peak = peak_flops(self.device, self.replica.dtype) * self.world_size
         self.validation = self._validation_part()
         self.streak = Streak(config.train.max_bad_steps)
@@ -270,15 +268,17 @@ class Worker:
         rate = len(totals.norms) * self.config.train.global_batch / seconds
         remaining = self.config.train.steps - self.step
         finite = not all(totals.skipped)
+        samples = self.step * self.config.train.global_batch
+        flops = run_flops_per_token(self.config, self.shards.seq_len, samples - 1)
         return {
             "step": self.step,
             **(means(totals.sums, self.objective) | {"grad_norm": totals.grad_norm} if finite else {}),
             "lr": lr,
             "skipped": sum(totals.skipped),
             "tokens_per_second": totals.tokens / seconds,
-            "mfu": totals.tokens / seconds * self.flops_per_token / self.peak,
-            "samples": self.step * self.config.train.global_batch,
-            "epoch": self.step * self.config.train.global_batch / self.shards.rows("train"),
+            "mfu": totals.tokens / seconds * flops / self.peak,
+            "samples": samples,
+            "epoch": samples / self.shards.rows("train"),
             "elapsed_seconds": self.replica.restored.elapsed + self.clock.total(),
             "eta_seconds": remaining * self.config.train.global_batch / rate,
             "workers": self.world_size,

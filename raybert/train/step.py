@@ -76,6 +76,7 @@ def train_step(
     # DistributedDataParallel averages over ranks; these are sums, hence the number of ranks.
     counts = _counts(objective, micro_batches, global_batch, world_size)
     weights = {name: weight * (world_size / counts[name]) for name, weight in objective.weights.items()}
+    mlm_gradient = torch.as_tensor(weights["mlm"])
     sums = no_sums(objective, device)
     groups = group_micro_batches(model, micro_batches)
     # One autocast context for the whole step: weights are cast once, not once a group.
@@ -84,7 +85,7 @@ def train_step(
             seeds = [dropout_seed(seed, step, first_micro_batch + place) for place in places]
             # Gradients are exchanged once a step, with the last group.
             with nullcontext() if places is groups[-1] or world_size == 1 else model.no_sync():  # type: ignore[operator]
-                part = forward_sums(model, [micro_batches[place] for place in places], seeds, weights["mlm"])
+                part = forward_sums(model, [micro_batches[place] for place in places], seeds, mlm_gradient)
                 terms = zip(weights.values(), part[SUM :: len(SUMS)], strict=True)
                 loss = sum(weight * each for weight, each in terms)
                 with torch.autocast(device.type, enabled=False):
@@ -101,17 +102,20 @@ def train_step(
 
 def _counts(
     objective: Objective, micro_batches: Sequence[MicroBatch], global_batch: int, world_size: int
-) -> dict[str, Tensor]:
-    """What each loss is a mean over, in the global batch; 1 at least."""
-    device = micro_batches[0]["input_ids"].device
+) -> dict[str, Tensor | int]:
+    """What each loss is a mean over, in the global batch; 1 at least. Nothing waits for the device."""
     found = torch.stack([(batch["masked_positions"] >= 0).sum() for batch in micro_batches]).sum()[None]
     if "bag" in objective.losses:
         bags = torch.stack([(batch["bag_labels"] >= 0).sum() for batch in micro_batches]).sum()[None]
         found = torch.cat([found, bags])
     if world_size > 1:
         dist.all_reduce(found)
-    pairs = torch.tensor(float(global_batch), device=device)
-    return {"nsp": pairs, "contrast": pairs, "mlm": found[0].clamp(min=1), "bag": found[-1].clamp(min=1)}
+    return {
+        "nsp": global_batch,
+        "contrast": global_batch,
+        "mlm": found[0].clamp(min=1),
+        "bag": found[-1].clamp(min=1),
+    }
 
 
 def forward_sums(
@@ -155,7 +159,9 @@ def group_micro_batches(model: nn.Module, micro_batches: Sequence[MicroBatch]) -
     """
     if not runs_unpadded(model, micro_batches[0]):
         return [[index] for index in range(len(micro_batches))]
-    budget = max(batch["input_ids"].numel() for batch in micro_batches)
+    # Of two rows that are the halves of one sample, both together have the tokens of one.
+    rows = 2 if "document" in micro_batches[0] else 1
+    budget = max(batch["input_ids"].numel() for batch in micro_batches) // rows
     groups: list[list[int]] = []
     used = budget
     for index, batch in enumerate(micro_batches):

@@ -340,11 +340,15 @@ def test_every_loss_is_the_same_for_one_two_and_three_workers_one_of_them_killed
     assert "Loss of finding the other half" in page
     assert "Next-sentence loss" not in page
     tree = settings(folder, shards, "contrast-3", train=cut, **sections).model_dump(mode="json")
-    for key, value in (("pair", "none"), ("mlm_rate", 0.3)):
-        with pytest.raises(InputError, match=r"exists with objective=.* and cannot go on with"):
-            check(from_mapping(tree | {"objective": tree["objective"] | {key: value, "bag_of": "own"}}))
-    with pytest.raises(InputError, match=r"exists with train\.steps=24 and cannot go on with 48"):
-        check(from_mapping(tree | {"train": tree["train"] | {"steps": 48}}))
+    for section, key, value in (
+        ("objective", "vectors", "mean"),
+        ("objective", "mlm_rate", 0.3),
+        ("train", "steps", 48),
+        ("train", "micro_batch", 4),
+    ):
+        before, changed = tree[section][key], tree[section] | {key: value}
+        with pytest.raises(InputError, match=rf"exists with {section}\.{key}={before} and cannot go on with {value}"):
+            check(from_mapping(tree | {section: changed}))
 
 
 @pytest.mark.parametrize(

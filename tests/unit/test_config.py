@@ -210,7 +210,7 @@ def test_a_warm_up_may_be_a_fraction_of_the_run(fraction, steps):
 
 def test_the_shipped_files_can_be_shortened_by_their_steps_alone(request):
     root = request.config.rootpath
-    for path, steps in ((root / "jobs" / "compact.yaml", 500), (resources.files("raybert") / "demo.yaml", 30)):
+    for path, steps in ((root / "jobs" / "compact.yaml", 500), (resources.files("raybert") / "demo.yaml", 15)):
         assert config.load(str(path)).warmup_steps == steps
         assert config.load(str(path), ["train.steps=3"]).warmup_steps == 0
     (trial, *_) = space.trials(space.load(str(root / "jobs" / "sweep.yaml")))

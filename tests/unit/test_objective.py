@@ -15,18 +15,21 @@ from raybert.data import bag, halves
 from raybert.data.block import take
 from raybert.data.masking import max_masked
 from raybert.data.reader import SampleReader, validation_batches
+from raybert.data.shards import read_unit
 from raybert.data.spec import ORIGINAL, MaskedFraction, SampleSpec, sample_spec
 from raybert.data.tensors import to_torch
 from raybert.errors import InputError
-from raybert.model.bert import Bert
+from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining, contrast, tied_cross_entropy
 from raybert.model.objective import Objective
 from raybert.records import format_line
+from raybert.sweep.run import _require_one_loss
 from raybert.tokenizer import CLS_ID, MASK_ID, NUM_TEXT_TOKENS, PAD_ID, SEP_ID
 from raybert.train import optimizer
 from raybert.train.check import check_inputs
-from raybert.train.step import COUNT, SUMS, forward_sums, means, train_step
+from raybert.train.flops import run_flops_per_token
+from raybert.train.step import COUNT, SUMS, forward_sums, group_micro_batches, means, train_step
 from tests.data import make_shards
 
 CPU = torch.device("cpu")
@@ -53,13 +56,22 @@ def bert():
 # -- samples ------------------------------------------------------------------------------------------------------
 
 
-def test_without_next_sentences_every_sample_keeps_its_own_second_half(shards, columns):
-    original = SampleReader(shards, seed=3).build(np.arange(24))
+def test_without_next_sentences_every_sample_is_a_whole_window_cut_at_the_same_place(shards, columns):
+    reader = SampleReader(shards, seed=3)
+    original = reader.build(np.arange(24))
     assert not columns["next_sentence_label"].any()
-    (kept,) = np.nonzero(original["next_sentence_label"] == 0)
-    assert 0 < len(kept) < 24
-    for name in columns:
-        np.testing.assert_array_equal(columns[name][kept], original[name][kept], err_msg=name)
+    np.testing.assert_array_equal(columns["cut"], original["cut"])
+    assert (columns["length"] >= original["length"]).all()
+    assert (columns["length"] > original["length"]).any()
+    whole, before = bag.originals(columns), bag.originals(original)
+    _, units, rows = reader.plan.locate(np.arange(24))
+    for i, (cut, length) in enumerate(zip(columns["cut"], columns["length"], strict=True)):
+        unit = read_unit(shards.uri, shards.units()[units[i]])
+        window = unit.tokens[unit.token_offsets[rows[i]] : unit.token_offsets[rows[i] + 1]]
+        np.testing.assert_array_equal(
+            whole[i][:length], [CLS_ID, *window[: cut - 2], SEP_ID, *window[cut - 2 :], SEP_ID]
+        )
+        np.testing.assert_array_equal(whole[i][:cut], before[i][:cut])
 
 
 @given(st.floats(0.05, 0.9), st.floats(0.05, 0.9), st.integers(1, 200))
@@ -208,7 +220,6 @@ def reference_losses(bert, batch, objective):
 @pytest.mark.parametrize("pair", ["contrastive", "none"])
 def test_every_loss_and_the_step_s_gradient_are_those_of_plain_torch(bert, shards, pair, vectors):
     bert.eval()
-    bert.config.__dict__["dropout"] = 0.0
     objective = Objective(pair=pair, pair_weight=0.5, bag_weight=0.25, mlm_weight=2.0, vectors=vectors)
     spec = SampleSpec(next_sentence=False, halves=pair == "contrastive", bag_tokens=5)
     batch = to_torch(SampleReader(shards, seed=3, spec=spec).build(np.arange(12)), CPU, spec)
@@ -250,6 +261,24 @@ def test_joined_micro_batches_are_those_one_by_one_also_with_padding(bert, shard
     inputs = [dict(part) for part in parts]
     padded = torch.stack([model(**part) for part in inputs]).sum(0)
     torch.testing.assert_close(forward_sums(model, parts, None), padded, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("objective", "spec"), OBJECTIVES)
+def test_every_loss_compiles_into_one_graph(bert, shards, objective, spec):
+    """As GPUs run it: nothing in it waits for the device or breaks the graph."""
+    batch = to_torch(SampleReader(shards, seed=3, spec=spec).build(np.arange(8)), CPU, spec)
+    model = Pretraining(bert, objective).eval()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**batch), model(**batch))
+    compiled(**batch)[0].backward()
+
+
+def test_halves_are_joined_up_to_the_tokens_of_a_micro_batch(shards):
+    made = SampleReader(shards, seed=3, spec=CONTRAST).build(np.arange(64))
+    parts = [to_torch(take(made, slice(at, at + 8)), CPU, CONTRAST) for at in range(0, 64, 8)]
+    for group in group_micro_batches(Pretraining(Bert(TINY)), parts):
+        tokens = sum(int(parts[index]["attention_mask"].sum()) for index in group)
+        assert len(group) == 1 or tokens <= 8 * shards.seq_len
 
 
 @pytest.mark.parametrize(("objective", "spec"), OBJECTIVES)
@@ -317,12 +346,50 @@ def test_the_settings_become_losses_and_samples():
         ({"objective": {"bag_weight": 1, "bag_of": "neighbour"}}, "bag_of=neighbour needs the two halves"),
         ({"objective": {"pair": "contrast"}}, "objective.pair='contrast'"),
         ({"objective": {"mlm_rate": 0}}, "objective.mlm_rate=0"),
+        (
+            {"objective": {"temperature": 0.1}},
+            "objective.temperature=0.1 does nothing with objective.pair=next_sentence",
+        ),
+        ({"objective": {"pair": "none", "pair_weight": 2}}, "objective.pair_weight=2.0 does nothing"),
+        ({"objective": {"bag_tokens": 2}}, "objective.bag_tokens=2 does nothing"),
+        ({"objective": {"pair": "contrastive", "temperature": 1e-9}}, "objective.temperature=1e-09"),
         ({"objective": {"mlm_rates": 0.2}}, "Did you mean objective.mlm_rate?"),
     ],
 )
 def test_what_cannot_be_is_a_sentence(tree, sentence):
     with pytest.raises(InputError, match=sentence):
         from_mapping(tree)
+
+
+def test_a_sweep_does_not_compare_losses_that_mean_different_things():
+    def configs(*trees):
+        train = {"steps": 200, "global_batch": 64}
+        return [from_mapping({"train": train | tree.pop("train", {}), "objective": tree}) for tree in trees]
+
+    for trees, sentence in (
+        ([{}, {"mlm_weight": 2}], "objective.mlm_weight changes what the loss is"),
+        ([{"pair": "contrastive", "train": {"micro_batch": m}} for m in (8, 16)], "depend on train.micro_batch"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            _require_one_loss(configs(*trees))
+    _require_one_loss(configs(*({"train": {"micro_batch": m}} for m in (8, 16))))
+    _require_one_loss(configs({"mlm_weight": 2}, {"mlm_weight": 2}))
+
+
+def test_flops_follow_the_objective():
+    def of(sample=None, **objective):
+        train = {"steps": 101, "global_batch": 32}
+        tree = {"train": train, "schedule": {"warmup_steps": 0}, "objective": objective}
+        return run_flops_per_token(from_mapping(tree), 128, sample)
+
+    bert = from_mapping({}).model.bert()
+    assert of() == of(5) == flops_per_token(bert, 128, 0.15)
+    assert of(mlm_rate=0.3) == flops_per_token(bert, 128, 0.3)
+    assert of(0, mlm_rate=0.3, mlm_rate_end=0.1) == flops_per_token(bert, 128, 0.3)
+    assert of(3200, mlm_rate=0.3, mlm_rate_end=0.1) == pytest.approx(flops_per_token(bert, 128, 0.1))
+    assert of(mlm_rate=0.3, mlm_rate_end=0.1) == pytest.approx(flops_per_token(bert, 128, 0.2))
+    assert of(pair="contrastive") == flops_per_token(bert, 64, 0.15)
+    assert of(pair="contrastive", bag_weight=1) == pytest.approx(flops_per_token(bert, 64, 0.15 + 4 / 128))
 
 
 def test_a_contrast_without_negatives_is_refused(tmp_path):

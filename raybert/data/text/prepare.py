@@ -71,7 +71,7 @@ def prepare(
     _remove_leftovers(output)
     with _bar(progress) as bar:
         shards, counts = _make(raw, output, chosen, bar)
-    made = write_manifest(output, splits=shards, counts=_counts(counts), **about)
+    made = write_manifest(output, splits=shards, counts=_counts(counts, held_out=bool(chosen.held_out)), **about)
     _say([*describe(made), sentence(raw.passed_over)], progress)
     return made
 
@@ -111,6 +111,8 @@ def describe(shards: ShardSet) -> list[str]:
     left_out = [f"{number:,} {reason}" for reason, number in reasons.items() if number]
     if left_out:
         lines.append(f"left out: {', '.join(left_out)}")
+    if (wanted := shards.settings.get("held_out")) and not documents.get("held_out"):
+        lines.append(f"none of the {wanted['texts']:,} texts that were to be held out is a document of the input")
     fraction = shards.settings.get("validation_fraction")
     if fraction and not shards.rows("validation"):
         lines.append(
@@ -287,8 +289,8 @@ def _bad(counts: Counter[str]) -> dict[str, int]:
     return {key.removeprefix("bad:"): counts[key] for key in sorted(counts) if key.startswith("bad:")}
 
 
-def _counts(counts: Counter[str]) -> dict[str, Any]:
-    """The counts as the manifest has them. ``read`` is the sum of the other numbers of documents."""
+def _counts(counts: Counter[str], *, held_out: bool) -> dict[str, Any]:
+    """The counts as the manifest has them; `held_out`: that documents were to be left out. ``read`` is the sum of the other numbers of documents."""
     return {
         "documents": {
             "read": counts["read"],
@@ -296,7 +298,7 @@ def _counts(counts: Counter[str]) -> dict[str, Any]:
             "copies_dropped": counts["copies"],
             "too_short_dropped": counts["too_short"],
             "bad_dropped": _bad(counts),
-            **({"held_out": counts["held_out"]} if counts["held_out"] else {}),
+            **({"held_out": counts["held_out"]} if held_out else {}),
         },
         "short_windows_dropped": counts["short_windows"],
         "short_tokens_dropped": counts["short_tokens"],
