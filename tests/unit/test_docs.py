@@ -130,7 +130,7 @@ def test_the_site_builds_without_a_broken_link(tmp_path):
         "raybert.Bert.embed",
         "raybert.load",
         "raybert.export.directories.export_dir",
-        "raybert.config.TrainConfig",
+        "raybert.config_sections.TrainConfig",
     ):
         assert f'id="{name}"' in reference, name
     assert "global_batch" in reference

@@ -290,7 +290,10 @@ def _bad(counts: Counter[str]) -> dict[str, int]:
 
 
 def _counts(counts: Counter[str], *, held_out: bool) -> dict[str, Any]:
-    """The counts as the manifest has them; `held_out`: that documents were to be left out. ``read`` is the sum of the other numbers of documents."""
+    """The counts as the manifest has them; `held_out`: whether documents were to be left out.
+
+    ``read`` is the sum of the other numbers of documents.
+    """
     return {
         "documents": {
             "read": counts["read"],
