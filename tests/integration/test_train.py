@@ -20,6 +20,7 @@ from raybert.cli import run_app
 from raybert.config import from_mapping
 from raybert.data.text import rows
 from raybert.errors import InputError
+from raybert.model.bert import Bert
 from raybert.model.files import load
 from raybert.probe.service import client, queue
 from raybert.records import read_metrics
@@ -308,7 +309,7 @@ def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, sh
     assert train(check(settings(folder, shards, "pair", train=pair))) == {}
 
 
-def test_every_loss_is_the_same_for_one_two_and_three_workers_one_of_them_killed(folder, shards, capsys):
+def test_every_loss_is_the_same_for_one_two_and_three_workers_one_of_them_killed(folder, shards, tmp_path, capsys):
     sections = {
         "objective": {
             "pair": "contrastive",
@@ -339,6 +340,10 @@ def test_every_loss_is_the_same_for_one_two_and_three_workers_one_of_them_killed
     page = storage.read_bytes(write_report(run.uri)).decode()
     assert "Loss of finding the other half" in page
     assert "Next-sentence loss" not in page
+    assert run_app(["export", f"{run.uri}/checkpoints/step-00000024", str(tmp_path / "theirs")]) == 0
+    card = (tmp_path / "theirs" / "README.md").read_text()
+    assert "on masked words and contrast and words of the text. Its next-sentence head was not trained." in card
+    assert "pair contrastive, mlm_rate 0.4, mlm_rate_end 0.15" in card
     tree = settings(folder, shards, "contrast-3", train=cut, **sections).model_dump(mode="json")
     for section, key, value in (
         ("objective", "vectors", "mean"),
@@ -349,6 +354,19 @@ def test_every_loss_is_the_same_for_one_two_and_three_workers_one_of_them_killed
         before, changed = tree[section][key], tree[section] | {key: value}
         with pytest.raises(InputError, match=rf"exists with {section}\.{key}={before} and cannot go on with {value}"):
             check(from_mapping(tree | {section: changed}))
+
+
+def test_masked_words_alone_leave_the_heads_as_they_began(folder, shards):
+    """Two ranks, one killed: no rank waits for a gradient that never comes, and the optimizer's state is restored."""
+    objective, cut = {"pair": "none"}, {"steps": 24, "workers": 2, "max_failures": 1}
+    run = check(settings(folder, shards, "alone-mlm", train=cut, objective=objective, every={"probe": 0}))
+    train_with_a_kill(run, behind=12)
+    trained = load(f"{run.uri}/checkpoints/step-00000024").state_dict()
+    torch.manual_seed(run.config.train.seed)
+    begun = Bert(run.config.model.bert()).state_dict()
+    same = {name.partition(".")[0] for name, value in trained.items() if torch.equal(value, begun[name])}
+    assert same == {"nsp_head", "pooler"}
+    assert {"loss", "mlm_loss"} == {name for name in read_metrics(run.uri)[-1] if name.endswith("loss")}
 
 
 @pytest.mark.parametrize(
