@@ -35,16 +35,25 @@ os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "12")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+# Of the tests outside unit/: these use no Ray, or at most a small one of their own; the last ones, when there is room.
+WITHOUT_CLUSTER = ("test_bad_data.py", "test_fuzz.py")
+LAST = ("test_temporary.py", "test_wheel.py")
+
+
 class Halves(LoadScopeScheduling):
     """`make test` has two processes for the tests (pytest-xdist), since those that use Ray wait most of their time.
 
     What is one scope goes to one process: all tests that use Ray, since two clusters at a time are too much for two
-    cores (they are the longest, and begin, as pytest finds them first); and each file of unit tests.
+    cores (they are the longest, and begin, as pytest finds them first); and each other file.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return file if "unit" in file.split("/") else "ray"
+        *folders, name = nodeid.partition("::")[0].split("/")
+        return name if "unit" in folders or name in WITHOUT_CLUSTER + LAST else "ray"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name in LAST)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Halves:
