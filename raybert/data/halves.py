@@ -14,16 +14,16 @@ def split(columns: Columns) -> Columns:
     """
     cut, length = columns["cut"], columns["length"]
     lengths = np.stack([cut, length - cut + 1], axis=1).reshape(-1)  # (2N,)
-    ids = np.repeat(columns["input_ids"], 2, axis=0)  # (2N, T)
+    rows = {name: np.repeat(values, 2, axis=0) for name, values in columns.items()}
+    ids = rows["input_ids"]  # (2N, T)
     place = np.arange(ids.shape[1])
     # Place p of B is place p + cut - 1 of the sample, but for its own [CLS].
     shifted = np.minimum(place + (cut - 1)[:, None], ids.shape[1] - 1)
     ids[1::2] = np.take_along_axis(columns["input_ids"], shifted, axis=1)
     ids[:, 0] = CLS_ID
     ids[place >= lengths[:, None]] = PAD_ID
-    positions = np.repeat(columns["masked_positions"], 2, axis=0)  # (2N, P)
+    positions = rows["masked_positions"]  # (2N, P)
     in_b = columns["masked_positions"] >= cut[:, None]
     positions[0::2][in_b] = -1
     positions[1::2] = np.where(in_b, columns["masked_positions"] - cut[:, None] + 1, -1)
-    others = {name: np.repeat(columns[name], 2, axis=0) for name in columns}
-    return others | {"input_ids": ids, "cut": lengths, "length": lengths, "masked_positions": positions}
+    return rows | {"cut": lengths, "length": lengths}
