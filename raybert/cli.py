@@ -197,7 +197,7 @@ def report(
 
     It has the curves, the probes beside their baselines and the settings. The path is the last line printed.
     """
-    from raybert.report import write_report
+    from raybert.report.page import write_report
 
     if figure:
         storage.absolute(figure)  # refuses what is no path, before the page is written

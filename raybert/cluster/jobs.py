@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
 from raybert.errors import InputError, RunFailed, last_line
 
 ADDRESS = "http://127.0.0.1:8265"
@@ -75,6 +73,8 @@ def follow(job: Job, show: Callable[[str], None], *, patience: float = FOLLOW_SE
 
 
 async def _follow(client: Any, job: Job, show: Callable[[str], None], patience: float) -> Any:
+    import aiohttp
+
     shown, lost = 0, None  # characters; when the cluster was first found out of reach
     while True:
         at, chunks = 0, client.tail_job_logs(job.id)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import aiohttp
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
@@ -68,6 +67,8 @@ def client(uri: str) -> tuple[AbstractFileSystem, str]:
 @functools.cache
 def _google(process: int, anonymous: bool, stall: float) -> AbstractFileSystem:
     """One client a process: fsspec's own cache makes one a thread, and each would fetch a token."""
+    import aiohttp  # a sixth of a second, and every process of a run imports this module
+
     return fsspec.filesystem(
         "gs",
         skip_instance_cache=True,

@@ -24,7 +24,7 @@ from raybert.model.bert import Bert
 from raybert.model.files import load
 from raybert.probe.service import client, queue
 from raybert.records import read_metrics
-from raybert.report import write_report
+from raybert.report.page import write_report
 from raybert.report.terminal import closing_table
 from raybert.spectral import files as spectral_files
 from raybert.spectral import table as spectral_table

@@ -28,9 +28,9 @@ from raybert.probe.show import format_block, results_table
 from raybert.probe.tasks import ProbeTask
 from raybert.ray_internals.names import SNAPSHOT
 from raybert.records import format_line, parse_lines, parse_object, read_end, read_failure
-from raybert.report import live, write_report
+from raybert.report import live
 from raybert.report.figure import learning_figure
-from raybert.report.page import render
+from raybert.report.page import render, write_report
 from raybert.report.read import read_run
 from raybert.report.terminal import closing_table
 from raybert.report.trackers import figures, probe_figures

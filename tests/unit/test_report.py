@@ -7,9 +7,10 @@ from rich.console import Console
 
 from raybert import storage
 from raybert.errors import Interrupted
-from raybert.report import follow, live, write_report
+from raybert.report import follow, live
 from raybert.report.figure import learning_figure
 from raybert.report.follow import kept_current
+from raybert.report.page import write_report
 from raybert.report.read import read_run
 from raybert.report.terminal import closing_table
 from raybert.report.watch import watching
