@@ -14,24 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 from raybert import storage
 from raybert.config import from_mapping
-from raybert.data.block import take
-from raybert.data.reader import SampleReader, iter_batches
-from raybert.data.shards import open_shards
-from raybert.data.tensors import to_torch
-from raybert.model.bert import Bert
-from raybert.model.losses import Pretraining
+from raybert.data.reader import iter_batches
 from raybert.records import read_metrics
-from raybert.train import ledger, optimizer
+from raybert.train import ledger
 from raybert.train.recovery import faults
-from raybert.train.schedule import lr_at
-from raybert.train.step import means, train_step
 from tests.clusters import Cluster
 from tests.gcs import Emulator
+from tests.plain import train_plainly
 from tests.waiting import Sign, wait_for, wait_for_end
 
 BATCH, MICRO, SEED, SEQ_LEN = 12, 2, 3, 32
@@ -191,31 +184,9 @@ def plain_losses(shards: str, steps: int, total_steps: int | None = None) -> np.
 
     ``total_steps``: those of the schedule, where it is longer than what is trained.
     """
-    total_steps = total_steps or steps
-    config = from_mapping(yaml.safe_load(settings("/nowhere", shards, "plain", train={"steps": total_steps})))
-    torch.manual_seed(config.train.seed)
-    model = Pretraining(Bert(config.model.bert()))
-    adam = optimizer.build(model.bert, **config.optimizer.model_dump())
-    reader = SampleReader(open_shards(shards), seed=SEED)
-    found = []
-    for step in range(steps):
-        columns = reader.build(np.arange(step * BATCH, (step + 1) * BATCH))
-        parts = [take(columns, slice(at, at + MICRO)) for at in range(0, BATCH, MICRO)]
-        lr = lr_at(step, peak_lr=config.optimizer.lr, total_steps=total_steps, **config.schedule.model_dump())
-        sums, _ = train_step(
-            model,
-            adam,
-            [to_torch(columns, torch.device("cpu")) for columns in parts],
-            lr=lr,
-            grad_clip=config.train.grad_clip,
-            dtype=torch.float32,
-            seed=config.train.seed,
-            step=step,
-            first_micro_batch=0,
-            global_batch=BATCH,
-        )
-        found.append([step + 1, means(sums)["loss"]])
-    return np.array(found)
+    tree = yaml.safe_load(settings("/nowhere", shards, "plain", train={"steps": total_steps or steps}))
+    found = train_plainly(from_mapping(tree), steps)
+    return np.array([[step + 1, means["loss"]] for step, means in enumerate(found)])
 
 
 def losses(uri: str) -> np.ndarray:
