@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from raybert.cluster.connection import LOCAL
 from tests import waiting
 from tests.processes import descendants, start_node, titled
 
@@ -66,7 +67,8 @@ class Cluster:
         self.temporary.mkdir()
         self.port, self._dashboard = port or found, dashboard
         self._of_nodes = {
-            **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+            # What the shared Ray is told as a local one holds for no cluster.
+            **{name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", *LOCAL)},
             # Jobs' entry points say `python`.
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "TMPDIR": str(self.temporary),

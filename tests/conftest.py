@@ -33,6 +33,8 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "12")
 # Ray's processes are nice (15): beside other work on all cores they would get a thirtieth of one.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# The processes that a node starts for its first driver ahead have another environment than a run's: no run uses them.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 
 # Of the tests outside unit/: these use no Ray, or at most a small one of their own; the last ones, when there is room.
@@ -107,9 +109,12 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(gcs: Emulator, secrets: list[str]) -> Iterator[Path]:
-    """One local Ray, with its dashboard, as a run has it; the directory of its session."""
+    """One local Ray, with its dashboard, as `raybert.cluster.start` starts it; the directory of its session."""
     import ray
 
+    from raybert.cluster.connection import LOCAL
+
+    os.environ.update(LOCAL)  # clusters of a test's own go without it
     for left in reversed(range(STARTS)):
         try:
             context = ray.init(num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
