@@ -149,14 +149,8 @@ def test_a_sweep_on_one_core_waits_for_its_probes_and_tells_of_trials_that_were_
     )
     with cluster(1) as small:
         done = small.run(*COMMAND, path, signs=[tmp_path])
-        # `ray start` has left the address of its cluster for others to find: a local Ray is to be another one.
-        code = "import ray; from raybert import cluster; print(cluster.connect(), ray.cluster_resources()['CPU'])"
-        alone = {"RAY_ADDRESS": "", "RAY_TMPDIR": str(small.folder)}
-        assert os.path.exists(f"{small.folder}/ray/ray_current_cluster")
-        local = small.run(sys.executable, "-c", code, env=alone)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 of 3 trials failed: trial-0000: The data cannot be read" in done.stderr
-    assert local.stdout.split() == ["True", f"{max(2, os.cpu_count())}.0"], local.stderr
     summary = json.loads((tmp_path / "s" / "summary.json").read_text())
     assert [trial["status"] for trial in summary] == ["failed", "finished", "pruned"]
     probe = summary[1]["probes"]["mine"]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 import zipfile
 from pathlib import Path
@@ -80,8 +81,12 @@ def test_the_demo_runs_in_an_empty_directory_where_pip_installed_the_wheel(insta
     common = {"cwd": empty, "env": environment}
     where = waiting.run([installed / "bin" / "python", "-c", "import raybert; print(raybert.__file__)"], **common)
     assert where.stdout.startswith(f"{installed}/lib"), where.stdout + where.stderr
-    command = [installed / "bin" / "raybert", "demo", "--task", str(tmp_path / "few.yaml"), *settings]
-    done = waiting.run(command, signs=[empty], **common)
+    demo = [installed / "bin" / "raybert", "demo", "--task", str(tmp_path / "few.yaml"), *settings]
+    # `ray start` leaves the address of its cluster for others to find; a local Ray is another one. None answers here.
+    with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp", ignore_cleanup_errors=True) as short:
+        (Path(short) / "ray").mkdir()
+        (Path(short) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        done = waiting.run(demo, signs=[empty], **common | {"env": environment | {"RAY_TMPDIR": short}})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "untrained" in done.stdout
     last = Path(done.stdout.splitlines()[-1])

@@ -150,6 +150,11 @@ def started(monkeypatch):
     return calls
 
 
+def test_a_local_ray_is_one_of_its_own_with_two_cpus_at_least(started):
+    assert cluster.connect()
+    assert (started[0]["address"], started[0]["num_cpus"]) == ("local", max(2, os.cpu_count()))
+
+
 def test_where_tmpdir_has_too_long_a_path_ray_s_files_go_elsewhere(started, tmp_path, caplog):
     folder = tmp_path / ("long" * 20)
     os.environ["TMPDIR"] = str(folder)
