@@ -8,6 +8,7 @@ from raybert import storage
 from raybert.model.config import BertConfig
 from raybert.model.objective import Objective
 from raybert.model.sizes import SIZES
+from raybert.storage import hub
 
 
 def _absolute_task(spec: str) -> str:
@@ -18,9 +19,15 @@ def _absolute_task(spec: str) -> str:
     return f"{name}@{storage.absolute(folder)}" if at and folder else spec
 
 
+def _absolute_model(where: str) -> str:
+    """A model's name on the Hub as it is; a place under its absolute path."""
+    return storage.absolute(where) if where and not hub.is_name(where) else where
+
+
 # Workers and trials run in other directories than the command that names a path.
 AbsolutePath = Annotated[str, AfterValidator(lambda path: storage.absolute(path) if path else path)]
 Cpus = Annotated[float, Field(gt=0)]
+ModelPlace = Annotated[str, AfterValidator(_absolute_model)]
 TaskSpec = Annotated[str, AfterValidator(_absolute_task)]
 
 
@@ -66,12 +73,16 @@ class ModelConfig(Section):
     num_attention_heads: int | None = Field(default=None, gt=0)
     intermediate_size: int | None = Field(default=None, gt=0)
     max_position_embeddings: int | None = Field(default=None, gt=0)
+    vocab_size: int | None = Field(default=None, gt=0, description="by default that of the shards' tokenizer")
+    type_vocab_size: int | None = Field(default=None, ge=2)
+    layer_norm_eps: float | None = Field(default=None, gt=0)
     dropout: float | None = Field(default=None, ge=0, lt=1)
     initializer_range: float | None = Field(default=None, gt=0)
-    start_from: AbsolutePath = Field(
-        default="", description="checkpoint whose weights a new run begins with, of the same dimensions"
+    start_from: ModelPlace = Field(
+        default="",
+        description="checkpoint, transformers BERT directory or Hub name whose weights a new run begins with; its "
+        "dimensions are the run's",
     )
-
     embedding_init: Literal["random", "spectral"] = Field(
         default="random", description="token embeddings of a new run; spectral: from co-occurrence in the shards"
     )
@@ -81,7 +92,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self.bert()
+        if not self.start_from or self.size is not None:
+            self.bert()  # what is given beside start_from is compared with what that has
         for key, usual in (("embedding_init", "random"), ("attention_init", "normal")):
             if self.start_from and getattr(self, key) != usual:
                 raise ValueError(
@@ -95,18 +107,21 @@ class ModelConfig(Section):
         """A new run's weights are drawn as those of any untrained encoder."""
         return not self.start_from and self.embedding_init == "random" and self.attention_init == "normal"
 
+    def given(self) -> dict[str, Any]:
+        """The dimensions that the settings state, by a size or themselves."""
+        dimensions = dict(SIZES[self.size]) if self.size else {}
+        start = {"size", "start_from", "embedding_init", "attention_init"}
+        return dimensions | {k: v for k, v in self.model_dump(exclude=start).items() if v is not None}
+
     def bert(self) -> BertConfig:
-        """The encoder's own configuration.
+        """The encoder's own configuration, in a run whose settings are complete (`raybert.train.complete`).
 
         Raises:
             ValueError: the size is unknown, or the heads do not divide the hidden size.
         """
         if self.size is not None and self.size not in SIZES:
             raise ValueError(f"unknown model.size {self.size!r}: use one of {', '.join(SIZES)}")
-        dimensions = dict(SIZES[self.size]) if self.size else {}
-        start = {"size", "start_from", "embedding_init", "attention_init"}
-        dimensions |= {k: v for k, v in self.model_dump(exclude=start).items() if v is not None}
-        return BertConfig(**dimensions)
+        return BertConfig(**self.given())
 
 
 class TrainConfig(Section):

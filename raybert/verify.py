@@ -121,7 +121,7 @@ def _ledger(run: RunData, config: configs.Config, shards: ShardSet | None) -> st
     if shards is None:
         raise InputError(f"The {steps:,} steps of the ledger cannot be checked without the shards.")
     batch, at_once = config.train.global_batch, max(1, CHECKED_SAMPLES // config.train.global_batch)
-    reader = SampleReader(shards, seed=config.data.seed, spec=sample_spec(config))
+    reader = SampleReader(shards, seed=config.data.seed, spec=sample_spec(config, shards.vocabulary))
     for start in range(0, steps, at_once):
         stop = min(start + at_once, steps)
         columns = reader.build(np.arange(start * batch, stop * batch))

@@ -4,7 +4,7 @@ import numpy as np
 
 from raybert.data.rng import below, bits, draw, extend, fold, uniform
 from raybert.data.spec import MASKED_FRACTION
-from raybert.tokenizer import MASK_ID, NUM_TEXT_TOKENS, PAD_ID
+from raybert.tokenizer import GPT2, Vocabulary
 
 _CHOOSE, _TREAT, _REPLACE = 20, 21, 22
 
@@ -20,20 +20,21 @@ def mask(
     length: np.ndarray,
     keys: np.ndarray,
     fraction: float | np.ndarray = MASKED_FRACTION,
+    vocabulary: Vocabulary = GPT2,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mask round(fraction n) of each sample's n text tokens (one at least), chosen uniformly without replacement.
 
-    Of the chosen, 80 % become [MASK], 10 % a text token drawn uniformly from the whole vocabulary, 10 % stay. Special
-    tokens and padding are never chosen. A sample's result depends on its own key alone.
+    Of the chosen, 80 % become [MASK], 10 % an id drawn uniformly from those that the vocabulary allows, 10 % stay.
+    Special tokens and padding are never chosen. A sample's result depends on its own key alone.
 
     Args:
-        ids: (N, T) uint16 as `raybert.data.pairs.assemble` lays them out, with cut and length (N,). A sample's result
-            does not depend on T, but for the padding.
+        ids: (N, T) as `raybert.data.pairs.assemble` lays them out, with cut and length (N,). A sample's result does not
+            depend on T, but for the padding.
         keys: (N,) uint64.
         fraction: of all samples, or (N,). Whatever is masked with one is masked with a larger one too.
 
     Returns:
-        masked ids (N, T) uint16; positions (N, P) int32 ascending, then -1; labels (N, P) uint16, then [PAD].
+        masked ids (N, T); positions (N, P) int32 ascending, then -1; labels (N, P) of the ids' type, then [PAD].
     """
     seq_len = ids.shape[1]
     most = max_masked(seq_len, float(np.max(fraction)))
@@ -47,14 +48,15 @@ def mask(
     place_keys = fold(extend(fold(keys)[rows], places))
     treat = uniform(draw(place_keys, _TREAT, 1)[:, 0])
     replaced = np.flatnonzero((treat >= 0.8) & (treat < 0.9))
-    treated = np.where(treat < 0.8, np.uint16(MASK_ID), original)
-    treated[replaced] = below(draw(place_keys[replaced], _REPLACE, 1)[:, 0], NUM_TEXT_TOKENS)
+    treated = np.where(treat < 0.8, vocabulary.dtype.type(vocabulary.mask), original)
+    random_ids = vocabulary.random_ids
+    treated[replaced] = random_ids[below(draw(place_keys[replaced], _REPLACE, 1)[:, 0], len(random_ids))]
     masked = ids.copy()
     masked.ravel()[chosen] = treated
     filled = np.arange(most) < wanted[:, None]  # (N, P)
     positions = np.full(filled.shape, -1, np.int32)
     positions[filled] = places
-    labels = np.full(filled.shape, PAD_ID, np.uint16)
+    labels = np.full(filled.shape, vocabulary.pad, vocabulary.dtype)
     labels[filled] = original
     return masked, positions, labels
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raybert.config import Config
+from raybert.tokenizer import GPT2, Vocabulary
 
 MASKED_FRACTION = 0.15  # https://arxiv.org/abs/1810.04805, section 3.1
 
@@ -49,13 +50,14 @@ class SampleSpec:
     bag_tokens: int = 0  # words that a sequence's vector has to predict
     bag_of_neighbour: bool = False  # ... of the other half's text instead of its own
     seed: int = 0  # of the draw of these words
+    vocabulary: Vocabulary = GPT2  # of the shards
 
 
 ORIGINAL = SampleSpec()
 
 
-def sample_spec(config: Config) -> SampleSpec:
-    """What the objective of a run asks of its samples."""
+def sample_spec(config: Config, vocabulary: Vocabulary = GPT2) -> SampleSpec:
+    """What the objective of a run asks of its samples, with the ids of its shards."""
     given, train = config.objective, config.train
     last = given.mlm_rate if given.mlm_rate_end is None else given.mlm_rate_end
     return SampleSpec(
@@ -65,4 +67,5 @@ def sample_spec(config: Config) -> SampleSpec:
         bag_tokens=given.bag_tokens if given.bag_weight else 0,
         bag_of_neighbour=given.bag_of == "neighbour",
         seed=config.data.seed,
+        vocabulary=vocabulary,
     )

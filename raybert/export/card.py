@@ -16,6 +16,7 @@ from raybert.model.objective import TITLES
 from raybert.records import format_seconds
 from raybert.report.figure import learning_figure
 from raybert.report.read import Probe, RunData, Score, read_run
+from raybert.tokenizer import files as tokenizers
 
 FIGURE = "learning.png"
 
@@ -75,12 +76,14 @@ def render(model: Bert, found: Origin | None, name: str, revision: str = "main")
         "## Use it",
         _snippets(model, name, revision),
     ]
-    if model.tokenizer is None:
+    if tokenizers.is_own(tokenizers.own_or(model.tokenizer)):
         parts.append(
             "The tokenizer is GPT-2's byte-pair encoding with `[CLS]`, `[SEP]`, `[MASK]` and `[PAD]`. It is case "
             "sensitive, and a word differs from the same word after a space. Trained text never held a special token: "
             "there `[MASK]` written out was plain text, which this tokenizer takes for the token itself."
         )
+    elif model.tokenizer is not None:
+        parts.append(f"The tokenizer is a {model.tokenizer.name} of {model.tokenizer.size:,} tokens.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -238,7 +241,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _snippets(model: Bert, name: str, revision: str) -> str:
     opened = json.dumps(name) + (f", revision={json.dumps(revision)}" if revision != "main" else "")
-    mask = "[MASK]" if model.tokenizer is None else str(model.tokenizer.mask_token)
+    own = tokenizers.own_or(model.tokenizer)
+    mask = own.decode([own.roles["mask"]]) if "mask" in own.roles else "[MASK]"
     return f"""```python
 from transformers import AutoModel, AutoTokenizer, pipeline
 

@@ -31,6 +31,22 @@ def use_vectors(bert: Bert, vectors: np.ndarray) -> None:
 
 
 @torch.no_grad()
+def extend_rows(bert: Bert, state: dict[str, Tensor], pieces: list[list[int]], first: int) -> None:
+    """Take the weights of a model with fewer tokens; each new one begins as the mean of the pieces that it was before.
+
+    Args:
+        state: of the smaller model.
+        pieces: of each new token, the first of which has the id `first`, its tokens before.
+    """
+    others = {name: value for name, value in state.items() if name not in ("word_embeddings.weight", "mlm_bias")}
+    bert.load_state_dict(others, strict=False)
+    table, bias = bert.word_embeddings.weight, bert.mlm_bias
+    table[:first], bias[:first] = state["word_embeddings.weight"][:first].to(table), state["mlm_bias"][:first].to(bias)
+    for number, old in enumerate(pieces, first):
+        table[number], bias[number] = table[old].mean(0), bias[old].mean()
+
+
+@torch.no_grad()
 def average_attention(bert: Bert, seed: int) -> None:
     """Make each attention layer add the mean over the tokens, and the pooler a rotation.
 

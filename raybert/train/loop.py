@@ -72,7 +72,7 @@ class Worker:
     ) -> None:
         context = ray.train.get_context()
         self.config, self.tasks = config, tasks
-        self.samples, self.objective = sample_spec(config), config.objective.objective()
+        self.objective = config.objective.objective()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device, self.clock = get_device(), clock.Clock()
         self.pulse = self._start_pulse()
@@ -81,7 +81,8 @@ class Worker:
             # Ray's default for OpenMP follows whole CPUs only; more threads than cores fight each other.
             torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.shards = open_shards(config.data.shards, manifest)
-        self.replica = build_replica(config, self.device, self.world_size, token_vectors)
+        self.samples = sample_spec(config, self.shards.vocabulary)
+        self.replica = build_replica(config, self.device, self.world_size, token_vectors, self.shards.tokenizer())
         self.step = self.replica.restored.step
         guessing = self.objective.of_guessing(self.replica.bert.vocab_size, config.train.micro_batch)
         self.loss_limit = DIVERGED * guessing

@@ -18,6 +18,7 @@ from raybert.model.config import BertConfig
 from raybert.model.files import read_weights
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
+from raybert.tokenizer import TextTokenizer
 from raybert.train import checkpoint as checkpoints
 from raybert.train import optimizer as optimizers
 from raybert.train.exchange import compress_gradients
@@ -44,11 +45,14 @@ class Replica:
     restored: Progress
 
 
-def build_replica(config: Config, device: torch.device, world_size: int, token_vectors: str) -> Replica:
+def build_replica(
+    config: Config, device: torch.device, world_size: int, token_vectors: str, tokenizer: TextTokenizer
+) -> Replica:
     """Build it at the newest checkpoint; every rank has to call it.
 
     Args:
         token_vectors: URI of the vectors that a new run begins with (`raybert.train.start`).
+        tokenizer: of the shards; checkpoints hold it.
 
     Raises:
         DamagedCheckpoint: the checkpoint cannot be read.
@@ -57,6 +61,7 @@ def build_replica(config: Config, device: torch.device, world_size: int, token_v
     dtype = _agree_on_dtype(config, device, world_size)
     torch.manual_seed(config.train.seed)
     bert = Bert(config.model.bert()).to(device)
+    bert.tokenizer = tokenizer
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
     restored = _restore(config, bert, optimizer, token_vectors)
     return Replica(_wrap(config, bert, device), optimizer, bert.config, dtype, restored)

@@ -109,7 +109,7 @@ def _trainer(run: Run, token_vectors: str, callbacks: Sequence[Any]) -> Any:
         global_batch=config.train.global_batch,
         steps=config.train.steps,
         task_cpus=run.shares.data_task,
-        samples=sample_spec(config),
+        samples=sample_spec(config, run.shards.vocabulary),
         retry_seconds=config.run.patience,
     )
     return ElasticTrainer(
