@@ -185,6 +185,7 @@ class ObjectiveConfig(Section):
     mlm_rate_end: float | None = Field(
         default=None, gt=0, le=0.9, description="fraction at the last step, reached in a straight line; none: no change"
     )
+    whole_word: bool = Field(default=False, description="predict all tokens of a word, or none")
     mlm_weight: float = Field(default=1.0, gt=0)
     pair_weight: float = Field(default=1.0, gt=0)
     vectors: Literal["pooler", "mean", "both"] = Field(default="both", description="of a text, for contrast and bag")

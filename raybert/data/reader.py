@@ -23,7 +23,10 @@ class SampleReader:
     """
 
     def __init__(self, shards: ShardSet, *, seed: int, split: str = "train", spec: SampleSpec = ORIGINAL) -> None:
-        self.shards, self.seed, self.spec = shards, seed, replace(spec, vocabulary=shards.vocabulary)
+        vocabulary = shards.vocabulary
+        if spec.whole_word:
+            vocabulary = replace(vocabulary, word_starts=shards.tokenizer().word_starts)
+        self.shards, self.seed, self.spec = shards, seed, replace(spec, vocabulary=vocabulary)
         self._units = shards.units(split)
         self.plan = Plan([unit.rows for unit in self._units], seed)
         self._read = lru_cache(maxsize=CACHED_UNITS)(self._read_unit)

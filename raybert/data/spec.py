@@ -49,6 +49,7 @@ class SampleSpec:
     halves: bool = False  # segments A and B are sequences of their own: [CLS] A [SEP] and [CLS] B [SEP]
     bag_tokens: int = 0  # words that a sequence's vector has to predict
     bag_of_neighbour: bool = False  # ... of the other half's text instead of its own
+    whole_word: bool = False  # all tokens of a word are predicted, or none
     seed: int = 0  # of the draw of these words
     vocabulary: Vocabulary = GPT2  # of the shards
 
@@ -66,6 +67,7 @@ def sample_spec(config: Config, vocabulary: Vocabulary = GPT2) -> SampleSpec:
         halves=given.pair == "contrastive",
         bag_tokens=given.bag_tokens if given.bag_weight else 0,
         bag_of_neighbour=given.bag_of == "neighbour",
+        whole_word=given.whole_word,
         seed=config.data.seed,
         vocabulary=vocabulary,
     )

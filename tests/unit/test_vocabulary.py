@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import raybert
 from raybert.config import from_mapping
 from raybert.data import block, halves, shards
+from raybert.data.bag import originals
 from raybert.data.masking import mask
 from raybert.data.reader import SampleReader, iter_batches
-from raybert.data.spec import ORIGINAL, SampleSpec
+from raybert.data.spec import ORIGINAL, MaskedFraction, SampleSpec, sample_spec
 from raybert.data.tensors import to_torch
 from raybert.data.text import sentences
 from raybert.encode.encoders import RaybertEncoder
@@ -370,3 +371,66 @@ def test_a_model_brings_its_tokenizer_wherever_it_goes(sets, tmp_path):
     raybert.save(Bert(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)), str(tmp_path / "own"))
     assert isinstance(raybert.load(str(tmp_path / "own")).tokenizer, Tokenizer)
     assert not (tmp_path / "own" / files.TOKENIZER).exists()
+
+
+# -- whole words ----------------------------------------------------------------------------------------------------
+
+
+def masked_words(found, fraction=0.15, count=256):
+    """Of samples with whole words: ids before, which places are masked, which are text, which begin a word."""
+    spec = SampleSpec(whole_word=True, masked=MaskedFraction(fraction, fraction))
+    reader = SampleReader(found, seed=3, spec=spec)
+    columns = reader.build(np.arange(count))
+    ids = originals(columns)
+    place = np.arange(ids.shape[1])
+    cut, length = columns["cut"][:, None], columns["length"][:, None]
+    text = (place > 0) & (place != cut - 1) & (place < length - 1)
+    starts = text & (found.tokenizer().word_starts[ids] | (place == 1) | (place == cut))
+    chosen = np.zeros(ids.shape, bool)
+    rows, columns_ = np.nonzero(columns["masked_positions"] >= 0)
+    chosen[rows, columns["masked_positions"][rows, columns_]] = True
+    return ids, chosen, text, starts
+
+
+@pytest.mark.parametrize("kind", ["uint16", "uint32"])
+def test_all_tokens_of_a_word_are_masked_or_none(sets, kind):
+    _, chosen, text, starts = masked_words(sets[kind])
+    assert not (chosen & ~text).any()
+    wanted = np.maximum(1, np.rint(0.15 * text.sum(1)))
+    assert (chosen.sum(1) <= wanted).all()
+    assert (chosen.sum(1) >= 1).all()
+    assert chosen.sum() > 0.75 * wanted.sum()
+    inside = text & ~starts
+    whole = chosen[inside] == np.roll(chosen, 1, axis=1)[inside]
+    # But for the samples none of whose words is as short as what is to be masked.
+    assert whole.mean() > 0.98
+    partly = np.flatnonzero((inside & (chosen != np.roll(chosen, 1, axis=1))).any(1))
+    for row in partly:
+        (at,) = np.nonzero(chosen[row])
+        assert (np.diff(at) == 1).all()
+        assert starts[row, at[0]]
+        assert len(at) == wanted[row]
+
+
+def test_each_word_is_as_likely_as_any_other(sets):
+    """Words of one token, which always fit, are chosen as often at each place."""
+    _, chosen, text, starts = masked_words(sets["uint16"], count=2000)
+    alone = starts & np.append((starts | ~text)[:, 1:], np.ones((len(text), 1), bool), axis=1)
+    rates = [chosen[:, part][alone[:, part]].mean() for part in (slice(1, 9), slice(9, 17), slice(17, 25))]
+    assert max(rates) - min(rates) < 0.04
+
+
+def test_a_sample_with_whole_words_depends_on_itself_alone(sets):
+    spec = SampleSpec(whole_word=True)
+    reader = SampleReader(sets["uint16"], seed=3, spec=spec)
+    together = reader.build(np.arange(40))
+    for index in (0, 7, 39):
+        for name, value in reader.build(np.array([index])).items():
+            np.testing.assert_array_equal(value[0], together[name][index])
+
+
+def test_whole_words_are_a_setting_that_changes_nothing_by_default(sets):
+    config = from_mapping({"objective": {"whole_word": True, "pair": "none"}})
+    spec = sample_spec(config, sets["uint16"].vocabulary)
+    assert (spec.whole_word, spec.next_sentence) == (True, False)
+    assert not sample_spec(from_mapping({})).whole_word
