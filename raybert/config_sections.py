@@ -64,6 +64,12 @@ class DataConfig(Section):
     )
 
 
+# What a new run's weights begin with, beside the original's random ones; all but the last is part of the encoder.
+ENCODER_INITS = ("embedding_init", "attention_init", "output_init")
+INITS = (*ENCODER_INITS, "mlm_init")
+USUAL_INITS = ("random", "normal")
+
+
 class ModelConfig(Section):
     """A named size, or the dimensions themselves; a dimension given beside a size replaces the size's own."""
 
@@ -89,13 +95,20 @@ class ModelConfig(Section):
     attention_init: Literal["normal", "average"] = Field(
         default="normal", description="attention of a new run; average: each layer adds the mean over the tokens"
     )
+    output_init: Literal["normal", "centred"] = Field(
+        default="normal", description="scale of a new run's vectors; centred: what all texts share is taken out"
+    )
+    mlm_init: Literal["normal", "unigram"] = Field(
+        default="normal",
+        description="output layer of masked words of a new run; unigram: it knows how frequent each is",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.start_from or self.size is not None:
             self.bert()  # what is given beside start_from is compared with what that has
-        for key, usual in (("embedding_init", "random"), ("attention_init", "normal")):
-            if self.start_from and getattr(self, key) != usual:
+        for key in INITS:
+            if self.start_from and getattr(self, key) not in USUAL_INITS:
                 raise ValueError(
                     f"model.start_from brings all weights, and model.{key}={getattr(self, key)} would replace some of "
                     f"them; leave one of the two out"
@@ -105,12 +118,12 @@ class ModelConfig(Section):
     @property
     def begins_random(self) -> bool:
         """A new run's weights are drawn as those of any untrained encoder."""
-        return not self.start_from and self.embedding_init == "random" and self.attention_init == "normal"
+        return not self.start_from and all(getattr(self, key) in USUAL_INITS for key in ENCODER_INITS)
 
     def given(self) -> dict[str, Any]:
         """The dimensions that the settings state, by a size or themselves."""
         dimensions = dict(SIZES[self.size]) if self.size else {}
-        start = {"size", "start_from", "embedding_init", "attention_init"}
+        start = {"size", "start_from", *INITS}
         return dimensions | {k: v for k, v in self.model_dump(exclude=start).items() if v is not None}
 
     def bert(self) -> BertConfig:

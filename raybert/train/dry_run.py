@@ -224,7 +224,9 @@ def _start(run: Run) -> str:
         tokens = min(recipe.sample_tokens, run.shards.tokens("train"))
         made = "made already" if find(run.shards, recipe, run.uri) else "to be made first"
         words = f"token vectors from {tokens:,} tokens, {made}"
-    return f"{words}, {model.attention_init} attention"
+    others = {"centred": "centred vectors", "unigram": "frequencies in the output layer"}
+    more = "".join(f", {others[init]}" for init in (model.output_init, model.mlm_init) if init in others)
+    return f"{words}, {model.attention_init} attention{more}"
 
 
 def _epochs(run: Run) -> float:

@@ -12,13 +12,13 @@ from ray.train.torch import prepare_model
 from torch import nn
 
 from raybert.config import Config
+from raybert.data.shards import ShardSet
 from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import read_weights
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
-from raybert.tokenizer import TextTokenizer
 from raybert.train import checkpoint as checkpoints
 from raybert.train import optimizer as optimizers
 from raybert.train.exchange import compress_gradients
@@ -46,13 +46,13 @@ class Replica:
 
 
 def build_replica(
-    config: Config, device: torch.device, world_size: int, token_vectors: str, tokenizer: TextTokenizer
+    config: Config, device: torch.device, world_size: int, token_vectors: str, shards: ShardSet
 ) -> Replica:
     """Build it at the newest checkpoint; every rank has to call it.
 
     Args:
         token_vectors: URI of the vectors that a new run begins with (`raybert.train.start`).
-        tokenizer: of the shards; checkpoints hold it.
+        shards: of the run; checkpoints hold their tokenizer.
 
     Raises:
         DamagedCheckpoint: the checkpoint cannot be read.
@@ -61,9 +61,9 @@ def build_replica(
     dtype = _agree_on_dtype(config, device, world_size)
     torch.manual_seed(config.train.seed)
     bert = Bert(config.model.bert()).to(device)
-    bert.tokenizer = tokenizer
+    bert.tokenizer = shards.tokenizer()
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
-    restored = _restore(config, bert, optimizer, token_vectors)
+    restored = _restore(config, bert, optimizer, shards, token_vectors)
     return Replica(_wrap(config, bert, device), optimizer, bert.config, dtype, restored)
 
 
@@ -76,11 +76,13 @@ def _agree_on_dtype(config: Config, device: torch.device, world_size: int) -> to
     return torch.bfloat16 if agreed.item() else torch.float32
 
 
-def _restore(config: Config, bert: Bert, optimizer: torch.optim.Optimizer, token_vectors: str) -> Progress:
+def _restore(
+    config: Config, bert: Bert, optimizer: torch.optim.Optimizer, shards: ShardSet, token_vectors: str
+) -> Progress:
     """Begin where the newest checkpoint ended; without one, with the weights that the settings ask for."""
     committed = ray.train.get_checkpoint()
     if committed is None:
-        begin(bert, config, token_vectors)
+        begin(bert, config, shards, token_vectors)
         return Progress()
     with committed.as_directory() as directory:
         try:

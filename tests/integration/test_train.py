@@ -217,9 +217,9 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     folder, tmp_path_factory, capsys
 ):
     shards = make_shards(str(tmp_path_factory.mktemp("text")), rows=3000, unit_rows=512, vocabulary=400)
-    model = {"embedding_init": "spectral", "attention_init": "average"}
+    inits = {"embedding_init": "spectral", "attention_init": "average", "output_init": "centred", "mlm_init": "unigram"}
     every = {"log": 1, "validation": 0, "probe": 0, "checkpoint": 0}
-    small = {"model": model, "train": {"steps": 3}, "schedule": {"warmup_steps": 0}, "every": every}
+    small = {"model": inits, "train": {"steps": 3}, "schedule": {"warmup_steps": 0}, "every": every}
     path = f"{folder}/spectral.yaml"
     storage.write_bytes(path, settings(folder, shards, "spectral", **small).to_yaml().encode())
     task = make_task(tmp_path_factory.mktemp("task"))
@@ -236,7 +236,9 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     assert spectral_files.shape(table) == (400, 50_257)
 
     assert run_app(["pretrain", path, "--dry-run"]) == 0
-    assert "tokens, made already, average attention" in " ".join(capsys.readouterr().out.split())
+    assert "tokens, made already, average attention, centred vectors, frequencies in" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert run_app(["pretrain", path, "run.name=spectral-again", "train.workers=2"]) == 0
     assert "factorising" not in capsys.readouterr().err
     np.testing.assert_allclose(losses(f"{folder}/spectral-again"), losses(f"{folder}/spectral"), rtol=2e-4)

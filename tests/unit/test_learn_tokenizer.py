@@ -157,7 +157,7 @@ def test_a_run_takes_the_dimensions_and_weights_of_its_start(bases, tmp_path):
     assert complete(config, found) == config
     bert = Bert(config.model.bert())
     bert.tokenizer = found.tokenizer()
-    begin(bert, config, "")
+    begin(bert, config, found, "")
     for name, value in model.state_dict().items():
         assert torch.equal(bert.state_dict()[name], value), name
     stated = settings(tmp_path, found, start_from=str(tmp_path / "start"), hidden_size=16)
@@ -192,7 +192,7 @@ def test_new_words_begin_as_the_mean_of_their_pieces(bases, tmp_path):
     assert config.model.bert().vocab_size == base.size + 2
     bert = Bert(config.model.bert())
     bert.tokenizer = found.tokenizer()
-    begin(bert, config, "")
+    begin(bert, config, found, "")
     before, after = model.word_embeddings.weight, bert.word_embeddings.weight
     assert torch.equal(before[: base.size], after[: base.size])
     pieces = base.encode("hypercalcaemia")
@@ -216,7 +216,7 @@ def test_a_directory_of_transformers_is_a_start(bases, tmp_path):
     assert config.model.bert().intermediate_size == 24
     bert = Bert(config.model.bert()).eval()
     bert.tokenizer = found.tokenizer()
-    begin(bert, config, "")
+    begin(bert, config, found, "")
     ids = torch.tensor([[5, 9, 11, 6]])
     with torch.no_grad():
         torch.testing.assert_close(bert(ids)["mlm_logits"], theirs(ids).prediction_logits)
