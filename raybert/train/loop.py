@@ -22,6 +22,7 @@ from raybert.model.peak import peak_flops
 from raybert.probe.tasks import ProbeTask, parse_task
 from raybert.ray_internals.train import preemption_noticed
 from raybert.records import FAILURE
+from raybert.tokenizer import GPT2, TextTokenizer
 from raybert.train import clock
 from raybert.train.flops import run_flops_per_token
 from raybert.train.interval import Interval, Streak, Totals
@@ -82,7 +83,7 @@ class Worker:
             torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.shards = open_shards(config.data.shards, manifest)
         self.samples = sample_spec(config, self.shards.vocabulary)
-        self.replica = build_replica(config, self.device, self.world_size, token_vectors, self.shards.tokenizer())
+        self.replica = build_replica(config, self.device, self.world_size, token_vectors, self._tokenizer())
         self.step = self.replica.restored.step
         guessing = self.objective.of_guessing(self.replica.bert.vocab_size, config.train.micro_batch)
         self.loss_limit = DIVERGED * guessing
@@ -106,6 +107,10 @@ class Worker:
             flush=self.recorder.flush,
             gauges=self.recorder.gauges,
         )
+
+    def _tokenizer(self) -> TextTokenizer | None:
+        """That of the shards; none where it is raybert's own, which a worker has no need to load."""
+        return None if self.shards.vocabulary == GPT2 else self.shards.tokenizer()
 
     def _start_pulse(self) -> Pulse:
         train = self.config.train

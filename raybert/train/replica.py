@@ -46,13 +46,13 @@ class Replica:
 
 
 def build_replica(
-    config: Config, device: torch.device, world_size: int, token_vectors: str, tokenizer: TextTokenizer
+    config: Config, device: torch.device, world_size: int, token_vectors: str, tokenizer: TextTokenizer | None
 ) -> Replica:
     """Build it at the newest checkpoint; every rank has to call it.
 
     Args:
         token_vectors: URI of the vectors that a new run begins with (`raybert.train.start`).
-        tokenizer: of the shards; checkpoints hold it.
+        tokenizer: of the shards, which checkpoints hold; none: raybert's own.
 
     Raises:
         DamagedCheckpoint: the checkpoint cannot be read.
