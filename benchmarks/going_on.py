@@ -20,7 +20,7 @@ from benchmarks.common import DATA, result
 from raybert import cluster
 from raybert.bench import OPTIMIZER
 from raybert.data.reader import SampleReader, validation_batches
-from raybert.data.shards import ShardSet, open_shards
+from raybert.data.shards import ShardSet
 from raybert.data.spec import SampleSpec
 from raybert.data.tensors import to_torch
 from raybert.data.text.prepare import prepare
@@ -36,7 +36,7 @@ from raybert.train.schedule import lr_at
 from raybert.train.start import read_model, start_from
 from raybert.train.step import means, train_step, validate
 
-SEQ_LEN, BATCH, LR, WORDS, VALIDATION = 64, 16, 3e-4, 1000, 512
+SEQ_LEN, BATCH, LR, WORDS, VALIDATION = 64, 8, 3e-4, 1000, 256
 OBJECTIVE, SAMPLES = Objective(pair="none"), SampleSpec(next_sentence=False)
 
 
@@ -101,7 +101,10 @@ def main() -> None:
         torch.manual_seed(0)
         published = read_model(minilm())
         random = Bert(published.config)
-        scores = {"published": train(published, shards, steps), "random": train(random, shards, steps)}
+        scores = {}
+        for name, model in (("published", published), ("random", random)):
+            scores[name] = train(model, shards, steps)
+            print(name, scores[name], flush=True)
         for name in ("mean_rows", "random_rows"):
             torch.manual_seed(0)
             bert = Bert(replace(published.config, vocab_size=more.size))
@@ -109,7 +112,8 @@ def main() -> None:
             start_from(bert, published)
             if name == "random_rows":
                 with_random_rows(bert, base.size)
-            scores[name] = train(bert, open_shards(extended.uri), steps // 3)
+            scores[name] = train(bert, extended, steps // 3)
+            print(name, scores[name], flush=True)
     first, second = scores["published"]["after"], scores["random"]["after"]
     limit = scores["published"]["before"]
     result("going_on", first, second, limit, "nats a masked word", steps=steps, words=more.size - base.size, **scores)

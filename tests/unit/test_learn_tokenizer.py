@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -22,7 +23,7 @@ from raybert.model.losses import Pretraining
 from raybert.model.objective import Objective
 from raybert.tokenizer import GPT2, Tokenizer, load
 from raybert.tokenizer.files import load_for_training
-from raybert.tokenizer.train import count_words, extend, tokens_a_word, train
+from raybert.tokenizer.train import cost, count_words, extend, train
 from raybert.train import optimizer
 from raybert.train.complete import complete
 from raybert.train.start import begin, read_model
@@ -47,7 +48,7 @@ def test_the_same_texts_give_the_same_bytes_in_any_order(kind, tmp_path):
     again = train(lambda: reversed(texts()), vocab_size=600, kind=kind, lowercase=True)
     assert made.files() == again.files()
     assert made.size == 600
-    assert tokens_a_word(made, texts()[:20]) < 0.5 * tokens_a_word(Tokenizer(), texts()[:20])
+    assert cost(made, texts()[:20])[0] < 0.5 * cost(Tokenizer(), texts()[:20])[0]
     made.save(tmp_path / "it")
     assert load_for_training(str(tmp_path / "it")).hash == made.hash
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "it")
@@ -86,7 +87,7 @@ def test_the_commands_read_what_prepare_reads(tmp_path, capsys):
     out = str(tmp_path / "made")
     assert run_app(["tokenizer", "train", "--input", jsonl, "--output", out, *words]) == 0
     said = capsys.readouterr().out
-    assert "tokens a word, GPT-2's" in said
+    assert re.search(r"now  .* tokens a word, .* characters a token\n +GPT-2", said)
     assert "500 tokens" in said
     assert run_app(["tokenizer", "train", "--input", jsonl, "--output", out, *words]) == 2
     assert "holds other files" in capsys.readouterr().err
