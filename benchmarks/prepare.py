@@ -3,8 +3,9 @@
 The peer tokenises and cuts into runs of 512 as transformers' run_mlm.py does, from the same Parquet files; it knows no
 sentences, documents' ends, hashes or shards. The limit is the tokenizer alone with a thread for every core.
 
-With `--tokenizer WHERE` another vocabulary; `threads` are then the tokens per second of the library `tokenizers` in one
-process on all cores, and `tasks` of as many processes of one thread each, which is what `prepare` does.
+With `--tokenizer WHERE` another vocabulary, which the peer opens as transformers' fast tokenizer; `threads` are then the
+tokens per second of the library `tokenizers` in one process on all cores, and `tasks` of as many Ray tasks of one thread
+each, which is what `prepare` has. Ray's processes are nice: on a busy machine set RAY_worker_niceness=0.
 """
 
 import argparse
@@ -31,10 +32,12 @@ def corpus() -> list[str]:
     return sorted(str(path) for path in (DATA / "corpus").glob("*.parquet"))
 
 
-def _tokenize(batch: dict[str, list[str]], tokenizer: TextTokenizer) -> dict[str, list[list[int]]]:
-    if isinstance(tokenizer, FastTokenizer):  # as transformers' fast tokenizers call the library: a batch at a time
-        return {"input_ids": tokenizer.encode_batch(batch["text"], num_threads=2)}
-    return {"input_ids": tokenizer.encode_batch(batch["text"], num_threads=1)}
+def _tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+    return {"input_ids": Tokenizer().encode_batch(batch["text"], num_threads=1)}
+
+
+def _tokenize_fast(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, list[list[int]]]:
+    return {"input_ids": tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]}
 
 
 def _group(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
@@ -48,7 +51,11 @@ def peer_side(paths: list[str], total: int, where: str) -> Callable[[], float]:
 
     disable_progress_bars()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process is a core's
-    tokenize = partial(_tokenize, tokenizer=load(where))
+    tokenize: Callable[..., Any] = _tokenize
+    if where != Tokenizer.name:
+        from transformers import AutoTokenizer
+
+        tokenize = partial(_tokenize_fast, tokenizer=AutoTokenizer.from_pretrained(where))
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
