@@ -16,6 +16,7 @@ from raybert.errors import InputError
 
 if TYPE_CHECKING:
     from raybert.data.text.sample import Sample
+    from raybert.tokenizer import TextTokenizer
     from raybert.tokenizer.fast import FastTokenizer
 
 app = typer.Typer(
@@ -58,7 +59,7 @@ def train(
             kind=kind,
             lowercase=lowercase,
         )
-    _write(made, output, drawn)
+    _write(made, output, drawn, {})
 
 
 @app.command(epilog="Example: raybert tokenizer extend my-bert --input gs://bucket/text --output my-tokenizer")
@@ -89,8 +90,7 @@ def extend(
         counts = learn.count_words(drawn.texts(lambda size: bar.advance(shown, size)))
     made = learn.extend(base, counts, words)
     print(f"{made.size - base.size:,} words added, {', '.join(made.pieces(range(base.size, made.size))[:8])} for some")
-    print(f"before: {learn.tokens_a_word(base, drawn.unseen):.3f} tokens a word")
-    _write(made, output, drawn)
+    _write(made, output, drawn, {"before": base})
 
 
 def _free(output: str) -> str:
@@ -110,16 +110,18 @@ def _reading(drawn: "Sample", passes: int = 1) -> Iterator[tuple[Progress, TaskI
         yield bar, bar.add_task("reading", total=passes * drawn.size)
 
 
-def _write(made: "FastTokenizer", output: str, drawn: "Sample") -> None:
+def _write(made: "FastTokenizer", output: str, drawn: "Sample", beside: dict[str, "TextTokenizer"]) -> None:
     from raybert.data.text.inputs import sentence
     from raybert.tokenizer import Tokenizer
-    from raybert.tokenizer.train import tokens_a_word
+    from raybert.tokenizer.train import cost
 
     for name, content in made.files().items():
         storage.write_bytes(storage.join(output, name), content)
     if line := sentence(drawn.passed_over):
         print(line)
     if drawn.unseen:
-        mine, gpt2 = tokens_a_word(made, drawn.unseen), tokens_a_word(Tokenizer(), drawn.unseen)
-        print(f"{mine:.3f} tokens a word, GPT-2's {gpt2:.3f}, on {len(drawn.unseen):,} documents that it has not seen")
+        print(f"on {len(drawn.unseen):,} documents that it has not seen:")
+        for name, tokenizer in {"now": made, **beside, "GPT-2": Tokenizer()}.items():
+            tokens, characters = cost(tokenizer, drawn.unseen)
+            print(f"{name:>8}  {tokens:.3f} tokens a word, {characters:.2f} characters a token")
     print(f"{output}: {made.size:,} tokens")

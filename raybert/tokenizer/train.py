@@ -18,7 +18,7 @@ from raybert.tokenizer.vocabulary import TextTokenizer
 
 PASSES = {"bpe": 1, "wordpiece": 2}  # over the text, of each kind
 ROLES = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
-PIECES = 3  # a word of so many pieces is worth a token of its own
+PIECES = 3  # a word of so many pieces is worth a token of its own, if it stands there more than once
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -126,12 +126,14 @@ def extend(base: TextTokenizer, counts: Counter[str], words: int) -> FastTokeniz
     known = _vocabulary(described)
     chosen: list[str] = []
     for piece in sorted(gathered, key=lambda piece: (-gathered[piece], piece)):
-        if len(chosen) == words:
+        if len(chosen) == words or gathered[piece] < 2:
             break
         if piece not in known and len(base.encode(f" {text_of[piece]}")) >= PIECES:
             chosen.append(piece)
     if not chosen:
-        raise InputError(f"No word of the text is cut into {PIECES} or more pieces; there is nothing to add.")
+        raise InputError(
+            f"No word that stands in the text twice is cut into {PIECES} or more pieces; there is nothing to add."
+        )
     _add(described, chosen, base.size)
     return _made(described, config | {EXTENDS: base.hash}, roles)
 
@@ -178,7 +180,8 @@ def _add(described: dict[str, Any], chosen: list[str], first: int) -> None:
         model["ignore_merges"] = True  # a whole word that is in the vocabulary is one token
 
 
-def tokens_a_word(tokenizer: TextTokenizer, texts: list[str]) -> float:
-    """Tokens for each word between white space: what a text costs."""
-    words = sum(len(text.split()) for text in texts)
-    return sum(map(len, tokenizer.encode_batch(texts))) / max(1, words)
+def cost(tokenizer: TextTokenizer, texts: list[str]) -> tuple[float, float]:
+    """What texts cost: tokens for each word between white space; characters for each token, in any script."""
+    tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    words, characters = (sum(len(part) for part in parts) for parts in (map(str.split, texts), texts))
+    return tokens / max(1, words), characters / max(1, tokens)

@@ -82,7 +82,11 @@ class Worker:
             torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.shards = open_shards(config.data.shards, manifest)
         self.samples = sample_spec(config, self.shards.vocabulary)
+<<<<<<< HEAD
         self.replica = build_replica(config, self.device, self.world_size, token_vectors, self.shards)
+=======
+        self.replica = build_replica(config, self.device, self.world_size, token_vectors, self.shards)
+>>>>>>> vocab
         self.step = self.replica.restored.step
         guessing = self.objective.of_guessing(self.replica.bert.vocab_size, config.train.micro_batch)
         self.loss_limit = DIVERGED * guessing

@@ -19,6 +19,7 @@ from raybert.model.config import BertConfig
 from raybert.model.files import read_weights
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
+from raybert.tokenizer import GPT2
 from raybert.train import checkpoint as checkpoints
 from raybert.train import optimizer as optimizers
 from raybert.train.exchange import compress_gradients
@@ -52,7 +53,7 @@ def build_replica(
 
     Args:
         token_vectors: URI of the vectors that a new run begins with (`raybert.train.start`).
-        shards: of the run; checkpoints hold their tokenizer.
+        shards: of the run; checkpoints hold their tokenizer where it is another than raybert's own.
 
     Raises:
         DamagedCheckpoint: the checkpoint cannot be read.
@@ -61,7 +62,8 @@ def build_replica(
     dtype = _agree_on_dtype(config, device, world_size)
     torch.manual_seed(config.train.seed)
     bert = Bert(config.model.bert()).to(device)
-    bert.tokenizer = shards.tokenizer()
+    # A worker has no need to load raybert's own.
+    bert.tokenizer = None if shards.vocabulary == GPT2 else shards.tokenizer()
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
     restored = _restore(config, bert, optimizer, shards, token_vectors)
     return Replica(_wrap(config, bert, device), optimizer, bert.config, dtype, restored)

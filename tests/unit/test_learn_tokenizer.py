@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,16 +12,24 @@ import raybert
 from raybert.cli import run_app
 from raybert.config import from_mapping
 from raybert.data import shards
+from raybert.data.reader import SampleReader
+from raybert.data.spec import SampleSpec
+from raybert.data.tensors import to_torch
 from raybert.data.text.sample import draw
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
+from raybert.model.losses import Pretraining
+from raybert.model.objective import Objective
 from raybert.tokenizer import GPT2, Tokenizer, load
 from raybert.tokenizer.files import load_for_training
-from raybert.tokenizer.train import count_words, extend, tokens_a_word, train
+from raybert.tokenizer.train import cost, count_words, extend, train
+from raybert.train import optimizer
 from raybert.train.complete import complete
 from raybert.train.start import begin, read_model
+from raybert.train.step import means, train_step
 from tests.vocabulary import make_set, wordpiece
+from tests.vocabulary import minilm as minilm
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -39,7 +48,7 @@ def test_the_same_texts_give_the_same_bytes_in_any_order(kind, tmp_path):
     again = train(lambda: reversed(texts()), vocab_size=600, kind=kind, lowercase=True)
     assert made.files() == again.files()
     assert made.size == 600
-    assert tokens_a_word(made, texts()[:20]) < 0.5 * tokens_a_word(Tokenizer(), texts()[:20])
+    assert cost(made, texts()[:20])[0] < 0.5 * cost(Tokenizer(), texts()[:20])[0]
     made.save(tmp_path / "it")
     assert load_for_training(str(tmp_path / "it")).hash == made.hash
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "it")
@@ -78,7 +87,7 @@ def test_the_commands_read_what_prepare_reads(tmp_path, capsys):
     out = str(tmp_path / "made")
     assert run_app(["tokenizer", "train", "--input", jsonl, "--output", out, *words]) == 0
     said = capsys.readouterr().out
-    assert "tokens a word, GPT-2's" in said
+    assert re.search(r"now  .* tokens a word, .* characters a token\n +GPT-2", said)
     assert "500 tokens" in said
     assert run_app(["tokenizer", "train", "--input", jsonl, "--output", out, *words]) == 2
     assert "holds other files" in capsys.readouterr().err
@@ -266,3 +275,44 @@ def test_what_was_prepared_before_goes_on_as_before(tmp_path):
     assert config.model.vocab_size is None
     unit = found.units()[0]
     assert shards.read_unit(found.uri, unit).tokens.dtype == np.uint16
+
+
+def test_published_weights_come_in_and_go_out_unchanged(minilm, tmp_path):
+    """all-MiniLM-L6-v2 as a run begins with it, exported before the first step; opened by sentence-transformers too."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    tokenizer = load(minilm)
+    found = make_set(tmp_path / "shards", tokenizer, documents=40)
+    config = complete(settings(tmp_path, found, start_from=minilm), found)
+    sizes = config.model.bert()
+    assert (sizes.hidden_size, sizes.num_attention_heads, sizes.vocab_size) == (384, 12, 30_522)
+    bert = Bert(sizes)
+    bert.tokenizer = found.tokenizer()
+    begin(bert, config, "")
+    raybert.save(bert, str(tmp_path / "ours"))
+    assert run_app(["export", str(tmp_path / "ours"), str(tmp_path / "out")]) == 0
+    before, after = (
+        transformers.AutoModel.from_pretrained(where).state_dict() for where in (minilm, str(tmp_path / "out"))
+    )
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+    several = ["Taxes will fall.", "An unaffable CAFÉ", "今天", "🎈"]
+    own, theirs = (transformers.AutoTokenizer.from_pretrained(where) for where in (str(tmp_path / "out"), minilm))
+    assert own(several)["input_ids"] == theirs(several)["input_ids"]
+    vectors = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(several)
+    np.testing.assert_allclose(bert.eval().embed(several), vectors, rtol=1e-4, atol=1e-5)
+
+
+def test_training_goes_on_where_published_weights_are(minilm, tmp_path):
+    """A few steps on words that it knows: its loss falls."""
+    tokenizer = load(minilm)
+    found = make_set(tmp_path / "shards", tokenizer, documents=60)
+    reader = SampleReader(found, seed=0, spec=SampleSpec(next_sentence=False))
+    model = Pretraining(read_model(minilm).train(), Objective(pair="none"))
+    adam = optimizer.build(model, **from_mapping({}).optimizer.model_dump())
+    losses = []
+    for step in range(6):
+        batch = to_torch(reader.build(np.arange(4 * step, 4 * step + 4)), torch.device("cpu"), reader.spec)
+        keys = {"seed": 0, "step": step, "first_micro_batch": 0, "global_batch": 4, "objective": model.objective}
+        sums, _ = train_step(model, adam, [batch], lr=1e-3, grad_clip=1.0, dtype=torch.float32, **keys)
+        losses.append(means(sums, model.objective)["loss"])
+    assert losses[-1] < losses[0] - 1

@@ -25,6 +25,7 @@ from raybert.errors import InputError
 from raybert.model import files
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
+from raybert.spectral import count
 from raybert.tokenizer import GPT2, Tokenizer, load
 from raybert.tokenizer.files import load_for_training
 from raybert.train.check import check_inputs
@@ -371,6 +372,23 @@ def test_a_model_brings_its_tokenizer_wherever_it_goes(sets, tmp_path):
     raybert.save(Bert(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)), str(tmp_path / "own"))
     assert isinstance(raybert.load(str(tmp_path / "own")).tokenizer, Tokenizer)
     assert not (tmp_path / "own" / files.TOKENIZER).exists()
+
+
+def test_pairs_of_tokens_are_counted_alike_whatever_the_width_of_ids(sets):
+    """The same text has the same ids in both sets."""
+    found = {}
+    for kind, shard_set in sets.items():
+        vocabulary = shard_set.vocabulary
+        units = [shards.read_unit(shard_set.uri, unit, vocabulary) for unit in shard_set.units()]
+        stream = count.lay_out(units, 4, vocabulary)
+        assert stream.dtype == kind
+        frequency = count.frequencies(stream, vocabulary.text_stop)
+        assert frequency.sum() == shard_set.tokens("train")
+        chosen = count.pick_columns(frequency, 10)
+        found[kind] = (chosen, count.count(stream, chosen, 0, 60, 4))
+    np.testing.assert_array_equal(found["uint16"][0], found["uint32"][0])
+    for part in ("starts", "columns", "values"):
+        np.testing.assert_array_equal(*(getattr(pairs, part) for _, pairs in found.values()))
 
 
 # -- whole words ----------------------------------------------------------------------------------------------------
