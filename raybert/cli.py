@@ -90,8 +90,7 @@ def prepare(
     """Turn raw text (parquet, jsonl, txt) into token shards."""
     from raybert import cluster
     from raybert.data.text.prepare import prepare as run
-    from raybert.probe.tasks import load_task
-    from raybert.probe.texts import held_out
+    from raybert.probe.tasks import held_out, load_task
 
     kept_out = held_out(map(load_task, hold_out or []))
     cluster.connect()

@@ -14,8 +14,8 @@ from raybert.console import say
 from raybert.errors import InputError
 
 if TYPE_CHECKING:
+    from raybert.probe.kind import ProbeTask
     from raybert.probe.service.queue import Records
-    from raybert.probe.tasks import ProbeTask
 
 app = typer.Typer(
     name="probe", help="Probe checkpoints; ask the probe service.", no_args_is_help=True, rich_markup_mode=None
@@ -163,7 +163,7 @@ def _probe(checkpoint: str, task: "ProbeTask") -> dict[str, object]:
     with Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console) as bar:
         shown = bar.add_task(f"reading {task.name}", total=None)
         material = prepare(task, encoder.tokenize, encoder.positions)
-        bar.update(shown, description=f"embedding {len(material.texts.texts):,} texts", total=1.0)
+        bar.update(shown, description=f"embedding {len(material.data.texts):,} texts", total=1.0)
         cache = Cache(str(Path(typer.get_app_dir("raybert")) / "baselines"))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         record = evaluate(

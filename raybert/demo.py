@@ -12,7 +12,7 @@ from raybert import cluster, storage
 from raybert import config as configs
 from raybert.data.text.prepare import prepare
 from raybert.pretrain import drive
-from raybert.probe.texts import held_out
+from raybert.probe.tasks import held_out
 from raybert.report import live
 from raybert.report.terminal import closing_table
 from raybert.train.check import check, probe_tasks

@@ -10,7 +10,8 @@ from raybert.config import Config, from_mapping, look_up
 from raybert.config_text import read_overridden
 from raybert.data.shards import ShardSet, open_shards, read_unit, verify_shards
 from raybert.errors import InputError
-from raybert.probe.tasks import ProbeTask, load_task
+from raybert.probe.kind import ProbeTask
+from raybert.probe.tasks import load_task
 from raybert.spectral import recipe
 
 # "auto" verifies every hash of a shard set up to this size, about a minute of reading from a bucket.

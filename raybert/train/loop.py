@@ -19,7 +19,8 @@ from raybert.data.stream import ahead, blocks_of, worker_batches
 from raybert.data.tensors import to_torch
 from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.peak import peak_flops
-from raybert.probe.tasks import ProbeTask, parse_task
+from raybert.probe.kind import ProbeTask
+from raybert.probe.tasks import parse_task
 from raybert.ray_internals.train import preemption_noticed
 from raybert.records import FAILURE
 from raybert.train import clock

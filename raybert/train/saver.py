@@ -18,8 +18,8 @@ from torch import nn
 
 from raybert import storage
 from raybert.config import Config
+from raybert.probe.kind import ProbeTask
 from raybert.probe.service import client, queue
-from raybert.probe.tasks import ProbeTask
 from raybert.storage.retry import retry
 from raybert.telemetry import Gauges
 from raybert.train import checkpoint as checkpoints

@@ -28,14 +28,15 @@ from raybert.model.config import BertConfig
 from raybert.model.files import save
 from raybert.probe import classify, tables
 from raybert.probe.baselines import Cache
+from raybert.probe.classification import ClassificationTask, pack_bits, unpack_bits
 from raybert.probe.compare import compare
-from raybert.probe.evaluate import evaluate, pack_bits, prepare, unpack_bits
+from raybert.probe.evaluate import evaluate, prepare
 from raybert.probe.service import owner, queue
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.served import Outcome, ServedRun
 from raybert.probe.show import format_block, result_table, results_table
 from raybert.probe.statistics import paired_bootstrap, wilson
-from raybert.probe.tasks import ProbeTask, load_task, passed_over
+from raybert.probe.tasks import load_task, passed_over
 from raybert.probe.texts import load_texts
 from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID
 from raybert.train import checkpoint
@@ -230,7 +231,7 @@ def test_a_mark_at_the_start_and_floats_for_classes_are_read(tmp_path):
 def test_texts_without_words_have_no_word_counts_beside_them(encoder, tmp_path):
     rows = [json.dumps({"text": "+ - " * (1 + i % 3), "label": i % 2}) for i in range(24)]
     (tmp_path / "all.jsonl").write_text("\n".join(rows))
-    task = ProbeTask(name="t", train=str(tmp_path / "all.jsonl"), test=str(tmp_path / "all.jsonl"))
+    task = ClassificationTask(name="t", train=str(tmp_path / "all.jsonl"), test=str(tmp_path / "all.jsonl"))
     record = evaluate(encoder, prepare(task, encoder.tokenize, 32), Cache(str(tmp_path / "cache")))
     assert "no word" in record["baselines"]["tfidf"]["absent"]
     record |= {"step": 10, "status": "done"}
@@ -259,7 +260,7 @@ def test_classes_unseen_in_training_are_named(tmp_path):
     for split, labels in (("train", "abab"), ("test", "abz")):
         rows = [json.dumps({"text": f"text {i}", "label": label}) for i, label in enumerate(labels)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
-    task = ProbeTask(name="t", train=str(tmp_path / "train.jsonl"), test=str(tmp_path / "test.jsonl"))
+    task = ClassificationTask(name="t", train=str(tmp_path / "train.jsonl"), test=str(tmp_path / "test.jsonl"))
     with pytest.raises(InputError, match="z"):
         load_texts(task)
 

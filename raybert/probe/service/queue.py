@@ -22,8 +22,9 @@ from typing import Any
 from raybert import storage
 from raybert.errors import InputError
 from raybert.probe import record as probe_record
+from raybert.probe.kind import TASK_NAME, ProbeTask
 from raybert.probe.record import Record
-from raybert.probe.tasks import TASK_NAME, ProbeTask, parse_task
+from raybert.probe.tasks import parse_task
 from raybert.records import is_count, is_number, read_object
 
 _QUEUED = re.compile(r"step-(\d{8,15})\.json")

@@ -4,10 +4,10 @@ import time
 from dataclasses import dataclass, field
 
 from raybert.errors import InputError
+from raybert.probe.kind import ProbeTask
 from raybert.probe.service import owner, queue, work
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.queue import Entry, Record
-from raybert.probe.tasks import ProbeTask
 
 # Seconds between two signs of life in storage, for whoever waits elsewhere.
 RENEW = 60.0

@@ -21,8 +21,8 @@ from raybert.errors import last_line
 from raybert.probe import tables
 from raybert.probe.baselines import Cache
 from raybert.probe.evaluate import Material, Start, evaluate, prepare
+from raybert.probe.kind import ProbeTask
 from raybert.probe.service.queue import Entry, Record, read_record, record_uri
-from raybert.probe.tasks import ProbeTask
 from raybert.storage.retry import FINAL
 
 # Attempts, with pauses of up to half a minute between them. A lost node is no fault of a probe: no limit for that.
@@ -40,7 +40,7 @@ def read_texts(task: ProbeTask, entry: Entry) -> ray.ObjectRef:
 def texts_key(task: ProbeTask, entry: Entry) -> str:
     """Identity of the texts: the task, its files as they are now, and the length that the model can take."""
     try:
-        stamps = [tables.stamp(uri) for uri in (task.train, task.test) if uri is not None]
+        stamps = [tables.stamp(uri) for uri, _ in task.files]
     except Exception as error:  # the attempt to read them will tell what is wrong
         stamps = [repr(error)]
     return f"{task.hash}:{min(task.max_tokens, entry.positions)}:{stamps}"

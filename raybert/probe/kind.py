@@ -1,0 +1,200 @@
+"""What a kind of probe task is. Each kind is one module that fills this interface.
+
+    settings    a pydantic model below `ProbeTask`: what a task of the kind may say in its YAML file
+    read        the task's texts and what they are judged by, read and sampled once, without an encoder
+    judge       vectors of those texts -> figures for each pooling, and the evidence that comparisons need
+    baselines   figures without any encoder, computed once and kept
+    headline    the figure that is plotted, tracked and compared
+
+`raybert.probe.kinds` lists them.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from raybert import storage
+from raybert.data.text.values import refuse_twins
+from raybert.encode import POOLINGS, Text
+from raybert.errors import InputError
+from raybert.probe import tables
+
+TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+FEWEST = 20  # pairs, queries or spans: with fewer no figure says anything
+
+Record = dict[str, Any]
+Vectors = Mapping[str, np.ndarray]  # by pooling, float32 (N, D)
+
+
+class ProbeTask(BaseModel):
+    """What every task says, whatever its kind."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    URIS: ClassVar[tuple[str, ...]] = ()  # the keys that name files
+
+    kind: str
+    name: Annotated[str, Field(pattern=TASK_NAME)]
+    title: str = Field(default="", description="how people call it; the name when empty")
+    max_tokens: int = Field(default=256, ge=8, description="texts are cut to this many tokens, specials included")
+
+    @field_validator("*")
+    @classmethod
+    def _absolute(cls, value: Any, info: Any) -> Any:
+        """Ray's workers run in other directories than the command that names the file."""
+        return storage.absolute(value) if info.field_name in cls.URIS and value is not None else value
+
+    @property
+    def files(self) -> list[tuple[str, list[str]]]:
+        """Every URI that is read, with the columns that it must have."""
+        return []
+
+    @property
+    def hash(self) -> str:
+        """Identity of the task as it is written down (not of the texts behind the URIs)."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+class Data(Protocol):
+    """A task's texts as `Kind.read` returns them, with whatever the kind judges by."""
+
+    @property
+    def texts(self) -> Sequence[Text]:
+        """In the order in which `judge` takes their vectors."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """Of all that the figures depend on but the encoder."""
+        ...
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The figure of a kind that stands for it, in 0..1 or -1..1; it is shown times 100."""
+
+    key: str  # in a pooling's entry of a record
+    title: str
+    unit: str  # beside a figure: %, or points of 100
+    others: Mapping[str, str]  # keys of the figures beside it, and how they are called
+
+    def of(self, entry: Any) -> float | None:
+        """The headline of a pooling's entry; None where it has none."""
+        value = entry.get(self.key) if isinstance(entry, Mapping) else None
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+class Kind(ABC):
+    """One kind of task; see the module's docstring. Nothing in it holds state."""
+
+    name: ClassVar[str]
+    settings: ClassVar[type[ProbeTask]]
+    headline: ClassVar[Headline]
+
+    @abstractmethod
+    def read(self, task: Any) -> Any:
+        """The task's data. The same files give the same data, always.
+
+        Raises:
+            InputError: one sentence on the first thing that is wrong with them.
+        """
+
+    @abstractmethod
+    def about(self, data: Any) -> Record:
+        """What a record says of the data: counts, names, how the figures were made."""
+
+    @abstractmethod
+    def judge(self, data: Any, vectors: Vectors) -> Record:
+        """An entry for each pooling with the headline and what stands beside it, and the evidence of comparisons."""
+
+    @abstractmethod
+    def baselines(self, data: Any) -> Mapping[str, Callable[[], Record]]:
+        """What needs no encoder, by name: an entry with the headline, or "absent" with the reason."""
+
+    @abstractmethod
+    def difference(self, a: Record, b: Record, pooling: str) -> Record:
+        """The headline of B minus that of A on the same texts: difference, interval (95 %), p_value."""
+
+    @abstractmethod
+    def lacks(self, record: Record) -> str:
+        """Why a finished record cannot be compared; empty where it can."""
+
+    @abstractmethod
+    def summary(self, record: Record) -> str:
+        """What the figures stand on, for a caption: how many texts of which sort, judged how."""
+
+    @abstractmethod
+    def held_out(self, task: Any) -> Iterable[str]:
+        """The texts that must not be trained on."""
+
+    def check(self, task: ProbeTask) -> None:
+        """All that can be known before anything is trained.
+
+        Raises:
+            InputError: no file, a missing column, no network for a data set on the Hub, or data that cannot be judged.
+        """
+        check_files(task)
+
+    def compare(self, a: Record, b: Record, pooling: str) -> Record:
+        """`difference` with both headlines beside it, as a and b."""
+        sides = {side: self.headline.of(record[pooling]) for side, record in (("a", a), ("b", b))}
+        return self.difference(a, b, pooling) | sides
+
+
+def check_files(task: ProbeTask) -> None:
+    """Look at the first file of each URI.
+
+    Raises:
+        InputError: no file, a missing column, or no network for a data set on the Hub.
+    """
+    for uri, wanted in task.files:
+        try:
+            found = tables.columns(uri)
+        except Exception as error:  # of whatever client serves the URI
+            if uri.startswith("hf://"):
+                fault = type(error.__cause__ or error).__name__
+                raise InputError(
+                    f"The probe task {task.name} is read from the Hugging Face Hub, which needs a network and "
+                    f"pip install 'raybert[hub]' ({fault}); or name it as {task.name}@URI, the directory with its "
+                    "train and test parquet files, or give a task's YAML file."
+                ) from error
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{uri} of the probe task {task.name} cannot be read: {error}.") from error
+        missing = [column for column in wanted if column not in found]
+        if missing:
+            raise InputError(
+                f"{uri} has no column {missing[0]} for the probe task {task.name}; it has {', '.join(found)}."
+            )
+        refuse_twins(uri, found, wanted)
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 over the parts as Python writes them; lone surrogates count, too."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
+    return found.hexdigest()
+
+
+def pack_floats(values: np.ndarray) -> str:
+    """(N,) figures, a text or a pair each, as hexadecimal digits of float32."""
+    return np.ascontiguousarray(values, dtype="<f4").tobytes().hex()
+
+
+def unpack_floats(digits: str) -> np.ndarray:
+    """What `pack_floats` was given, float64 (N,)."""
+    return np.frombuffer(bytes.fromhex(digits), dtype="<f4").astype(np.float64)
+
+
+def lacks_evidence(record: Record, count: str, poolings: Sequence[str] = POOLINGS) -> str:
+    """`Kind.lacks` for records whose "evidence" holds a float for each of record[count] things, by pooling."""
+    digits, found = 8 * (record.get(count) or 0), record.get("evidence", {})
+    if not digits or any(len(found.get(name, "")) != digits for name in poolings if name in record):
+        return "it holds no figures of single texts"
+    return "" if record.get("texts") else "it lacks a part of the result"
