@@ -46,6 +46,17 @@ def majority(texts: Texts) -> Record:
     return classify.score(np.full(len(train), winner), train, np.full(len(test), winner), test).record()
 
 
+def word_weights(texts: list[str]) -> Any:
+    """TF-IDF weights of the words (scikit-learn's defaults) as a sparse matrix (N, words).
+
+    Each row has length 1 or, of a text without a word, 0. None where no text holds a word of two letters or more.
+    """
+    vectorizer = TfidfVectorizer()
+    if not any(map(vectorizer.build_analyzer(), texts)):
+        return None
+    return vectorizer.fit_transform(texts)
+
+
 def tfidf(texts: Texts) -> Record:
     """TF-IDF weights of the words (scikit-learn's defaults) and the probe's own classifier, with C = 1 and tuned.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -23,8 +23,14 @@ class Classification(Kind):
 
     name = "classification"
     settings = ClassificationTask
+    counted = "test texts"
     headline: ClassVar[Headline] = Headline(
-        "test_accuracy", "test accuracy", "%", {"train_accuracy": "train accuracy", "macro_f1": "macro F1"}
+        key="test_accuracy",
+        title="test accuracy",
+        short="test",
+        share=True,
+        others={"train_accuracy": "train", "macro_f1": "F1"},
+        method="logistic regression on frozen vectors",
     )
 
     def read(self, task: ClassificationTask) -> Texts:
@@ -86,7 +92,7 @@ class Classification(Kind):
             return "it lacks a part of the result"
         return ""
 
-    def summary(self, record: Record) -> str:
+    def summary(self, record: Mapping[str, Any]) -> str:
         return f"logistic regression on {record.get('n_train', '?')} texts, tested on {record.get('n_test', '?')}"
 
     def held_out(self, task: ClassificationTask) -> Iterable[str]:

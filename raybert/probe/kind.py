@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raybert import storage
 from raybert.data.text.values import refuse_twins
-from raybert.encode import POOLINGS, Text
+from raybert.encode import Text
 from raybert.errors import InputError
 from raybert.probe import tables
 
@@ -80,8 +80,19 @@ class Headline:
 
     key: str  # in a pooling's entry of a record
     title: str
-    unit: str  # beside a figure: %, or points of 100
-    others: Mapping[str, str]  # keys of the figures beside it, and how they are called
+    short: str  # the head of a column
+    share: bool  # of texts, so that it is shown in per cent
+    others: Mapping[str, str]  # keys of the figures beside it, and the heads of their columns
+    method: str  # how vectors become figures, in a clause
+
+    @property
+    def unit(self) -> str:
+        return " %" if self.share else ""
+
+    @property
+    def label(self) -> str:
+        """The title of figures that are shown times 100."""
+        return self.title if self.share else f"{self.title} x 100"
 
     def of(self, entry: Any) -> float | None:
         """The headline of a pooling's entry; None where it has none."""
@@ -95,6 +106,7 @@ class Kind(ABC):
     name: ClassVar[str]
     settings: ClassVar[type[ProbeTask]]
     headline: ClassVar[Headline]
+    counted: ClassVar[str]  # what a record's n_test is a number of
 
     @abstractmethod
     def read(self, task: Any) -> Any:
@@ -125,7 +137,7 @@ class Kind(ABC):
         """Why a finished record cannot be compared; empty where it can."""
 
     @abstractmethod
-    def summary(self, record: Record) -> str:
+    def summary(self, record: Mapping[str, Any]) -> str:
         """What the figures stand on, for a caption: how many texts of which sort, judged how."""
 
     @abstractmethod
@@ -192,9 +204,9 @@ def unpack_floats(digits: str) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(digits), dtype="<f4").astype(np.float64)
 
 
-def lacks_evidence(record: Record, count: str, poolings: Sequence[str] = POOLINGS) -> str:
-    """`Kind.lacks` for records whose "evidence" holds a float for each of record[count] things, by pooling."""
-    digits, found = 8 * (record.get(count) or 0), record.get("evidence", {})
-    if not digits or any(len(found.get(name, "")) != digits for name in poolings if name in record):
+def lacks_evidence(record: Record, names: Iterable[str]) -> str:
+    """`Kind.lacks` for records whose "evidence" holds a float under each of the names for each of the n_test things."""
+    digits, found = 8 * (record.get("n_test") or 0), record.get("evidence", {})
+    if not digits or not found or any(len(found.get(name, "")) != digits for name in names):
         return "it holds no figures of single texts"
     return "" if record.get("texts") else "it lacks a part of the result"

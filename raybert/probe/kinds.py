@@ -6,9 +6,10 @@ from typing import Any
 from raybert.encode import POOLINGS
 from raybert.probe.classification import Classification
 from raybert.probe.kind import Kind, ProbeTask
+from raybert.probe.similarity import Similarity
 
 DEFAULT = Classification.name
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classification(),)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classification(), Similarity())}
 # Of all kinds, in the order in which they are shown.
 BASELINES = {"majority": "majority class", "tfidf": "TF-IDF", "bm25": "BM25"}
 

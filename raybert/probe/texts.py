@@ -162,6 +162,18 @@ def text_in(value: Any, row: tables.Row, column: str) -> str:
     return ""
 
 
+def full_text(value: Any, row: tables.Row, column: str) -> str:
+    """As `text_in`, where a text may not be missing.
+
+    Raises:
+        InputError: the value is no text, or one of white space alone.
+    """
+    text = text_in(value, row, column)
+    if not text.strip():
+        raise InputError(f"{row.place}: the text in column {column} is empty; remove the row.")
+    return text
+
+
 def _label(value: Any, row: tables.Row, column: str) -> str:
     """The class that a label names, whatever kind of file it stands in: 3, 3.0 and "3.0" are 3. Empty: none."""
     if isinstance(value, bool):
