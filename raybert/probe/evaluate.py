@@ -1,40 +1,23 @@
-"""One probe: an encoder's vectors of a task's texts, what the task's kind makes of them, and the baselines beside."""
+"""One probe: what a task's kind makes of an encoder's vectors, and the baselines beside it."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 
-from raybert.encode import POOLINGS, Text
-from raybert.encode.encoders import Encoder, Sequences
-from raybert.encode.vectors import embed
+from raybert.encode import POOLINGS
+from raybert.encode.encoders import Encoder
 from raybert.probe import baselines, kinds
-from raybert.probe.kind import Data, ProbeTask, Record
+from raybert.probe.kind import Record
+from raybert.probe.measure import Material, measure, prepare
+
+__all__ = ["Material", "Start", "evaluate", "evaluate_all", "prepare"]
 
 Progress = Callable[[float], None]
 # What a run began with: its probe record, or "untrained" where the weights were random, as the untrained encoder's are.
 Start = Record | Literal["untrained"]
-
-
-@dataclass(frozen=True)
-class Material:
-    """A task made ready for encoders that share a tokenizer: what every probe of it has in common."""
-
-    task: ProbeTask
-    data: Data
-    sequences: Sequences
-
-
-def prepare(task: ProbeTask, tokenize: Callable[[Sequence[Text], int], Sequences], positions: int) -> Material:
-    """Read, sample and tokenise the task's texts for an encoder of so many positions.
-
-    Raises:
-        InputError: as `Kind.read`.
-    """
-    data = kinds.of_task(task).read(task)
-    return Material(task, data, tokenize(data.texts, min(task.max_tokens, positions)))
 
 
 def evaluate(
@@ -58,27 +41,48 @@ def evaluate(
         untrained (one a pooling); seconds without those of the baselines. With a start also baselines.start (one a
         pooling, or "absent" with the reason), and beyond_start: `Kind.difference` to the start for each pooling.
     """
+    return evaluate_all(encoder, [material], cache, starts=[start], device=device, progress=progress)[0]
+
+
+def evaluate_all(
+    encoder: Encoder,
+    materials: Sequence[Material],
+    cache: baselines.Cache,
+    *,
+    starts: Sequence[Start | None],
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """`evaluate` of several tasks in one pass of the encoder; each record's seconds are its share by texts."""
     begun = time.perf_counter()
-    measured = _measure(encoder, material, device, progress)
+    measured = measure(encoder, materials, device, progress)
     seconds = time.perf_counter() - begun
-    task, data, kind = material.task, material.data, kinds.of_task(material.task)
-    untrained_key = f"untrained:{data.hash}:{encoder.hash}:{task.max_tokens}"
-    untrained = cache.get(untrained_key, lambda: _measure(encoder.untrained(), material, device, None))
-    plain = {name: cache.get(f"{name}:{data.hash}", compute) for name, compute in kind.baselines(data).items()}
-    about = {"texts": data.hash, **kind.about(data)}
-    record = {
-        "task": task.name,
-        "title": task.title or task.name,
-        **({"kind": kind.name} if kind.name != kinds.DEFAULT else {}),
-        **about,
-        **measured,
-        "baselines": {**plain, "untrained": _by_pooling(untrained)},
-        "truncated": material.sequences.truncated,
-        "seconds": seconds,
-    }
-    if start is not None:
-        add_start(record, {**untrained, **about} if start == "untrained" else start)
-    return record
+    total = sum(len(material.data.texts) for material in materials)
+    records = []
+    for material, own, start in zip(materials, measured, starts, strict=True):
+        task, data, kind = material.task, material.data, kinds.of_task(material.task)
+        untrained_key = f"untrained:{data.hash}:{encoder.hash}:{task.max_tokens}"
+        untrained = cache.get(untrained_key, partial(_untrained, encoder, material, device))
+        plain = {name: cache.get(f"{name}:{data.hash}", compute) for name, compute in kind.baselines(data).items()}
+        about = {"texts": data.hash, **kind.about(data)}
+        record = {
+            "task": task.name,
+            "title": task.title or task.name,
+            **({"kind": kind.name} if kind.name != kinds.DEFAULT else {}),
+            **about,
+            **own,
+            "baselines": {**plain, "untrained": _by_pooling(untrained)},
+            "truncated": material.sequences.truncated,
+            "seconds": seconds * len(data.texts) / total,
+        }
+        if start is not None:
+            add_start(record, {**untrained, **about} if start == "untrained" else start)
+        records.append(record)
+    return records
+
+
+def _untrained(encoder: Encoder, material: Material, device: torch.device | None) -> Record:
+    return measure(encoder.untrained(), [material], device)[0]
 
 
 def add_start(record: Record, start: Record) -> None:
@@ -94,15 +98,6 @@ def add_start(record: Record, start: Record) -> None:
         record["beyond_start"] = {
             pooling: kind.difference(start, record, pooling) for pooling in kinds.poolings(record) if pooling in start
         }
-
-
-def _measure(encoder: Encoder, material: Material, device: torch.device | None, progress: Progress | None) -> Record:
-    """An entry for each pooling, and the evidence for comparisons."""
-    vectors = embed(encoder, material.sequences, device=device, progress=progress)
-    found = kinds.of_task(material.task).judge(material.data, vectors)
-    for pooling, warning in encoder.warnings.items():
-        found[pooling].setdefault("warnings", []).insert(0, warning)
-    return found
 
 
 def _by_pooling(measured: Record) -> Record:

@@ -74,6 +74,11 @@ class Data(Protocol):
         ...
 
 
+def leading(data: Data) -> int:
+    """How many of the texts have to be encoded before the others."""
+    return int(getattr(data, "leading", 0))
+
+
 @dataclass(frozen=True)
 class Headline:
     """The figure of a kind that stands for it, in 0..1 or -1..1; it is shown times 100."""
@@ -100,6 +105,38 @@ class Headline:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+class Collector(ABC):
+    """Takes a task's vectors as they are made, so that they need not all be in memory."""
+
+    @abstractmethod
+    def add(self, rows: np.ndarray, vectors: Vectors) -> None:
+        """Vectors of the texts with these numbers. The `leading` texts come before all others."""
+
+    @abstractmethod
+    def finish(self) -> Record:
+        """What `Kind.judge` returns, when every text has come."""
+
+
+class Whole(Collector):
+    """Keeps all vectors for `Kind.judge`."""
+
+    def __init__(self, kind: "Kind", data: Data) -> None:
+        self._kind, self._data = kind, data
+        self._kept: dict[str, np.ndarray] = {}
+
+    def add(self, rows: np.ndarray, vectors: Vectors) -> None:
+        for pooling, found in vectors.items():
+            if len(rows) == len(self._data.texts):
+                self._kept[pooling] = found
+                continue
+            if pooling not in self._kept:
+                self._kept[pooling] = np.empty((len(self._data.texts), found.shape[1]), dtype=np.float32)
+            self._kept[pooling][rows] = found
+
+    def finish(self) -> Record:
+        return self._kind.judge(self._data, self._kept)
+
+
 class Kind(ABC):
     """One kind of task; see the module's docstring. Nothing in it holds state."""
 
@@ -123,6 +160,10 @@ class Kind(ABC):
     @abstractmethod
     def judge(self, data: Any, vectors: Vectors) -> Record:
         """An entry for each pooling with the headline and what stands beside it, and the evidence of comparisons."""
+
+    def collector(self, data: Any) -> Collector:
+        """What takes the vectors of the data, block by block."""
+        return Whole(self, data)
 
     @abstractmethod
     def baselines(self, data: Any) -> Mapping[str, Callable[[], Record]]:

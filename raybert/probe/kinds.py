@@ -6,10 +6,12 @@ from typing import Any
 from raybert.encode import POOLINGS
 from raybert.probe.classification import Classification
 from raybert.probe.kind import Kind, ProbeTask
+from raybert.probe.neighbours import Neighbours
+from raybert.probe.retrieval import Retrieval
 from raybert.probe.similarity import Similarity
 
 DEFAULT = Classification.name
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classification(), Similarity())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classification(), Similarity(), Retrieval(), Neighbours())}
 # Of all kinds, in the order in which they are shown.
 BASELINES = {"majority": "majority class", "tfidf": "TF-IDF", "bm25": "BM25"}
 

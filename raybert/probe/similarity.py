@@ -91,7 +91,7 @@ class Similarity(Kind):
                 f"The probe task {task.name} has {len(chosen)} pairs in {task.test}; a correlation needs {FEWEST}."
             )
         first, second = ([full_text(row.values[i], row, task.text[i]) for row in chosen] for i in (0, 1))
-        scores = np.array([_score(row.values[2], row, task.label) for row in chosen])
+        scores = np.array([number(row.values[2], row, task.label) for row in chosen])
         if np.ptp(scores) == 0:
             raise InputError(
                 f"All {len(scores)} pairs of the probe task {task.name} have the score {scores[0]:g}, so a correlation "
@@ -168,16 +168,16 @@ def _tfidf(data: Pairs) -> Record:
     return _figures(cosines, data.scores)
 
 
-def _score(value: Any, row: tables.Row, column: str) -> float:
-    """A number, or a text that is one.
+def number(value: Any, row: tables.Row, column: str) -> float:
+    """A score, which is a number or a text that is one.
 
     Raises:
         InputError: it is none.
     """
     try:
-        number = math.nan if isinstance(value, bool) or value is None else float(value)
+        found = math.nan if isinstance(value, bool) or value is None else float(value)
     except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
+        found = math.nan
+    if not math.isfinite(found):
         raise InputError(f"{row.place}: the score {value!r} in column {column} is no number.")
-    return number
+    return found

@@ -1,9 +1,10 @@
 """Probe tasks are data: which texts, which labels, how many. A new task is a YAML file, not code.
 
-A task is named in one of three ways:
+A task is named in one of four ways:
 
     bbc_news            a packaged one: ag_news, bbc_news, sst2
     ag_news@URI         a packaged one whose files lie in the directory URI (train.parquet, ag_news_test.csv, ...)
+    neighbours@SHARDS   spans of a shard set; a run's own shards are meant where it names neighbours alone
     path/or/uri.yaml    the user's own
 """
 
@@ -23,6 +24,7 @@ from raybert.data.text.inputs import is_hidden, sentence
 from raybert.errors import InputError
 from raybert.probe import kinds, tables
 from raybert.probe.kind import ProbeTask
+from raybert.probe.neighbours import NeighboursTask
 from raybert.probe.texts import LabelledTask
 
 _SPLIT_FILE = r"(?i)(?:{name}[-_.])?(?P<split>{splits})(?:-\d+-of-\d+)?\.(?:parquet|csv|jsonl)"
@@ -49,7 +51,9 @@ def load_task(spec: str) -> ProbeTask:
         task = packaged(name)
         if at and not folder:
             raise InputError(f"{spec} names no directory: write {name}@URI.")
-        if at:
+        if at and isinstance(task, NeighboursTask):
+            task = task.model_copy(update={"shards": storage.absolute(folder)})
+        elif at:
             return _in_folder(task, storage.absolute(folder))
     else:
         near = difflib.get_close_matches(name, names(), n=1)
