@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from raybert import storage
 from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping, look_up
+from raybert.config_sections import NEIGHBOURS, ProbeConfig
 from raybert.config_text import read_overridden
+from raybert.console import say
 from raybert.data.shards import ShardSet, open_shards, read_unit, verify_shards
 from raybert.errors import InputError
 from raybert.probe.kind import ProbeTask
@@ -60,7 +62,7 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     storage.require_writable(config.run.storage)
     sizes_only = config.data.verify == "sizes" or (config.data.verify == "auto" and shards.bytes > FULL_VERIFY_BYTES)
     verify_shards(shards, sizes_only=sizes_only or hashes_known)
-    tasks = probe_tasks(config)
+    tasks = _tasks(config)
     _check_resume(config, shards)
     _check_start(config)
     if config.objective.pair == "contrastive":
@@ -122,7 +124,8 @@ def probe_tasks(config: Config) -> list[ProbeTask]:
     """
     if not config.every.probe:
         return []
-    tasks = [load_task(task) for task in config.probe.tasks]
+    own = {NEIGHBOURS: f"{NEIGHBOURS}@{config.data.shards}"}
+    tasks = [load_task(own.get(task, task)) for task in config.probe.tasks]
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
@@ -130,6 +133,17 @@ def probe_tasks(config: Config) -> list[ProbeTask]:
             "give it another name."
         )
     return tasks
+
+
+def _tasks(config: Config) -> list[ProbeTask]:
+    """`probe_tasks`; a run that names none has no task where its shards lack text for its own."""
+    try:
+        return probe_tasks(config)
+    except InputError as error:
+        if config.probe.tasks != ProbeConfig().tasks:
+            raise
+        say(f"no probe: {error}", style="yellow")
+        return []
 
 
 def check(
@@ -158,6 +172,8 @@ def check(
         reserved=reserved_cpus,
     )
     check_probe_gpus(config, shares, gpus)
+    if config.every.probe and not inputs.tasks:
+        config = config.model_copy(update={"probe": config.probe.model_copy(update={"tasks": []})})
     return Run(config, inputs.shards, shares, inputs.tasks)
 
 

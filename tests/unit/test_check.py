@@ -107,3 +107,19 @@ def test_a_run_of_before_goes_on_with_the_settings_it_noted(tmp_path, unvalidate
     check_inputs(config)
     with pytest.raises(InputError, match=r"exists with data.seed=0 and cannot go on with 1"):
         check_inputs(from_mapping(tree | {"data": tree["data"] | {"seed": 1}}))
+
+
+def test_a_run_that_names_no_task_is_probed_with_its_own_validation_text(tmp_path, capsys):
+    shards = make_shards(str(tmp_path / "shards"), validation=200)
+    (task,) = check_inputs(from_mapping(settings(tmp_path, shards, probe=5))).tasks
+    assert (task.kind, task.name, task.shards) == ("neighbours", "neighbours", shards.uri)
+    assert not check_inputs(from_mapping(settings(tmp_path, shards, probe=5) | {"probe": {"tasks": []}})).tasks
+
+
+def test_a_run_that_names_no_task_trains_without_a_probe_where_there_is_no_text_for_one(tmp_path, capsys):
+    shards = make_shards(str(tmp_path / "shards"), validation=10)
+    tree = settings(tmp_path, shards, probe=5)
+    assert not check_inputs(from_mapping(tree)).tasks
+    assert "no probe: The probe task neighbours needs 20 validation windows" in capsys.readouterr().err
+    with pytest.raises(InputError, match="needs 20 validation windows"):
+        check_inputs(from_mapping(tree | {"probe": {"tasks": ["neighbours", "bbc_news"]}}))
