@@ -143,6 +143,7 @@ class Kind(ABC):
     name: ClassVar[str]
     settings: ClassVar[type[ProbeTask]]
     headline: ClassVar[Headline]
+    costly: ClassVar[bool] = False  # its probes wait until no others do
     counted: ClassVar[str]  # what a record's n_test is a number of
 
     @abstractmethod

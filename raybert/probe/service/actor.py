@@ -218,10 +218,12 @@ class ProbeService:
             if len(self._running) >= PARALLEL:
                 return
             # Read and tokenised once, and kept in the object store for all probes of these texts.
-            if probe.key not in self._texts:
-                self._texts[probe.key] = work.read_texts(probe.task, probe.entry)
+            wanted = [(probe.task, probe.key), *probe.beside]
+            for task, key in wanted:
+                if key not in self._texts:
+                    self._texts[key] = work.read_texts(task, probe.entry)
             me = ray.get_runtime_context().current_actor
-            ref = work.probe(probe.entry, probe.task, self._texts[probe.key], self._cache, me)
+            ref = work.probe(probe.entry, [self._texts[key] for _, key in wanted], self._cache, me)
             with self._lock:
                 run.next, run.running = None, probe
                 self._running[ref] = (run, probe)
@@ -240,7 +242,8 @@ class ProbeService:
             try:
                 outcome = Outcome(probe, values=ray.get(ref))
             except Exception as error:  # whatever the task raised, or its node's end
-                self._texts.pop(probe.key, None)
+                for key in (probe.key, *(key for _, key in probe.beside)):
+                    self._texts.pop(key, None)
                 outcome = Outcome(probe, error=error)
             run.outcome, run.running = outcome, None
 

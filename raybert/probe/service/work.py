@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -20,7 +21,7 @@ from raybert.encode.encoders import open_encoder, tokenize
 from raybert.errors import last_line
 from raybert.probe import tables
 from raybert.probe.baselines import Cache
-from raybert.probe.evaluate import Material, Start, evaluate, prepare
+from raybert.probe.evaluate import Material, Start, evaluate_all, prepare
 from raybert.probe.kind import ProbeTask
 from raybert.probe.service.queue import Entry, Record, read_record, record_uri
 from raybert.storage.retry import FINAL
@@ -46,9 +47,17 @@ def texts_key(task: ProbeTask, entry: Entry) -> str:
     return f"{task.hash}:{min(task.max_tokens, entry.positions)}:{stamps}"
 
 
-def probe(entry: Entry, task: ProbeTask, texts: ray.ObjectRef, cache: str, service: Any) -> ray.ObjectRef:
-    """Start a probe. It tells `service.started` when it has got its CPUs."""
-    return _probe.options(**_options(entry)).remote(texts, entry, task.name, cache, service)
+def share_texts(a: ProbeTask, b: ProbeTask) -> bool:
+    """Whether a pass of the encoder over both tasks' texts may be shorter than two passes: they read a common file."""
+    return bool({uri for uri, _ in a.files} & {uri for uri, _ in b.files})
+
+
+def probe(entry: Entry, texts: Sequence[ray.ObjectRef], cache: str, service: Any) -> ray.ObjectRef:
+    """Start a probe of the tasks with these texts. It tells `service.started` when it has got its CPUs.
+
+    Its result is the first task's record, with `started`, and the others' records by name under `beside`.
+    """
+    return _probe.options(**_options(entry)).remote(entry, cache, service, *texts)
 
 
 def _options(entry: Entry) -> dict[str, Any]:
@@ -73,13 +82,14 @@ def _prepare(task: ProbeTask, positions: int) -> Material:
 
 
 @ray.remote(max_retries=0)
-def _probe(material: Material, entry: Entry, task: str, cache: str, service: Any) -> Record:
+def _probe(entry: Entry, cache: str, service: Any, *materials: Material) -> Record:
     started = time.time()
-    service.started.remote(entry.run_uri, entry.step, task, started)
+    service.started.remote(entry.run_uri, entry.step, materials[0].task.name, started)
     _lower_priority()
     device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
-    encoder, start = open_encoder(entry.weights), _start(entry, task)
-    return {**evaluate(encoder, material, Cache(cache), start=start, device=device), "started": started}
+    encoder, starts = open_encoder(entry.weights), [_start(entry, material.task.name) for material in materials]
+    first, *others = evaluate_all(encoder, materials, Cache(cache), starts=starts, device=device)
+    return {**first, "started": started, "beside": {record["task"]: record for record in others}}
 
 
 def _start(entry: Entry, task: str) -> Start | None:
