@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from raybert.encode import POOLINGS
-from raybert.probe.kind import Headline, Kind, Record, Vectors
+from raybert.probe.kind import Headline, Record, VectorKind, Vectors
 from raybert.probe.statistics import paired_bootstrap
 from raybert.probe.texts import LabelledTask, Texts, load_texts, test_texts
 
@@ -18,7 +18,7 @@ class ClassificationTask(LabelledTask):
     kind: Literal["classification"] = "classification"
 
 
-class Classification(Kind):
+class Classification(VectorKind):
     """scikit-learn is imported by those functions alone that fit something: whoever reads records needs none of it."""
 
     name = "classification"

@@ -2,7 +2,7 @@
 
     settings    a pydantic model below `ProbeTask`: what a task of the kind may say in its YAML file
     read        the task's texts and what they are judged by, read and sampled once, without an encoder
-    judge       vectors of those texts -> figures for each pooling, and the evidence that comparisons need
+    judge       vectors of those texts -> figures for each pooling, and the evidence that comparisons need; or `train`
     baselines   figures without any encoder, computed once and kept
     headline    the figure that is plotted, tracked and compared
 
@@ -114,13 +114,13 @@ class Collector(ABC):
 
     @abstractmethod
     def finish(self) -> Record:
-        """What `Kind.judge` returns, when every text has come."""
+        """What `VectorKind.judge` returns, when every text has come."""
 
 
 class Whole(Collector):
-    """Keeps all vectors for `Kind.judge`."""
+    """Keeps all vectors for `VectorKind.judge`."""
 
-    def __init__(self, kind: "Kind", data: Data) -> None:
+    def __init__(self, kind: "VectorKind", data: Data) -> None:
         self._kind, self._data = kind, data
         self._kept: dict[str, np.ndarray] = {}
 
@@ -159,14 +159,6 @@ class Kind(ABC):
         """What a record says of the data: counts, names, how the figures were made."""
 
     @abstractmethod
-    def judge(self, data: Any, vectors: Vectors) -> Record:
-        """An entry for each pooling with the headline and what stands beside it, and the evidence of comparisons."""
-
-    def collector(self, data: Any) -> Collector:
-        """What takes the vectors of the data, block by block."""
-        return Whole(self, data)
-
-    @abstractmethod
     def baselines(self, data: Any) -> Mapping[str, Callable[[], Record]]:
         """What needs no encoder, by name: an entry with the headline, or "absent" with the reason."""
 
@@ -198,6 +190,32 @@ class Kind(ABC):
         """`difference` with both headlines beside it, as a and b."""
         sides = {side: self.headline.of(record[pooling]) for side, record in (("a", a), ("b", b))}
         return self.difference(a, b, pooling) | sides
+
+
+class VectorKind(Kind):
+    """A kind that judges frozen vectors, so that several tasks can share a pass of the encoder."""
+
+    @abstractmethod
+    def judge(self, data: Any, vectors: Vectors) -> Record:
+        """An entry for each pooling with the headline and what stands beside it, and the evidence of comparisons."""
+
+    def collector(self, data: Any) -> Collector:
+        """What takes the vectors of the data, block by block."""
+        return Whole(self, data)
+
+
+class TrainedKind(Kind):
+    """A kind that trains the encoder, so that its probes take long."""
+
+    costly = True
+
+    @abstractmethod
+    def train(self, encoder: Any, data: Any, sequences: Any, device: Any, progress: Any) -> Record:
+        """What `VectorKind.judge` returns, from copies of the encoder that were trained on the data's `sequences`.
+
+        Raises:
+            RunFailed: its budget was over before there was anything to judge.
+        """
 
 
 def check_files(task: ProbeTask) -> None:

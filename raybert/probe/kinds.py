@@ -5,13 +5,16 @@ from typing import Any
 
 from raybert.encode import POOLINGS
 from raybert.probe.classification import Classification
+from raybert.probe.finetune import Finetune
 from raybert.probe.kind import Kind, ProbeTask
 from raybert.probe.neighbours import Neighbours
 from raybert.probe.retrieval import Retrieval
 from raybert.probe.similarity import Similarity
 
 DEFAULT = Classification.name
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Classification(), Similarity(), Retrieval(), Neighbours())}
+KINDS: dict[str, Kind] = {
+    kind.name: kind for kind in (Classification(), Similarity(), Retrieval(), Neighbours(), Finetune())
+}
 # Of all kinds, in the order in which they are shown.
 BASELINES = {"majority": "majority class", "tfidf": "TF-IDF", "bm25": "BM25"}
 

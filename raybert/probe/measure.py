@@ -13,10 +13,10 @@ import torch
 
 from raybert.encode import POOLINGS, Text
 from raybert.encode.encoders import Encoder, Sequences
-from raybert.encode.vectors import embed
+from raybert.encode.vectors import embed, part
 from raybert.errors import InputError
 from raybert.probe import kinds
-from raybert.probe.kind import Data, ProbeTask, Record, leading
+from raybert.probe.kind import Data, ProbeTask, Record, TrainedKind, VectorKind, leading
 
 BLOCK_BYTES = 256 * 2**20  # of all poolings' vectors
 TOKENISED_AT_ONCE = 20_000  # texts; their ids are Python objects until they are packed
@@ -49,9 +49,22 @@ def measure(
     device: torch.device | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Record]:
-    """Of each task what its kind's collector finds. Sequences that several tasks hold are encoded once."""
+    """Of each task what its kind finds; a task that trains the encoder has to be alone.
+
+    Sequences that several tasks hold are encoded once.
+
+    Raises:
+        RunFailed: a training's budget was over before there was anything to judge.
+    """
+    collectors = []
+    for material in materials:
+        kind = kinds.of_task(material.task)
+        if isinstance(kind, TrainedKind):
+            assert len(materials) == 1
+            return [kind.train(encoder, material.data, material.sequences, device, progress)]
+        assert isinstance(kind, VectorKind)
+        collectors.append(kind.collector(material.data))
     sequences, places = _union(materials)
-    collectors = [kinds.of_task(material.task).collector(material.data) for material in materials]
     size = max(1, BLOCK_BYTES // (len(POOLINGS) * 4 * encoder.hidden_size))
     count = len(sequences.cuts)
     for first in range(0, count, size):
@@ -61,7 +74,7 @@ def measure(
             if progress is not None:
                 progress((first + share * (last - first)) / count)
 
-        vectors = embed(encoder, _part(sequences, first, last), device=device, progress=said)
+        vectors = embed(encoder, part(sequences, first, last), device=device, progress=said)
         for collector, place in zip(collectors, places, strict=True):
             if len(place) == last - first == count and (place == np.arange(count)).all():
                 collector.add(place, vectors)
@@ -117,19 +130,6 @@ def _digests(sequences: Sequences) -> np.ndarray:
         for row, cut in enumerate(sequences.cuts)
     )
     return np.frombuffer(b"".join(found), dtype="V16")
-
-
-def _part(sequences: Sequences, first: int, last: int) -> Sequences:
-    """Sequences `first` to `last`."""
-    if (first, last) == (0, len(sequences.cuts)):
-        return sequences
-    offsets = sequences.offsets[first : last + 1]
-    return Sequences(
-        ids=sequences.ids[offsets[0] : offsets[-1]],
-        offsets=offsets - offsets[0],
-        cuts=sequences.cuts[first:last],
-        truncated=0,
-    )
 
 
 def _tokenize(task: ProbeTask, data: Data, tokenize: Tokenize, max_tokens: int) -> Sequences:

@@ -16,9 +16,9 @@ from raybert.probe.kind import (
     FEWEST,
     Collector,
     Headline,
-    Kind,
     ProbeTask,
     Record,
+    VectorKind,
     Vectors,
     check_files,
     digest,
@@ -90,7 +90,7 @@ class Ranked:
         return self.texts[self.leading :]
 
 
-class Retrieval(Kind):
+class Retrieval(VectorKind):
     name = "retrieval"
     settings: ClassVar[type[ProbeTask]] = RetrievalTask
     counted = "queries"
@@ -155,7 +155,7 @@ class Retrieval(Kind):
 class _Collector(Collector):
     """Keeps the queries' vectors, and of the documents the best of each query."""
 
-    def __init__(self, kind: Kind, data: Ranked) -> None:
+    def __init__(self, kind: VectorKind, data: Ranked) -> None:
         self._kind, self._data = kind, data
         self._queries: dict[str, np.ndarray] = {}
         self._best: dict[str, ranking.Best] = {}

@@ -17,9 +17,9 @@ from raybert.probe import statistics, tables
 from raybert.probe.kind import (
     FEWEST,
     Headline,
-    Kind,
     ProbeTask,
     Record,
+    VectorKind,
     Vectors,
     check_files,
     digest,
@@ -58,7 +58,7 @@ class Pairs:
     hash: str
 
 
-class Similarity(Kind):
+class Similarity(VectorKind):
     name = "similarity"
     settings = SimilarityTask
     counted = "pairs"

@@ -36,7 +36,7 @@ from raybert.probe.service.owner import Owner
 from raybert.probe.service.served import Outcome, ServedRun
 from raybert.probe.show import format_block, result_table, results_table
 from raybert.probe.statistics import paired_bootstrap, wilson
-from raybert.probe.tasks import load_task, passed_over
+from raybert.probe.tasks import load_task, parse_task, passed_over
 from raybert.probe.texts import load_texts
 from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID
 from raybert.train import checkpoint
@@ -414,6 +414,28 @@ def test_a_task_that_comes_while_an_entry_ends_is_done_as_well(task_file, tmp_pa
     finish_probe(served, values={"started": 0.0})
     served.advance()
     assert served.next.task == other
+
+
+def test_tasks_that_read_a_common_file_share_a_pass_until_one_fails(task_file, tmp_path):
+    run, task = str(tmp_path), load_task(task_file)
+    tuned = parse_task(task.model_dump(exclude={"kind"}) | {"kind": "finetune", "name": "tuned"}, "here")
+    queue.add(request(run, 1, tuned, task, task.model_copy(update={"name": "other"})))
+    queue.add(request(run, 2, task))
+    served = ServedRun(run, Owner("me", "here"))
+    served.advance()
+    assert (served.next.task.name, [other.name for other, _ in served.next.beside]) == ("mine", ["other"])
+    assert set(served.texts) == {"mine", "other"}
+    finish_probe(served, error=NodeDiedError("preempted"))
+    assert (served.next.task.name, served.next.beside) == ("mine", ())
+    finish_probe(served, values={"started": 0.0})
+    assert (served.next.task.name, served.next.beside) == ("other", ())
+    finish_probe(served, values={"started": 0.0})
+    assert (served.next.entry.step, served.next.task.name) == (2, "mine")
+    finish_probe(served, values={"started": 0.0, "beside": {}})
+    assert (served.next.entry.step, served.next.task.name) == (1, "tuned")  # when nothing else waits
+    finish_probe(served, values={"started": 0.0})
+    assert served.next is None
+    assert queue.waiting_steps(run) == []
 
 
 def test_texts_that_change_are_read_again(task_file, tmp_path):

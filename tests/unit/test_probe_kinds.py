@@ -1,5 +1,6 @@
 """Kinds of probes beside their authorities, and what each refuses."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from raybert.encode.encoders import RaybertEncoder
-from raybert.errors import InputError
+from raybert.encode.encoders import Encoder, RaybertEncoder
+from raybert.encode.vectors import pad
+from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.probe import kinds, measure, ranking, record, statistics
+from raybert.probe import kinds, measure, ranking, record, statistics, training
 from raybert.probe.baselines import Cache
 from raybert.probe.compare import compare
 from raybert.probe.evaluate import evaluate, evaluate_all, prepare
@@ -349,3 +351,134 @@ def test_pairs_with_a_low_score_are_left_out(tmp_path):
     task = load_task(retrieval(tmp_path, label="label", least=2.0))
     kept = [row for row in pairs() if row["label"] >= 2.0]
     assert kinds.of_task(task).read(task).relevance.queries == len({row["text1"] for row in kept})
+
+
+# -- fine-tuning ------------------------------------------------------------------------------------------------------
+
+
+def classes(folder: Path, n: int = 96, **task) -> str:
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        rows = [{"text": f"{sentence(rng)} {('yes', 'no')[i % 2]}", "label": i % 2} for i in range(n)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return write(folder, "tuned", [], kind="finetune", train="train.jsonl", test="test.jsonl", **task)
+
+
+def test_finetuning_learns_what_one_word_says(encoder, tmp_path):
+    before = {name: tensor.clone() for name, tensor in encoder.module.state_dict().items()}
+    task = load_task(classes(tmp_path, lr=3e-3, epochs=6, pooling="mean", dropout=0.0))
+    material = prepare(task, encoder.tokenize, 64)
+    found = evaluate(encoder, material, Cache(str(tmp_path / "cache")), start="untrained")
+    assert found["mean"]["test_accuracy"] > 0.9
+    assert len(found["mean"]["seeds"]) == 3
+    assert found["mean"]["score"] == pytest.approx(np.mean(found["mean"]["seeds"]))
+    assert found["mean"]["spread"] == pytest.approx(np.std(found["mean"]["seeds"], ddof=1))
+    assert found["baselines"]["majority"]["score"] == 0.5
+    assert found["beyond_start"]["mean"]["p_value"] > 0
+    parsed = record.parse(json.dumps({"step": 1, "run": "r", **found}).encode())
+    assert comparison_table(compare(parsed, parsed)).row_count == 1
+    assert result_table(parsed).row_count == 3
+    assert results_table([parsed]).row_count == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in encoder.module.state_dict().items())
+
+
+def test_finetuning_of_pairs_with_scores(encoder, tmp_path):
+    path = similarity(tmp_path)
+    task = {"train": "alike.jsonl", "test": "alike.jsonl", "text": ["text1", "text2"], "target": "scores"}
+    write(tmp_path, "scored", [], kind="finetune", **task, epochs=1, lr=1e-3)
+    assert load_task(path)
+    material = prepare(load_task(str(tmp_path / "scored.yaml")), encoder.tokenize, 64)
+    found = evaluate(encoder, material, Cache(str(tmp_path / "cache")), start="untrained")
+    assert found["pooler"]["score"] == found["pooler"]["spearman"]
+    assert found["beyond_start"]["pooler"]["difference"] == pytest.approx(
+        found["pooler"]["score"] - found["baselines"]["untrained"]["pooler"]["score"], abs=1e-6
+    )
+
+
+def test_a_budget_that_ends_before_the_first_epoch_says_how_far_it_came(encoder, tmp_path):
+    task = load_task(classes(tmp_path, max_seconds=1e-6))
+    with pytest.raises(RunFailed, match=r"was over after 0 of the 6 steps of the first epoch, at seed 1 of 3"):
+        evaluate(encoder, prepare(task, encoder.tokenize, 64), Cache(str(tmp_path / "cache")))
+
+
+def test_finetuning_has_the_losses_of_transformers_own_loop(tmp_path):
+    """Ten steps of its Trainer from the same weights, head and batches, in float32 without dropout."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.BertConfig(vocab_size=100, **sizes, **off, num_labels=3)
+    theirs = transformers.BertForSequenceClassification(config)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(4, 20, 64)
+    sequences = measure.Sequences(
+        rng.integers(4, 100, lengths.sum()).astype(np.int32), np.cumsum([0, *lengths]), lengths.astype(np.int32), 0
+    )
+    targets = rng.integers(0, 3, 64)
+
+    class Own(Encoder):
+        pad_id, module = 0, BertModelOf(theirs.bert)
+
+        def encode(self, input_ids, token_type_ids, attention_mask):
+            out = self.module.model(input_ids, attention_mask, token_type_ids)
+            return out.last_hidden_state, out.pooler_output
+
+        tokenize = untrained = None
+
+    plan = training.Plan(epochs=3, batch_size=16, lr=1e-3, warmup=0.25, pooling="pooler", dropout=0.0)
+    head = training.Head(32, 3, 0.0)
+    head.linear.load_state_dict(theirs.classifier.state_dict())
+    own, order = Own(), np.random.default_rng(5)
+    own.module = copy.deepcopy(own.module)
+    options = {"device": torch.device("cpu"), "dtype": torch.float32, "seconds": 1e9}
+    losses = list(training.train(own, head, sequences, targets, plan, rng=np.random.default_rng(5), **options))
+    batches: list[np.ndarray] = []
+    for _ in range(3):
+        epoch = order.permutation(64)
+        batches += [epoch[first : first + 16] for first in range(0, 64, 16)]
+
+    class Batches(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            for rows in batches:
+                ids, types, mask = pad(sequences, rows, 0)
+                mask = torch.ones_like(ids) if mask is None else mask.long()
+                labels = torch.tensor(targets[rows])
+                yield {"input_ids": ids, "token_type_ids": types, "attention_mask": mask, "labels": labels}
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=12,
+        per_device_train_batch_size=1,
+        learning_rate=1e-3,
+        warmup_steps=3,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = transformers.Trainer(
+        model=theirs, args=arguments, train_dataset=Batches(), data_collator=lambda rows: rows[0]
+    )
+    seen: list[float] = []
+    compute = trainer.compute_loss
+
+    def noted(*args, **kwargs):
+        loss = compute(*args, **kwargs)
+        seen.append(float((loss[0] if isinstance(loss, tuple) else loss).detach()))
+        return loss
+
+    trainer.compute_loss = noted
+    trainer.train()
+    assert len(losses) == 12
+    assert losses[:10] == pytest.approx(seen[:10], abs=1e-5)
+
+
+class BertModelOf(torch.nn.Module):
+    """A module of its own, so that a deep copy shares no weight with the trainer's."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
