@@ -148,6 +148,10 @@ def pretrain(
         from raybert.train.dry_run import estimate, show
 
         Console(soft_wrap=True).print(show(run, estimate(run)))
+        if run.tasks:
+            from raybert.probe import plan
+
+            Console(soft_wrap=True).print(plan.table(plan.costs(run.tasks, run.config.model.bert())))
         return
     steps = settings.train.steps
     windows = f"{run.shards.rows('train'):,} training and {run.shards.rows('validation'):,} validation windows"

@@ -7,9 +7,11 @@ of both.
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from raybert import storage
@@ -37,6 +39,11 @@ class Cache:
         record = compute()
         storage.write_json(uri, record)
         return record
+
+
+def local_cache() -> Cache:
+    """In the user's own directory, for probes outside of runs."""
+    return Cache(str(Path(typer.get_app_dir("raybert")) / "baselines"))
 
 
 def majority(texts: Texts) -> Record:

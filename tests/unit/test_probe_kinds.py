@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import raybert
 from raybert.encode.encoders import Encoder, RaybertEncoder
 from raybert.encode.vectors import pad
 from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.probe import kinds, measure, ranking, record, statistics, training
+from raybert.probe import baselines, kinds, measure, plan, ranking, record, statistics, training
 from raybert.probe.baselines import Cache
 from raybert.probe.compare import compare
 from raybert.probe.evaluate import evaluate, evaluate_all, prepare
@@ -482,3 +483,38 @@ class BertModelOf(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
+
+
+# -- one model, and what it costs -------------------------------------------------------------------------------------
+
+
+def test_a_probe_from_python_is_the_commands(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "local_cache", lambda: Cache(str(tmp_path / "cache")))
+    model, path = encoder.module, similarity(tmp_path)
+    model.train()
+    raybert.save(model, str(tmp_path / "checkpoint"))
+    by_uri = raybert.probe.run(str(tmp_path / "checkpoint"), path)
+    by_model = raybert.probe.run(model, load_task(path), device="cpu")
+    assert model.training
+    model.eval()
+    task = {"name": "alike", "kind": "similarity", "test": str(tmp_path / "alike.jsonl")}
+    by_mapping = raybert.probe.run(model, task, device="cpu")
+    assert by_uri["mean"] == by_model["mean"] == by_mapping["mean"]
+    assert by_uri["checkpoint"] == str(tmp_path / "checkpoint")
+    similarity(tmp_path, pairs(5))
+    with pytest.raises(InputError, match="a correlation needs 20"):
+        raybert.probe.run(model, task)
+
+
+def test_a_plan_counts_texts_tokens_and_operations(encoder, tmp_path):
+    config = encoder.module.config
+    tasks = [load_task(similarity(tmp_path)), load_task(retrieval(tmp_path)), load_task(classes(tmp_path, epochs=2))]
+    alike, found, tuned = plan.costs(tasks, config, torch.device("cpu"))
+    lengths = prepare(tasks[0], encoder.tokenize, 64).sequences.lengths
+    assert (alike.texts, alike.tokens) == (len(lengths), lengths.sum())
+    layer = 2 * (4 * 32 * 32 + 2 * 32 * config.intermediate_size)
+    assert alike.flops == pytest.approx(lengths.sum() * layer + 4 * 32 * (lengths**2).sum(), rel=0.02)
+    assert found.flops > 0
+    assert tuned.flops > found.flops > alike.flops / 2
+    assert min(cost.seconds for cost in (alike, found, tuned)) > 0
+    assert plan.table([alike, found, tuned]).row_count == 4
