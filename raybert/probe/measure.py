@@ -18,7 +18,7 @@ from raybert.errors import InputError
 from raybert.probe import kinds
 from raybert.probe.kind import Data, ProbeTask, Record, TrainedKind, VectorKind, leading
 
-BLOCK_BYTES = 256 * 2**20  # of all poolings' vectors
+BLOCK_BYTES = 128 * 2**20  # of all poolings' vectors
 TOKENISED_AT_ONCE = 20_000  # texts; their ids are Python objects until they are packed
 
 Tokenize = Callable[[Sequence[Text], int], Sequences]
@@ -76,11 +76,10 @@ def measure(
 
         vectors = embed(encoder, part(sequences, first, last), device=device, progress=said)
         for collector, place in zip(collectors, places, strict=True):
-            if len(place) == last - first == count and (place == np.arange(count)).all():
-                collector.add(place, vectors)
-                continue
             rows = np.flatnonzero((place >= first) & (place < last))
-            if len(rows):
+            if np.array_equal(place[rows], np.arange(first, last)):
+                collector.add(rows, vectors)  # without a copy
+            elif len(rows):
                 collector.add(rows, {name: found[place[rows] - first] for name, found in vectors.items()})
     found = [collector.finish() for collector in collectors]
     for record in found:

@@ -174,7 +174,8 @@ class _Collector(Collector):
         for pooling, found in vectors.items():
             if pooling not in self._best:
                 self._best[pooling] = ranking.Best(self._queries[pooling])
-            self._best[pooling].add(rows[~first] - leading, found[~first])
+            # Without a copy where documents alone have come.
+            self._best[pooling].add(rows[~first] - leading, found[~first] if first.any() else found)
 
     def finish(self) -> Record:
         """For each pooling the means over the queries; evidence: the headline of each query."""

@@ -109,7 +109,7 @@ def _probes(axes: Axes, run: RunData, task: str, in_tokens: Callable[[Any], np.n
             label=names[mark],
         )
     headline = probes[-1].kind.headline
-    axes.set_title(f"Probe {task}: {headline.title}, 95 % intervals", loc="left")
+    axes.set_title(f"Probe {task}: {headline.label}, 95 % intervals", loc="left")
     axes.yaxis.set_major_formatter(PERCENT if headline.share else POINTS)
     # Below the axes: no place inside is free of data for every run.
     axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))

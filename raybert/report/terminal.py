@@ -38,30 +38,31 @@ def run_table(run: RunData, *, last: int | None = None) -> Table:
     )
     for name in ("step", "train\nloss", "valid.\nMLM", "\ntokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
-    if several:
-        table.add_column("\nprobe", justify="right")
     for pooling in poolings:
         table.add_column(escape(f"{pooling}\n95 % interval"), justify="right", no_wrap=True)
     curves = [run.series(key) for key in ("loss", "validation.mlm_loss", "tokens_per_second")]
     tuned = {task: _tuned_rows(run.of_task(task)[-1], poolings) for task in run.tasks if run.of_task(task)}
     most = None if last is None else max(2, last - sum(map(len, tuned.values())))
-    for step in _steps(run)[-most if most else None :]:
+    shown = _steps(run)[-most if most else None :]
+    for step in shown:
         figures = [_at(step, curve, form) for curve, form in zip(curves, ("{:.3f}", "{:.3f}", "{:,.0f}"), strict=True)]
-        tasks = [task for task in run.tasks if step in _probed(run, task)] or [""]
-        for place, task in enumerate(tasks):
-            left = [f"{step:,}", *figures] if place == 0 else [""] * 4
-            table.add_row(*left, *([escape(task)] if several else []), *_probe_cells(run, task, step, poolings))
+        # Several tasks have no room side by side, so each has a part of its own below.
+        cells = _probe_cells(run, run.tasks[0], step, poolings) if run.tasks and not several else []
+        table.add_row(f"{step:,}", *figures, *cells)
     for task in run.tasks:
+        table.add_section()
+        if several:
+            table.add_row(*[""] * 4, f"[bold]{escape(task)}[/bold]")
+            for step in shown:
+                if step in _probed(run, task):
+                    table.add_row(f"{step:,}", *[""] * 3, *_probe_cells(run, task, step, poolings))
         if probes := run.of_task(task):
-            table.add_section()
             for name, scores in _baseline_rows(probes[-1], poolings):
-                cells = [score_cell(score) for score in scores]
-                table.add_row(name, "", "", "", *([escape(task)] if several else []), *cells)
-            if tuned[task]:
+                table.add_row(name, *[""] * 3, *(score_cell(score) for score in scores))
+            if tuned[task] and not several:
                 table.add_section()
             for name, scores in tuned[task]:
-                cells = [tuned_cell(score) for score in scores]
-                table.add_row(name, "", "", "", *([escape(task)] if several else []), *cells)
+                table.add_row(name, *[""] * 3, *(tuned_cell(score) for score in scores))
     return table
 
 
