@@ -261,6 +261,7 @@ class ProbeConfig(Section):
         default_factory=lambda: [NEIGHBOURS],
         description="names or YAML files of probe tasks; neighbours is of the run's own shards; [] for none",
     )
+    suite: TaskSpec = Field(default="", description="name or YAML file of a suite, whose tasks are probed as well")
     cpus: Cpus | Literal["auto"] = Field(default="auto", description="CPUs of one probe")
     gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPUs of one probe; a share of one is enough")
     max_waiting: int = Field(default=20, ge=1, description="checkpoints of one run that may wait; older are skipped")

@@ -15,6 +15,7 @@ from raybert.probe import kinds
 from raybert.probe.kind import Headline
 from raybert.records import format_seconds
 from raybert.report.beyond import against_start, verdict
+from raybert.report.overview import overview
 from raybert.report.plots import Chart, learning_charts, machine_charts, probe_chart
 from raybert.report.read import WAITS, Missed, Probe, RunData, percent, read_run
 
@@ -49,6 +50,7 @@ def render(run: RunData) -> str:
         learning=learning_charts(run),
         machine=machine_charts(run),
         tasks=[_task(run, task, index) for index, task in enumerate(run.tasks)],
+        overview=overview(run),
         config=yaml.safe_dump(dict(run.settings), sort_keys=False, allow_unicode=True),
         versions=run.versions,
         manifest=run.about.get("manifest", ""),

@@ -171,6 +171,14 @@ class RunData:
         done = self.steps_done >= self.steps_planned and not any(self.unrecorded(task) for task in self.tasks)
         return done or bool(self.failure)
 
+    @property
+    def suite(self) -> tuple[str, list[str]]:
+        """The suite's name and the names of its tasks; empty where the run has none."""
+        found = self.about.get("suite")
+        if not isinstance(found, dict):
+            return "", []
+        return str(found.get("name", "")), [str(task) for task in _of_kind(found.get("tasks"), [])]
+
     def setting(self, dotted: str, default: T) -> T:
         """A value of the config; the default where it has none, or one of another kind (somebody changed the file)."""
         return _of_kind(look_up(self.settings, dotted), default)

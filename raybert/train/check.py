@@ -13,6 +13,7 @@ from raybert.console import say
 from raybert.data.shards import ShardSet, open_shards, read_unit, verify_shards
 from raybert.errors import InputError
 from raybert.probe.kind import ProbeTask
+from raybert.probe.suites import load_suite
 from raybert.probe.tasks import load_task
 from raybert.spectral import recipe
 
@@ -125,7 +126,7 @@ def probe_tasks(config: Config) -> list[ProbeTask]:
     if not config.every.probe:
         return []
     own = {NEIGHBOURS: f"{NEIGHBOURS}@{config.data.shards}"}
-    tasks = [load_task(own.get(task, task)) for task in config.probe.tasks]
+    tasks = [load_task(own.get(task, task)) for task in task_specs(config)]
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
@@ -135,12 +136,25 @@ def probe_tasks(config: Config) -> list[ProbeTask]:
     return tasks
 
 
+def task_specs(config: Config) -> list[str]:
+    """The tasks of `probe.tasks` and of `probe.suite`, each once. Who names a suite has named tasks.
+
+    Raises:
+        InputError: there is no such suite.
+    """
+    named = config.probe.tasks
+    if not config.probe.suite:
+        return named
+    members = load_suite(config.probe.suite).tasks
+    return list(dict.fromkeys([*([] if named == ProbeConfig().tasks else named), *members]))
+
+
 def _tasks(config: Config) -> list[ProbeTask]:
     """`probe_tasks`; a run that names none has no task where its shards lack text for its own."""
     try:
         return probe_tasks(config)
     except InputError as error:
-        if config.probe.tasks != ProbeConfig().tasks:
+        if config.probe.suite or config.probe.tasks != ProbeConfig().tasks:
             raise
         say(f"no probe: {error}", style="yellow")
         return []
@@ -172,8 +186,9 @@ def check(
         reserved=reserved_cpus,
     )
     check_probe_gpus(config, shares, gpus)
-    if config.every.probe and not inputs.tasks:
-        config = config.model_copy(update={"probe": config.probe.model_copy(update={"tasks": []})})
+    if config.every.probe:  # as resolved: with those of the suite, and without one that there is no text for
+        specs = task_specs(config) if inputs.tasks else []
+        config = config.model_copy(update={"probe": config.probe.model_copy(update={"tasks": specs})})
     return Run(config, inputs.shards, shares, inputs.tasks)
 
 

@@ -11,6 +11,7 @@ from raybert.errors import Interrupted
 from raybert.report import follow, live, write_report
 from raybert.report.figure import learning_figure
 from raybert.report.follow import kept_current
+from raybert.report.overview import overview
 from raybert.report.page import render
 from raybert.report.read import read_run
 from raybert.report.terminal import closing_table
@@ -204,6 +205,13 @@ def test_a_run_with_tasks_of_other_kinds_is_shown_by_every_reader(tmp_path):
                 "baselines": {"untrained": {"mean": entry}, "tfidf": {headline: 0.3}},
             }
             write_probe(run, result)
+    config = Path(run) / "config.yaml"
+    config.write_text(config.read_text() + "  suite: {name: ours, tasks: [alike, neighbours]}\n")
+    assert [(row.name, row.first, row.best, row.last) for row in overview(read_run(run))][1:] == [
+        ("alike, Spearman x 100", "45.0", "50.0", "50.0"),
+        ("neighbours, MRR@10 x 100", "45.0", "50.0", "50.0"),
+        ("ours: mean of alike, neighbours", "45.0", "50.0", "50.0"),
+    ]
     write_probe(run, {"step": 200, "task": "new", "kind": "of tomorrow", "mean": {"x": 1}})
     page = render(read_run(run))
     for part in (
