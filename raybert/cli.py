@@ -95,8 +95,7 @@ def prepare(
     """Turn raw text (parquet, jsonl, txt) into token shards."""
     from raybert import cluster
     from raybert.data.text.prepare import prepare as run
-    from raybert.probe.tasks import load_task
-    from raybert.probe.texts import held_out
+    from raybert.probe.tasks import held_out, load_task
     from raybert.tokenizer.files import load_for_training
 
     used = load_for_training(tokenizer)  # before a Ray is started, which takes seconds
@@ -157,6 +156,12 @@ def pretrain(
         from raybert.train.dry_run import estimate, show
 
         Console(soft_wrap=True).print(show(run, estimate(run)))
+        if run.tasks:
+            from raybert.probe import plan
+
+            Console(soft_wrap=True).print(
+                plan.table(plan.costs(run.tasks, run.config.model.bert(), run.shards.tokenizer()))
+            )
         return
     steps = settings.train.steps
     windows = f"{run.shards.rows('train'):,} training and {run.shards.rows('validation'):,} validation windows"

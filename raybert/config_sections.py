@@ -26,6 +26,7 @@ def _absolute_model(where: str) -> str:
 
 # Workers and trials run in other directories than the command that names a path.
 AbsolutePath = Annotated[str, AfterValidator(lambda path: storage.absolute(path) if path else path)]
+NEIGHBOURS = "neighbours"  # the probe task that needs nothing but shards
 Cpus = Annotated[float, Field(gt=0)]
 ModelPlace = Annotated[str, AfterValidator(_absolute_model)]
 TaskSpec = Annotated[str, AfterValidator(_absolute_task)]
@@ -285,7 +286,11 @@ class ValidationConfig(Section):
 
 
 class ProbeConfig(Section):
-    tasks: list[TaskSpec] = Field(default_factory=list, description="names or YAML files of probe tasks")
+    tasks: list[TaskSpec] = Field(
+        default_factory=lambda: [NEIGHBOURS],
+        description="names or YAML files of probe tasks; neighbours is of the run's own shards; [] for none",
+    )
+    suite: TaskSpec = Field(default="", description="name or YAML file of a suite, whose tasks are probed as well")
     cpus: Cpus | Literal["auto"] = Field(default="auto", description="CPUs of one probe")
     gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPUs of one probe; a share of one is enough")
     max_waiting: int = Field(default=20, ge=1, description="checkpoints of one run that may wait; older are skipped")

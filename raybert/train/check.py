@@ -8,10 +8,14 @@ from typing import Any
 from raybert import storage
 from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping, look_up
+from raybert.config_sections import NEIGHBOURS, ProbeConfig
 from raybert.config_text import read_overridden
+from raybert.console import say
 from raybert.data.shards import ShardSet, open_shards, read_unit, verify_shards
 from raybert.errors import InputError
-from raybert.probe.tasks import ProbeTask, load_task
+from raybert.probe.kind import ProbeTask
+from raybert.probe.suites import load_suite
+from raybert.probe.tasks import load_task
 from raybert.spectral import recipe
 from raybert.train.complete import complete
 
@@ -62,7 +66,7 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     storage.require_writable(config.run.storage)
     sizes_only = config.data.verify == "sizes" or (config.data.verify == "auto" and shards.bytes > FULL_VERIFY_BYTES)
     verify_shards(shards, sizes_only=sizes_only or hashes_known)
-    tasks = probe_tasks(config)
+    tasks = _tasks(config)
     _check_resume(config, shards)
     if config.objective.pair == "contrastive":
         _check_contrast(config, shards)
@@ -125,7 +129,8 @@ def probe_tasks(config: Config) -> list[ProbeTask]:
     """
     if not config.every.probe:
         return []
-    tasks = [load_task(task) for task in config.probe.tasks]
+    own = {NEIGHBOURS: f"{NEIGHBOURS}@{config.data.shards}"}
+    tasks = [load_task(own.get(task, task)) for task in task_specs(config)]
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
@@ -133,6 +138,30 @@ def probe_tasks(config: Config) -> list[ProbeTask]:
             "give it another name."
         )
     return tasks
+
+
+def task_specs(config: Config) -> list[str]:
+    """The tasks of `probe.tasks` and of `probe.suite`, each once. Who names a suite has named tasks.
+
+    Raises:
+        InputError: there is no such suite.
+    """
+    named = config.probe.tasks
+    if not config.probe.suite:
+        return named
+    members = load_suite(config.probe.suite).tasks
+    return list(dict.fromkeys([*([] if named == ProbeConfig().tasks else named), *members]))
+
+
+def _tasks(config: Config) -> list[ProbeTask]:
+    """`probe_tasks`; a run that names none has no task where its shards lack text for its own."""
+    try:
+        return probe_tasks(config)
+    except InputError as error:
+        if config.probe.suite or config.probe.tasks != ProbeConfig().tasks:
+            raise
+        say(f"no probe: {error}", style="yellow")
+        return []
 
 
 def check(
@@ -162,6 +191,9 @@ def check(
         reserved=reserved_cpus,
     )
     check_probe_gpus(config, shares, gpus)
+    if config.every.probe:  # as resolved: with those of the suite, and without one that there is no text for
+        specs = task_specs(config) if inputs.tasks else []
+        config = config.model_copy(update={"probe": config.probe.model_copy(update={"tasks": specs})})
     return Run(config, inputs.shards, shares, inputs.tasks)
 
 

@@ -62,6 +62,7 @@ def settings(folder, shards, name, **sections):
         "every": {"log": 1, "validation": 20, "probe": 20, "checkpoint": 10},
         "checkpoint": {"keep_last": 1},
         "validation": {"samples": 30},
+        "probe": {"tasks": []},
     }
     for section, values in sections.items():
         tree[section] = tree.get(section, {}) | values
