@@ -5,11 +5,12 @@ import random
 
 import pytest
 
+import raybert
 from raybert.cli import run_app
 from raybert.config import from_mapping
 from raybert.data.shards import open_shards
 from raybert.model.files import load
-from raybert.probe.service import client
+from raybert.probe.service import client, queue
 from raybert.records import read_metrics
 from raybert.tokenizer import load as load_tokenizer
 from raybert.train.check import check
@@ -43,7 +44,7 @@ def settings(folder, shards, steps, **model):
             "schedule": {"warmup_steps": 1},
             "every": {"log": 1, "validation": 4, "probe": 4, "checkpoint": 4},
             "validation": {"samples": 30},
-            "probe": {"tasks": [make_task(folder)]},
+            "probe": {"tasks": [make_task(folder), "neighbours"]},
         }
     )
 
@@ -71,6 +72,10 @@ def test_a_run_with_wide_ids_goes_on_verifies_is_probed_and_exported(text, tmp_p
     assert not faults
     assert [record["step"] for record in read_metrics(run.uri) if "loss" in record] == list(range(1, 9))
     checkpoint = f"{run.uri}/checkpoints/step-00000008"
+    here = raybert.probe.run(checkpoint, str(tmp_path / "mine.yaml"), device="cpu")
+    records = {record["task"]: record for record in queue.records(run.uri).values() if record["step"] == 8}
+    assert records["mine"]["mean"]["deviation"] == pytest.approx(here["mean"]["deviation"], rel=1e-4)
+    assert 0 < records["neighbours"]["mean"]["mrr_at_10"] <= 1
     model = load(checkpoint)
     assert (model.tokenizer.hash, model.config.vocab_size) == (tokenizer.hash, tokenizer.size)
     assert run_app(["export", checkpoint, str(tmp_path / "out")]) == 0

@@ -41,7 +41,7 @@ def read_texts(task: ProbeTask, entry: Entry) -> ray.ObjectRef:
 
 
 def texts_key(task: ProbeTask, entry: Entry) -> str:
-    """Identity of the texts: the task, its files as they are now, the tokenizer, and the length that the model can take."""
+    """Identity of the texts: the task, its files as they are now, the tokenizer, and the longest sequence."""
     try:
         stamps = [tables.stamp(uri) for uri, _ in task.files]
     except Exception as error:  # the attempt to read them will tell what is wrong
