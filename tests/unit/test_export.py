@@ -325,6 +325,17 @@ def test_the_probe_gives_real_weights_the_accuracy_that_they_have(minilm, shared
     assert record["mean"]["test_accuracy"] > record["baselines"]["untrained"]["mean"]["test_accuracy"] + 0.1
 
 
+@pytest.mark.skipif(not SLOW, reason="`make soak` does this: it encodes 3,000 texts")
+def test_the_probe_gives_real_weights_the_similarity_that_they_have(minilm, shared_data, tmp_path):
+    """1,500 pairs of STS-B: 0.8672 by sentence-transformers' EmbeddingSimilarityEvaluator with mean pooling."""
+    encoder = open_encoder(minilm)
+    (tmp_path / "sts.yaml").write_text(f"name: sts\nkind: similarity\ntest: {shared_data}/probes/stsb_dev.parquet\n")
+    material = prepare(load_task(str(tmp_path / "sts.yaml")), encoder.tokenize, encoder.positions)
+    record = evaluate(encoder, material, Cache(str(tmp_path)))
+    assert record["n_test"] == 1_500
+    assert record["mean"]["spearman"] == pytest.approx(0.8672, abs=0.005)
+
+
 def test_real_weights_come_in_and_go_out_unchanged(minilm, tmp_path, capsys):
     """all-MiniLM-L6-v2: 6 layers of 384, WordPiece, saved without its pre-training heads."""
     checkpoint, again = str(tmp_path / "checkpoint"), str(tmp_path / "again")
