@@ -3,9 +3,9 @@
 The peer tokenises and cuts into runs of 512 as transformers' run_mlm.py does, from the same Parquet files; it knows no
 sentences, documents' ends, hashes or shards. The limit is the tokenizer alone with a thread for every core.
 
-With `--tokenizer WHERE` another vocabulary, which the peer opens as transformers' fast tokenizer. Then `threads` are the
-tokens per second of the library `tokenizers` in one process on all cores, and `tasks` of as many Ray tasks of a thread
-each, which is what `prepare` has. Ray's processes are nice: on a busy machine set RAY_worker_niceness=0.
+With `--tokenizer WHERE` another vocabulary, which the peer opens as transformers' fast tokenizer. `threads` are then
+tokens per second of the library `tokenizers` in one process on all cores, `tasks` of as many Ray tasks of one thread,
+which is what `prepare` has. Ray's processes are nice: on a busy machine set RAY_worker_niceness=0.
 """
 
 import argparse

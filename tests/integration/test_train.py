@@ -211,7 +211,7 @@ def test_a_run_goes_on_from_an_exported_and_imported_model(alone, folder, shards
     path = tmp_path / "c.yaml"
     path.write_text(run.config.to_yaml())
     assert run_app(["pretrain", str(path), "run.name=wider", "model.hidden_size=32"]) == 2
-    assert "has hidden_size=16 and this run asks for 32; set model.hidden_size=16" in capsys.readouterr().err
+    assert "has hidden_size=16 and this run asks for 32; its dimensions become the run's" in capsys.readouterr().err
 
 
 def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find_the_vectors(
