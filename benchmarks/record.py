@@ -182,7 +182,7 @@ def make_side(name: str, config: Config, shards: ShardSet, minutes: float, *, pe
             vectors = table.ensure(shards, Recipe(config.data.seed), folder)
         torch.manual_seed(config.train.seed)
         bert = Bert(config.model.bert())
-        begin(bert, config, vectors)
+        begin(bert, config, shards, vectors)
     return Side(name, config, shards, bert, time.perf_counter() - begun, minutes, peer=peer)
 
 

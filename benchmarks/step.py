@@ -23,6 +23,7 @@ from raybert.model.interop import to_transformers
 from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
 from raybert.model.sizes import SIZES
+from raybert.tokenizer import VOCAB_SIZE
 from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
 
@@ -114,6 +115,15 @@ def measure(size: str, samples: int, length: int, rounds: int) -> dict[str, Any]
     return {"size": size, "B": samples, "T": length, "ours": rate, "limit": limit, "mfu": rate / limit}
 
 
+def vocabularies(vocab_size: int, samples: int, length: int, rounds: int) -> dict[str, Any]:
+    """Our compact step with another vocabulary beside the one with raybert's own."""
+    peak = gemm_rate()
+    sides = [stepper("compact", samples, length, vocab_size=rows, clock=clock) for rows in (vocab_size, VOCAB_SIZE)]
+    first, second = medians(*sides, rounds=rounds)
+    limit = max(peak, gemm_rate()) / flops_per_token(BertConfig(**SIZES["compact"], vocab_size=vocab_size), length)
+    return {"vocab_size": vocab_size, "B": samples, "T": length, "ours": first, "peer": second, "limit": limit}
+
+
 def profile(samples: int, length: int, steps: int = 3) -> dict[str, float]:
     """Shares of the compact step's time by kind of work, from torch's profiler."""
     work = stepper("compact", samples, length)
@@ -133,12 +143,17 @@ def main() -> None:
     parser.add_argument("--sizes", action="store_true", help="every named size instead of the compact one; eager peer")
     parser.add_argument("--profile", action="store_true", help="where the time of our compact step goes")
     parser.add_argument("--tuned", action="store_true", help="also the peer with our workers' allocator settings")
+    parser.add_argument("--vocab-size", type=int, help="our step with such a vocabulary beside raybert's own")
     parser.add_argument("--rounds", type=int, help="5; with --sizes 3")
     arguments = parser.parse_args()
     keep_freed_memory()
     if arguments.profile:
         shares = {f"B={b} T={t}": round_figures(profile(b, t)) for b, t in SHAPES}
         print(json.dumps({"dtype": str(pick_dtype("auto", default_device())), "machine": machine(), **shares}))
+        return
+    if arguments.vocab_size:
+        rows = [vocabularies(arguments.vocab_size, b, t, arguments.rounds or 5) for b, t in SHAPES]
+        result("step-vocabulary", rows[0]["ours"], rows[0]["peer"], rows[0]["limit"], "tokens/s", rows=rows)
         return
     rows, ways = [], {"eager": {"compiled": False}}
     if arguments.sizes:

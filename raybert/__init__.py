@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raybert import probe as probe
     from raybert.model.bert import Bert as Bert
     from raybert.model.config import BertConfig as BertConfig
     from raybert.model.files import load as load
@@ -32,4 +33,6 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "probe":
+        return importlib.import_module("raybert.probe")
     raise AttributeError(f"module 'raybert' has no attribute {name!r}")

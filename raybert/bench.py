@@ -28,7 +28,7 @@ from raybert.model.losses import Pretraining
 from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
 from raybert.model.sizes import SIZES
-from raybert.tokenizer import NUM_TEXT_TOKENS
+from raybert.tokenizer import NUM_TEXT_TOKENS, VOCAB_SIZE
 from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
 from raybert.train.step import train_step
@@ -55,10 +55,10 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def random_batch(samples: int, length: int, device: torch.device) -> dict[str, Tensor]:
+def random_batch(samples: int, length: int, device: torch.device, tokens: int = NUM_TEXT_TOKENS) -> dict[str, Tensor]:
     """A micro-batch of full windows with 15 % of the positions masked."""
     torch.manual_seed(0)
-    ids = torch.randint(0, NUM_TEXT_TOKENS, (samples, length))
+    ids = torch.randint(0, tokens, (samples, length))
     positions = torch.stack([torch.randperm(length)[: max_masked(length)].sort().values for _ in range(samples)])
     batch = {
         "input_ids": ids,
@@ -72,7 +72,12 @@ def random_batch(samples: int, length: int, device: torch.device) -> dict[str, T
 
 
 def stepper(
-    size: str, samples: int, length: int, *, clock: Callable[[], float] = time.perf_counter
+    size: str,
+    samples: int,
+    length: int,
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Callable[[], float]:
     """A function that does one optimizer step of a named size and returns its tokens per second; warmed up.
 
@@ -80,9 +85,12 @@ def stepper(
     """
     device = default_device()
     torch.manual_seed(0)
-    bert = Bert(BertConfig(**SIZES[size])).to(device)
+    bert = Bert(BertConfig(**SIZES[size], vocab_size=vocab_size)).to(device)
     model: Any = torch.compile(Pretraining(bert)) if device.type == "cuda" else Pretraining(bert)
-    adam, batch = optimizer.build(bert, **OPTIMIZER), random_batch(samples, length, device)
+    adam, batch = (
+        optimizer.build(bert, **OPTIMIZER),
+        random_batch(samples, length, device, min(vocab_size, NUM_TEXT_TOKENS)),
+    )
     dtype, step = pick_dtype("auto", device), 0
 
     def work() -> float:

@@ -2,7 +2,7 @@
 
 prepare -> raybert.data.text.prepare   pretrain -> raybert.pretrain    sweep          -> raybert.sweep.run
 report  -> raybert.report              watch    -> raybert.report.live verify, doctor -> raybert.verify, doctor
-embed, export, import -> raybert.cli_model                             probe          -> raybert.cli_probe
+embed, export, import -> raybert.cli_model   tokenizer -> raybert.cli_tokenizer   probe -> raybert.cli_probe
 submit  -> raybert.submit              bench    -> raybert.bench       demo           -> raybert.demo
 """
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from raybert import storage
 from raybert.cli_model import app as model_app
 from raybert.cli_probe import app as probe_app
+from raybert.cli_tokenizer import app as tokenizer_app
 from raybert.console import Commands, say
 from raybert.errors import InputError, RunFailed
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(model_app)  # without a name its commands are raybert's own
 app.add_typer(probe_app)
+app.add_typer(tokenizer_app)
 
 
 def _complete_setting(incomplete: str) -> list[str]:
@@ -85,14 +87,18 @@ def prepare(
         list[str] | None,
         typer.Option(metavar="TASK", help="leave out documents that are test texts of this probe task; many times"),
     ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(metavar="WHERE", help="directory with tokenizer.json or vocab.txt, checkpoint, or Hub name")
+    ] = "gpt2",
     overwrite: Annotated[bool, typer.Option(help="replace a shard set that lies at the output")] = False,
 ) -> None:
     """Turn raw text (parquet, jsonl, txt) into token shards."""
     from raybert import cluster
     from raybert.data.text.prepare import prepare as run
-    from raybert.probe.tasks import load_task
-    from raybert.probe.texts import held_out
+    from raybert.probe.tasks import held_out, load_task
+    from raybert.tokenizer.files import load_for_training
 
+    used = load_for_training(tokenizer)  # before a Ray is started, which takes seconds
     kept_out = held_out(map(load_task, hold_out or []))
     cluster.connect()
     run(
@@ -104,6 +110,7 @@ def prepare(
         max_bad_fraction=max_bad_fraction,
         split_txt=split_txt,
         held_out=kept_out,
+        tokenizer=used,
         overwrite=overwrite,
         progress=True,
     )
@@ -149,6 +156,12 @@ def pretrain(
         from raybert.train.dry_run import estimate, show
 
         Console(soft_wrap=True).print(show(run, estimate(run)))
+        if run.tasks:
+            from raybert.probe import plan
+
+            Console(soft_wrap=True).print(
+                plan.table(plan.costs(run.tasks, run.config.model.bert(), run.shards.tokenizer()))
+            )
         return
     steps = settings.train.steps
     windows = f"{run.shards.rows('train'):,} training and {run.shards.rows('validation'):,} validation windows"

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,8 +14,8 @@ from raybert.console import say
 from raybert.errors import InputError
 
 if TYPE_CHECKING:
+    from raybert.probe.kind import ProbeTask
     from raybert.probe.service.queue import Records
-    from raybert.probe.tasks import ProbeTask
 
 app = typer.Typer(
     name="probe", help="Probe checkpoints; ask the probe service.", no_args_is_help=True, rich_markup_mode=None
@@ -76,6 +76,18 @@ def wait(
         )
         bar.update(shown, completed=before)
     _say_left_out(queue.read_records(run_uri))
+
+
+@app.command(epilog="Example: raybert probe plan gs://bucket/runs/compact")
+def plan(run: RunUri, as_json: AsJson = False) -> None:
+    """Show what a probe of each of the run's tasks costs: texts, tokens, FLOPs, and the time on this machine."""
+    from raybert import config as configs
+    from raybert.probe import plan as plans
+    from raybert.train.check import check_shards, probe_tasks
+
+    config, shards = check_shards(configs.load_run(run, []))
+    found = plans.costs(probe_tasks(config), config.model.bert(), shards.tokenizer())
+    print(json.dumps([asdict(cost) for cost in found])) if as_json else Console().print(plans.table(found))
 
 
 @app.command(epilog="Example: raybert probe run runs/compact/checkpoints/best --task bbc_news")
@@ -152,22 +164,15 @@ def _load_task(spec: str) -> "ProbeTask":
 
 
 def _probe(checkpoint: str, task: "ProbeTask") -> dict[str, object]:
-    import torch
+    from raybert import probe
 
-    from raybert.encode.encoders import open_encoder
-    from raybert.probe.baselines import Cache
-    from raybert.probe.evaluate import evaluate, prepare
-
-    encoder = open_encoder(checkpoint)
     console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console) as bar:
         shown = bar.add_task(f"reading {task.name}", total=None)
-        material = prepare(task, encoder.tokenize, encoder.positions)
-        bar.update(shown, description=f"embedding {len(material.texts.texts):,} texts", total=1.0)
-        cache = Cache(str(Path(typer.get_app_dir("raybert")) / "baselines"))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        record = evaluate(
-            encoder, material, cache, device=device, progress=lambda share: bar.update(shown, completed=share)
-        )
+
+        def progress(share: float) -> None:
+            bar.update(shown, description=f"encoding {task.name}", total=1.0, completed=share)
+
+        record = probe.run(checkpoint, task, progress=progress)
     sys.stderr.flush()
-    return {"step": None, "run": None, "status": "done", "checkpoint": storage.absolute(checkpoint), **record}
+    return record

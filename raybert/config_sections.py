@@ -8,6 +8,7 @@ from raybert import storage
 from raybert.model.config import BertConfig
 from raybert.model.objective import Objective
 from raybert.model.sizes import SIZES
+from raybert.storage import hub
 
 
 def _absolute_task(spec: str) -> str:
@@ -18,9 +19,16 @@ def _absolute_task(spec: str) -> str:
     return f"{name}@{storage.absolute(folder)}" if at and folder else spec
 
 
+def _absolute_model(where: str) -> str:
+    """A model's name on the Hub as it is; a place under its absolute path."""
+    return storage.absolute(where) if where and not hub.is_name(where) else where
+
+
 # Workers and trials run in other directories than the command that names a path.
 AbsolutePath = Annotated[str, AfterValidator(lambda path: storage.absolute(path) if path else path)]
+NEIGHBOURS = "neighbours"  # the probe task that needs nothing but shards
 Cpus = Annotated[float, Field(gt=0)]
+ModelPlace = Annotated[str, AfterValidator(_absolute_model)]
 TaskSpec = Annotated[str, AfterValidator(_absolute_task)]
 
 
@@ -57,6 +65,12 @@ class DataConfig(Section):
     )
 
 
+# What a new run's weights begin with, beside the original's random ones; all but the last is part of the encoder.
+ENCODER_INITS = ("embedding_init", "attention_init", "output_init")
+INITS = (*ENCODER_INITS, "mlm_init")
+USUAL_INITS = ("random", "normal")
+
+
 class ModelConfig(Section):
     """A named size, or the dimensions themselves; a dimension given beside a size replaces the size's own."""
 
@@ -66,24 +80,36 @@ class ModelConfig(Section):
     num_attention_heads: int | None = Field(default=None, gt=0)
     intermediate_size: int | None = Field(default=None, gt=0)
     max_position_embeddings: int | None = Field(default=None, gt=0)
+    vocab_size: int | None = Field(default=None, gt=0, description="by default that of the shards' tokenizer")
+    type_vocab_size: int | None = Field(default=None, ge=2)
+    layer_norm_eps: float | None = Field(default=None, gt=0)
     dropout: float | None = Field(default=None, ge=0, lt=1)
     initializer_range: float | None = Field(default=None, gt=0)
-    start_from: AbsolutePath = Field(
-        default="", description="checkpoint whose weights a new run begins with, of the same dimensions"
+    start_from: ModelPlace = Field(
+        default="",
+        description="checkpoint, transformers BERT directory or Hub name whose weights a new run begins with; its "
+        "dimensions are the run's",
     )
-
     embedding_init: Literal["random", "spectral"] = Field(
         default="random", description="token embeddings of a new run; spectral: from co-occurrence in the shards"
     )
     attention_init: Literal["normal", "average"] = Field(
         default="normal", description="attention of a new run; average: each layer adds the mean over the tokens"
     )
+    output_init: Literal["normal", "centred"] = Field(
+        default="normal", description="scale of a new run's vectors; centred: what all texts share is taken out"
+    )
+    mlm_init: Literal["normal", "unigram"] = Field(
+        default="normal",
+        description="output layer of masked words of a new run; unigram: it knows how frequent each is",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self.bert()
-        for key, usual in (("embedding_init", "random"), ("attention_init", "normal")):
-            if self.start_from and getattr(self, key) != usual:
+        if not self.start_from or self.size is not None:
+            self.bert()  # what is given beside start_from is compared with what that has
+        for key in INITS:
+            if self.start_from and getattr(self, key) not in USUAL_INITS:
                 raise ValueError(
                     f"model.start_from brings all weights, and model.{key}={getattr(self, key)} would replace some of "
                     f"them; leave one of the two out"
@@ -93,20 +119,23 @@ class ModelConfig(Section):
     @property
     def begins_random(self) -> bool:
         """A new run's weights are drawn as those of any untrained encoder."""
-        return not self.start_from and self.embedding_init == "random" and self.attention_init == "normal"
+        return not self.start_from and all(getattr(self, key) in USUAL_INITS for key in ENCODER_INITS)
+
+    def given(self) -> dict[str, Any]:
+        """The dimensions that the settings state, by a size or themselves."""
+        dimensions = dict(SIZES[self.size]) if self.size else {}
+        start = {"size", "start_from", *INITS}
+        return dimensions | {k: v for k, v in self.model_dump(exclude=start).items() if v is not None}
 
     def bert(self) -> BertConfig:
-        """The encoder's own configuration.
+        """The encoder's own configuration, in a run whose settings are complete (`raybert.train.complete`).
 
         Raises:
             ValueError: the size is unknown, or the heads do not divide the hidden size.
         """
         if self.size is not None and self.size not in SIZES:
             raise ValueError(f"unknown model.size {self.size!r}: use one of {', '.join(SIZES)}")
-        dimensions = dict(SIZES[self.size]) if self.size else {}
-        start = {"size", "start_from", "embedding_init", "attention_init"}
-        dimensions |= {k: v for k, v in self.model_dump(exclude=start).items() if v is not None}
-        return BertConfig(**dimensions)
+        return BertConfig(**self.given())
 
 
 class TrainConfig(Section):
@@ -170,6 +199,7 @@ class ObjectiveConfig(Section):
     mlm_rate_end: float | None = Field(
         default=None, gt=0, le=0.9, description="fraction at the last step, reached in a straight line; none: no change"
     )
+    whole_word: bool = Field(default=False, description="predict all tokens of a word, or none")
     mlm_weight: float = Field(default=1.0, gt=0)
     pair_weight: float = Field(default=1.0, gt=0)
     vectors: Literal["pooler", "mean", "both"] = Field(default="both", description="of a text, for contrast and bag")
@@ -256,7 +286,11 @@ class ValidationConfig(Section):
 
 
 class ProbeConfig(Section):
-    tasks: list[TaskSpec] = Field(default_factory=list, description="names or YAML files of probe tasks")
+    tasks: list[TaskSpec] = Field(
+        default_factory=lambda: [NEIGHBOURS],
+        description="names or YAML files of probe tasks; neighbours is of the run's own shards; [] for none",
+    )
+    suite: TaskSpec = Field(default="", description="name or YAML file of a suite, whose tasks are probed as well")
     cpus: Cpus | Literal["auto"] = Field(default="auto", description="CPUs of one probe")
     gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPUs of one probe; a share of one is enough")
     max_waiting: int = Field(default=20, ge=1, description="checkpoints of one run that may wait; older are skipped")

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from raybert import cluster, storage
 from raybert import config as configs
+from raybert.config_sections import NEIGHBOURS
 from raybert.data.text.prepare import prepare
 from raybert.pretrain import drive
-from raybert.probe.texts import held_out
+from raybert.probe.tasks import held_out
 from raybert.report import live
 from raybert.report.terminal import closing_table
 from raybert.train.check import check, probe_tasks
@@ -49,7 +50,13 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
     options: dict[str, Any] = {"validation_fraction": 0.05, "overwrite": True, "progress": True}
     # What the probe judges by must not be what was trained on.
     prepare([CORPUS], shards, seq_len=seq_len, held_out=unseen, **options)
-    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"shards": shards})})
+    tasks = list(dict.fromkeys([*settings.probe.tasks, NEIGHBOURS]))  # the one that has the shards alone
+    settings = settings.model_copy(
+        update={
+            "data": settings.data.model_copy(update={"shards": shards}),
+            "probe": settings.probe.model_copy(update={"tasks": tasks}),
+        }
+    )
     run = check(settings)
     console.print(
         f"[bold]3/4[/bold] training on {run.shards.tokens('train'):,} tokens with {settings.train.workers} workers; "

@@ -18,6 +18,7 @@ from raybert.model.directory import REQUIRED, verify_files
 from raybert.model.files import CONFIG, WEIGHTS, load
 from raybert.report.read import CONFIG as CONFIG_FILE
 from raybert.report.read import RunData, read_run, read_settings
+from raybert.tokenizer.files import own_or
 from raybert.train.ledger import digest, read_account
 from raybert.train.recovery.committed import last_step
 from raybert.train.recovery.faults import FAULTS, read_faults
@@ -71,7 +72,7 @@ def verify(run_uri: str) -> Iterator[Finding]:
             said = "neither listed nor whole: being written or deleted, or cut short at it; nothing goes on from it"
             yield Finding(uri.rpartition("/")[2], "", said)
         elif not uri.rpartition("/")[2].startswith((".", DAMAGED)):
-            yield _look(uri.rpartition("/")[2], partial(_checkpoint, uri, found["config"]))
+            yield _look(uri.rpartition("/")[2], partial(_checkpoint, uri, found["config"], found.get("shards")))
     yield _look("log", partial(_log, run, found["config"]))
     yield _look("ledger", partial(_ledger, run, found["config"], found.get("shards")))
     for task in run.tasks:
@@ -87,11 +88,13 @@ def _look(subject: str, check: Callable[[], str]) -> Finding:
         return Finding(subject, f"it cannot be checked ({type(error).__name__}: {error})")
 
 
-def _checkpoint(uri: str, config: configs.Config) -> str:
+def _checkpoint(uri: str, config: configs.Config, shards: ShardSet | None) -> str:
     verify_files(uri, REQUIRED if uri.rpartition("/")[2].startswith("step-") else (CONFIG, WEIGHTS))
     model = load(uri)
     if model.config != config.model.bert():
         raise InputError(f"The checkpoint {uri} is of another model than the run's settings.")
+    if shards is not None and own_or(model.tokenizer).hash != shards.tokenizer_hash:
+        raise InputError(f"The checkpoint {uri} holds another tokenizer than the run's shards were made with.")
     return f"{sum(p.numel() for p in model.parameters()):,} parameters"
 
 
@@ -121,7 +124,7 @@ def _ledger(run: RunData, config: configs.Config, shards: ShardSet | None) -> st
     if shards is None:
         raise InputError(f"The {steps:,} steps of the ledger cannot be checked without the shards.")
     batch, at_once = config.train.global_batch, max(1, CHECKED_SAMPLES // config.train.global_batch)
-    reader = SampleReader(shards, seed=config.data.seed, spec=sample_spec(config))
+    reader = SampleReader(shards, seed=config.data.seed, spec=sample_spec(config, shards.vocabulary))
     for start in range(0, steps, at_once):
         stop = min(start + at_once, steps)
         columns = reader.build(np.arange(start * batch, stop * batch))

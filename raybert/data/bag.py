@@ -4,7 +4,7 @@ import numpy as np
 
 from raybert.data.block import Columns
 from raybert.data.rng import draw, fold
-from raybert.tokenizer import NUM_TEXT_TOKENS
+from raybert.tokenizer import GPT2, Vocabulary
 
 _BAG = 30
 # A token that more of a micro-batch's texts have than this says little about any one of them.
@@ -19,7 +19,7 @@ def originals(columns: Columns) -> np.ndarray:
     return ids
 
 
-def draw_bags(columns: Columns, count: int, seed: int) -> np.ndarray:
+def draw_bags(columns: Columns, count: int, seed: int, vocabulary: Vocabulary = GPT2) -> np.ndarray:
     """(N, count) different tokens of each text, -1 where it has fewer.
 
     A token counts as content when at most a quarter of these texts have it: that needs no list of words, and holds for
@@ -30,10 +30,10 @@ def draw_bags(columns: Columns, count: int, seed: int) -> np.ndarray:
         columns: one micro-batch, before or after `raybert.data.halves.split`.
     """
     ids = originals(columns)
-    rows, places = np.nonzero((ids < NUM_TEXT_TOKENS) & (np.arange(ids.shape[1]) < columns["length"][:, None]))
-    pairs = np.unique(rows * NUM_TEXT_TOKENS + ids[rows, places])
-    rows, tokens = pairs // NUM_TEXT_TOKENS, pairs % NUM_TEXT_TOKENS
-    texts = np.bincount(tokens, minlength=NUM_TEXT_TOKENS)
+    rows, places = np.nonzero(vocabulary.is_text[ids] & (np.arange(ids.shape[1]) < columns["length"][:, None]))
+    pairs = np.unique(rows * vocabulary.size + ids[rows, places])
+    rows, tokens = pairs // vocabulary.size, pairs % vocabulary.size
+    texts = np.bincount(tokens, minlength=vocabulary.size)
     content = texts[tokens] <= max(1.0, COMMON * len(ids))
     rows, tokens = rows[content], tokens[content]
     half = np.append(False, np.diff(columns["index"]) == 0)  # the second row of a sample

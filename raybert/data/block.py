@@ -8,17 +8,17 @@ import pyarrow as pa
 from raybert.data import masking, pairs
 from raybert.data.shards import UnitRows
 from raybert.data.spec import SampleSpec
-from raybert.tokenizer import PAD_ID
 
 Columns = dict[str, np.ndarray]
 
-# name: (type, whether it has a second dimension). About 3 bytes a token in all, against 18 when widened.
+# name: (type, whether it has a second dimension). About 3 bytes a token in all, against 18 when widened. Ids are of the
+# type of their vocabulary: uint16, or uint32 where it has more than 65,535 tokens.
 LAYOUT: Mapping[str, tuple[str, bool]] = {
-    "input_ids": ("uint16", True),  # (N, T)
+    "input_ids": ("id", True),  # (N, T)
     "cut": ("int32", False),  # (N,) tokens before segment B
     "length": ("int32", False),  # (N,) tokens without padding
     "masked_positions": ("int32", True),  # (N, P), -1 = none
-    "masked_labels": ("uint16", True),  # (N, P), [PAD] where there is none
+    "masked_labels": ("id", True),  # (N, P), [PAD] where there is none
     "next_sentence_label": ("int8", False),  # (N,) 0 = IsNext, 1 = NotNext
     "index": ("int64", False),  # (N,) the sample's place in the run
     "document": ("int64", False),  # (N,) the hash of the window's document
@@ -33,10 +33,16 @@ GROUP = 128
 def empty(count: int, seq_len: int, spec: SampleSpec) -> Columns:
     """Columns of so many samples for `build` to fill, those of T and of P places full of padding."""
     most = masking.max_masked(seq_len, spec.masked.most)
-    wide = {"input_ids": (seq_len, PAD_ID), "masked_positions": (most, -1), "masked_labels": (most, PAD_ID)}
+    vocabulary = spec.vocabulary
+    wide = {
+        "input_ids": (seq_len, vocabulary.pad),
+        "masked_positions": (most, -1),
+        "masked_labels": (most, vocabulary.pad),
+    }
+    types = {name: vocabulary.dtype if kind == "id" else np.dtype(kind) for name, (kind, _) in LAYOUT.items()}
     return {
         name: np.full((count, wide[name][0]), wide[name][1], kind) if name in wide else np.empty(count, kind)
-        for name, (kind, _) in LAYOUT.items()
+        for name, kind in types.items()
     }
 
 
@@ -55,8 +61,10 @@ def build(
     order = np.argsort(length)
     for group in (order[first : first + GROUP] for first in range(0, len(order), GROUP)):
         width = int(length[group[-1]])
-        ids = pairs.assemble(unit, segments.take(group), not_next[group], width)
-        masked, positions, labels = masking.mask(ids, cut[group], length[group], keys[group], fractions[group])
+        ids = pairs.assemble(unit, segments.take(group), not_next[group], width, spec.vocabulary)
+        masked, positions, labels = masking.mask(
+            ids, cut[group], length[group], keys[group], fractions[group], spec.vocabulary
+        )
         into["input_ids"][group, :width] = masked
         into["masked_positions"][group, : positions.shape[1]] = positions
         into["masked_labels"][group, : labels.shape[1]] = labels
@@ -82,7 +90,11 @@ def to_table(columns: Columns) -> pa.Table:
 def from_table(table: pa.Table) -> Columns:
     """Undo `to_table`, without a copy where the table is in one piece."""
     columns = {}
-    for name, (kind, wide) in LAYOUT.items():
+    # There are as many labels as positions, which are int32.
+    widths = [table.schema.field(name).type.byte_width for name in ("masked_labels", "masked_positions")]
+    ids = "uint32" if widths[0] == widths[1] else "uint16"
+    for name, (described, wide) in LAYOUT.items():
+        kind = ids if described == "id" else described
         column = table.column(name)
         array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
         if isinstance(array, pa.ChunkedArray):

@@ -3,10 +3,10 @@
 import numpy as np
 
 from raybert.data.block import Columns
-from raybert.tokenizer import CLS_ID, PAD_ID
+from raybert.tokenizer import GPT2, Vocabulary
 
 
-def split(columns: Columns) -> Columns:
+def split(columns: Columns, vocabulary: Vocabulary = GPT2) -> Columns:
     """N samples [CLS] A [SEP] B [SEP] -> 2N rows: [CLS] A [SEP] in the even ones, [CLS] B [SEP] in the odd ones.
 
     Each keeps the predictions that lie in it, so nothing but B's own [CLS] is added to a step's work. `cut` is the
@@ -20,8 +20,8 @@ def split(columns: Columns) -> Columns:
     # Place p of B is place p + cut - 1 of the sample, but for its own [CLS].
     shifted = np.minimum(place + (cut - 1)[:, None], ids.shape[1] - 1)
     ids[1::2] = np.take_along_axis(columns["input_ids"], shifted, axis=1)
-    ids[:, 0] = CLS_ID
-    ids[place >= lengths[:, None]] = PAD_ID
+    ids[:, 0] = vocabulary.cls
+    ids[place >= lengths[:, None]] = vocabulary.pad
     positions = rows["masked_positions"]  # (2N, P)
     in_b = columns["masked_positions"] >= cut[:, None]
     positions[0::2][in_b] = -1

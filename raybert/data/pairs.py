@@ -16,7 +16,7 @@ import numpy as np
 
 from raybert.data.rng import below, bits
 from raybert.data.shards import UnitRows
-from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID
+from raybert.tokenizer import GPT2, Vocabulary
 
 _CUT, _PARTNER, _LABEL = 10, 11, 12
 # Draws of a partner before a sample whose B every partner repeats is made IsNext.
@@ -84,19 +84,21 @@ def layout(segments: Segments) -> tuple[np.ndarray, np.ndarray]:
     return cut, cut + segments.b_length + 1
 
 
-def assemble(unit: UnitRows, segments: Segments, not_next: np.ndarray, seq_len: int) -> np.ndarray:
-    """Lay out [CLS] A [SEP] B [SEP] [PAD]... as ids (N, T) uint16."""
+def assemble(
+    unit: UnitRows, segments: Segments, not_next: np.ndarray, seq_len: int, vocabulary: Vocabulary = GPT2
+) -> np.ndarray:
+    """Lay out [CLS] A [SEP] B [SEP] [PAD]... as ids (N, T) of the unit's type."""
     place = np.arange(seq_len)  # (T,)
     a_end = segments.a_length + 1  # place of the first [SEP]
     b_end = a_end + 1 + segments.b_length  # place of the second
     b_start = np.where(not_next, segments.other_start, segments.b_start)
     shift = np.where(place < a_end[:, None], (segments.a_start - 1)[:, None], (b_start - a_end - 1)[:, None])
-    ids = np.take(unit.tokens, shift + place, mode="clip")  # (N, T) uint16
+    ids = np.take(unit.tokens, shift + place, mode="clip")  # (N, T)
     samples = np.arange(len(ids))
-    ids[:, 0] = CLS_ID
-    ids[samples, a_end] = SEP_ID
-    ids[samples, b_end] = SEP_ID
-    ids[place > b_end[:, None]] = PAD_ID
+    ids[:, 0] = vocabulary.cls
+    ids[samples, a_end] = vocabulary.sep
+    ids[samples, b_end] = vocabulary.sep
+    ids[place > b_end[:, None]] = vocabulary.pad
     return ids
 
 

@@ -23,13 +23,16 @@ class SampleReader:
     """
 
     def __init__(self, shards: ShardSet, *, seed: int, split: str = "train", spec: SampleSpec = ORIGINAL) -> None:
-        self.shards, self.seed, self.spec = shards, seed, spec
+        vocabulary = shards.vocabulary
+        if spec.whole_word:
+            vocabulary = replace(vocabulary, word_starts=shards.tokenizer().word_starts)
+        self.shards, self.seed, self.spec = shards, seed, replace(spec, vocabulary=vocabulary)
         self._units = shards.units(split)
         self.plan = Plan([unit.rows for unit in self._units], seed)
         self._read = lru_cache(maxsize=CACHED_UNITS)(self._read_unit)
 
     def _read_unit(self, unit: int) -> UnitRows:
-        return read_unit(self.shards.uri, self._units[unit])
+        return read_unit(self.shards.uri, self._units[unit], self.shards.vocabulary)
 
     def build(self, index: np.ndarray) -> Columns:
         """Compact columns of the samples (N,), in their order."""

@@ -1,11 +1,12 @@
 """The shard set: Parquet files of windows and the manifest that vouches for them. No Ray here.
 
     OUTPUT/train-00000-of-00004.parquet ...   OUTPUT/validation-00000-of-00001.parquet   OUTPUT/manifest.json
+    OUTPUT/tokenizer/     of a set with another tokenizer than raybert's own
 
-A row is a window: ``tokens`` (binary: uint16, little endian), ``ends`` (binary: uint16, where its sentences end; the
-last one is the number of tokens) and ``doc`` (int64, the hash of its document). A row group is a *unit*: ``unit_rows``
-rows (fewer in the last one of a shard) that one range request reads. The manifest is written last, so a directory
-without one is not a shard set.
+A row is a window: ``tokens`` (binary, little endian: uint16, or uint32 where the vocabulary has more than 65,535
+tokens), ``ends`` (binary: uint16, where its sentences end; the last one is the number of tokens) and ``doc`` (int64,
+the hash of its document). A row group is a *unit*: ``unit_rows`` rows (fewer in the last one of a shard) that one range
+request reads. The manifest is written last, so a directory without one is not a shard set.
 """
 
 import functools
@@ -22,7 +23,8 @@ import pyarrow.parquet as pq
 from raybert import storage
 from raybert.data import manifest
 from raybert.errors import InputError
-from raybert.tokenizer import NUM_TEXT_TOKENS, Tokenizer
+from raybert.tokenizer import GPT2, TextTokenizer, Tokenizer, Vocabulary
+from raybert.tokenizer import files as tokenizers
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
@@ -45,7 +47,7 @@ class Unit:
 class UnitRows:
     """Windows as flat arrays: window i has ``tokens[token_offsets[i]:token_offsets[i + 1]]``, and so for its ends."""
 
-    tokens: np.ndarray  # uint16
+    tokens: np.ndarray  # uint16 or uint32
     token_offsets: np.ndarray  # int64 (n + 1,)
     ends: np.ndarray  # uint16
     end_offsets: np.ndarray  # int64 (n + 1,)
@@ -73,7 +75,8 @@ class ShardSet:
     uri: str
     seq_len: int
     unit_rows: int
-    tokenizer_hash: str
+    vocabulary: Vocabulary
+    tokenizer_name: str
     manifest_hash: str
     splits: Mapping[str, tuple[Shard, ...]]
     counts: Mapping[str, Any] = field(default_factory=dict)
@@ -97,6 +100,24 @@ class ShardSet:
 
     def tokens(self, split: str = "train") -> int:
         return sum(shard.tokens for shard in self.shards(split))
+
+    @property
+    def tokenizer_hash(self) -> str:
+        return self.vocabulary.hash
+
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the set, from its own copy.
+
+        Raises:
+            InputError: the copy is damaged, or another one than the set was made with.
+        """
+        if self.vocabulary == GPT2:
+            return Tokenizer()
+        uri = storage.join(self.uri, tokenizers.DIRECTORY)
+        found = tokenizers.load(uri)
+        if found.hash != self.tokenizer_hash:
+            raise InputError(f"{uri} is another tokenizer than that of the shards beside it; prepare the data again.")
+        return found
 
     @property
     def bytes(self) -> int:
@@ -134,11 +155,10 @@ def write_shard(uri: str, name: str, rows: UnitRows, unit_rows: int) -> Shard:
 
 
 def binary_column(values: np.ndarray, offsets: np.ndarray) -> pa.Array:
-    """A column whose row i holds ``values[offsets[i]:offsets[i + 1]]`` as little-endian uint16."""
-    flat = np.ascontiguousarray(values, dtype="<u2")
-    return pa.Array.from_buffers(
-        pa.binary(), len(offsets) - 1, [None, pa.py_buffer((offsets * 2).astype(np.int32)), pa.py_buffer(flat)]
-    )
+    """A column whose row i holds ``values[offsets[i]:offsets[i + 1]]``, little endian: uint32 as it is, else uint16."""
+    flat = np.ascontiguousarray(values, dtype="<u4" if values.dtype == np.uint32 else "<u2")
+    places = (offsets * flat.itemsize).astype(np.int32)
+    return pa.Array.from_buffers(pa.binary(), len(offsets) - 1, [None, pa.py_buffer(places), pa.py_buffer(flat)])
 
 
 def write_manifest(
@@ -150,12 +170,17 @@ def write_manifest(
     counts: Mapping[str, Any],
     settings: Mapping[str, Any],
     inputs: Mapping[str, Any],
+    tokenizer: TextTokenizer | None = None,
 ) -> ShardSet:
-    """Finish a shard set: from now on it can be opened. Holds no time and no path, so equal sets have equal bytes."""
+    """Finish a shard set: from now on it can be opened. Holds no time and no path, so equal sets have equal bytes.
+
+    Args:
+        tokenizer: of the windows; raybert's own where it is not given.
+    """
+    used = tokenizers.own_or(tokenizer)
     content = {
         "format": manifest.FORMAT,
-        "version": manifest.VERSION,
-        "tokenizer": {"name": Tokenizer.name, "hash": Tokenizer.hash},
+        **manifest.describe(used.name, used.vocabulary),
         "seq_len": seq_len,
         "unit_rows": unit_rows,
         "settings": dict(settings),
@@ -174,7 +199,7 @@ def open_shards(uri: str, manifest_hash: str = "") -> ShardSet:
         manifest_hash: of the set that it must be, where that is known.
 
     Raises:
-        InputError: there is no manifest, it is not one of this version, the tokenizer is another one, or so is the set.
+        InputError: there is no manifest, it is not one of this version, or it is one of another set.
     """
     path = storage.join(uri, MANIFEST)
     try:
@@ -195,7 +220,8 @@ def open_shards(uri: str, manifest_hash: str = "") -> ShardSet:
         uri=storage.absolute(uri),
         seq_len=found.seq_len,
         unit_rows=found.unit_rows,
-        tokenizer_hash=found.tokenizer.hash,
+        vocabulary=found.vocabulary(),
+        tokenizer_name=found.tokenizer.name,
         manifest_hash=its_hash,
         splits={
             split: tuple(Shard(**entry.model_dump()) for entry in getattr(found.splits, split)) for split in SPLITS
@@ -229,7 +255,7 @@ def verify_shards(shard_set: ShardSet, *, sizes_only: bool = False) -> None:
                 raise InputError(f"The shard {uri} has {rows} rows, and its manifest says {shard.rows}.")
 
 
-def read_unit(uri: str, unit: Unit) -> UnitRows:
+def read_unit(uri: str, unit: Unit, vocabulary: Vocabulary = GPT2) -> UnitRows:
     """The windows of one unit of the shard set at ``uri``: one range request, and one for the footer of a new shard.
 
     Raises:
@@ -247,21 +273,25 @@ def read_unit(uri: str, unit: Unit) -> UnitRows:
         with pq.ParquetFile(
             _Range(data, start), metadata=footer, pre_buffer=False, page_checksum_verification=True
         ) as file:
-            rows = rows_of(file.read_row_group(unit.row_group, use_threads=False))
+            rows = rows_of(file.read_row_group(unit.row_group, use_threads=False), vocabulary)
     except (OSError, pa.ArrowException, ValueError, IndexError, OverflowError) as error:
         raise InputError(
             f"Row group {unit.row_group} of {path} is damaged ({error}); prepare the data again."
         ) from error
-    _check_rows(rows, unit, path)
+    _check_rows(rows, unit, path, vocabulary)
     return rows
 
 
-def _check_rows(rows: UnitRows, unit: Unit, path: str) -> None:
+def _check_rows(rows: UnitRows, unit: Unit, path: str, vocabulary: Vocabulary) -> None:
     where = f"Row group {unit.row_group} of {path}"
     if len(rows) != unit.rows:
         raise InputError(f"{where} has {len(rows)} rows, and its manifest says {unit.rows}.")
-    if len(rows.tokens) and int(rows.tokens.max()) >= NUM_TEXT_TOKENS:
-        raise InputError(f"{where} holds the token {int(rows.tokens.max())}, and text has ids below {NUM_TEXT_TOKENS}.")
+    stop = vocabulary.text_stop
+    if len(rows.tokens) and int(rows.tokens.max()) >= stop:
+        raise InputError(f"{where} holds the token {int(rows.tokens.max())}, and text has ids below {stop}.")
+    # Where text can have every id below its largest, as in raybert's own vocabulary, nothing more can be wrong.
+    if not vocabulary.is_text[:stop].all() and not (known := vocabulary.is_text[rows.tokens]).all():
+        raise InputError(f"{where} holds the token {int(rows.tokens[~known][0])}, a special one, which text never has.")
     lengths, sentences = np.diff(rows.token_offsets), np.diff(rows.end_offsets)
     if len(rows) and (lengths.min() < 1 or sentences.min() < 1):
         raise InputError(f"{where} holds an empty window.")
@@ -272,10 +302,10 @@ def _check_rows(rows: UnitRows, unit: Unit, path: str) -> None:
         raise InputError(f"{where} holds sentence ends that do not fit its tokens.")
 
 
-def rows_of(table: pa.Table) -> UnitRows:
+def rows_of(table: pa.Table, vocabulary: Vocabulary = GPT2) -> UnitRows:
     """A table with the columns of SCHEMA as flat arrays."""
-    tokens, token_offsets = _flat(table["tokens"])
-    ends, end_offsets = _flat(table["ends"])
+    tokens, token_offsets = _flat(table["tokens"], vocabulary.dtype)
+    ends, end_offsets = _flat(table["ends"], np.dtype(np.uint16))
     return UnitRows(tokens, token_offsets, ends, end_offsets, table["doc"].to_numpy())
 
 
@@ -322,11 +352,12 @@ class _Range(io.RawIOBase):
         return len(part)
 
 
-def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A binary column as its uint16 values and the offsets of its rows, without a Python object per row."""
+def _flat(column: pa.ChunkedArray, kind: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """A binary column as its values and the offsets of its rows, without a Python object per row."""
     array = column.combine_chunks()
     array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
     _, offset_buffer, data = array.buffers()
-    offsets = np.frombuffer(offset_buffer, np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64) // 2
-    values = np.frombuffer(data, "<u2")[offsets[0] : offsets[-1]]
+    places = np.frombuffer(offset_buffer, np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
+    offsets = places // kind.itemsize
+    values = np.frombuffer(data, kind.newbyteorder("<"))[offsets[0] : offsets[-1]]
     return values, offsets - offsets[0]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raybert.config import Config
+from raybert.tokenizer import GPT2, Vocabulary
 
 MASKED_FRACTION = 0.15  # https://arxiv.org/abs/1810.04805, section 3.1
 
@@ -48,14 +49,16 @@ class SampleSpec:
     halves: bool = False  # segments A and B are sequences of their own: [CLS] A [SEP] and [CLS] B [SEP]
     bag_tokens: int = 0  # words that a sequence's vector has to predict
     bag_of_neighbour: bool = False  # ... of the other half's text instead of its own
+    whole_word: bool = False  # all tokens of a word are predicted, or none
     seed: int = 0  # of the draw of these words
+    vocabulary: Vocabulary = GPT2  # of the shards
 
 
 ORIGINAL = SampleSpec()
 
 
-def sample_spec(config: Config) -> SampleSpec:
-    """What the objective of a run asks of its samples."""
+def sample_spec(config: Config, vocabulary: Vocabulary = GPT2) -> SampleSpec:
+    """What the objective of a run asks of its samples, with the ids of its shards."""
     given, train = config.objective, config.train
     last = given.mlm_rate if given.mlm_rate_end is None else given.mlm_rate_end
     return SampleSpec(
@@ -64,5 +67,7 @@ def sample_spec(config: Config) -> SampleSpec:
         halves=given.pair == "contrastive",
         bag_tokens=given.bag_tokens if given.bag_weight else 0,
         bag_of_neighbour=given.bag_of == "neighbour",
+        whole_word=given.whole_word,
         seed=config.data.seed,
+        vocabulary=vocabulary,
     )

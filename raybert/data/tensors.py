@@ -16,12 +16,12 @@ def to_torch(columns: Columns, device: torch.device, spec: SampleSpec = ORIGINAL
     none.
     """
     if spec.halves:
-        columns = halves.split(columns)
+        columns = halves.split(columns, spec.vocabulary)
     batch = _to_torch(columns, device)
     if spec.halves:
         batch["document"] = _send(columns["document"], device)
     if spec.bag_tokens:
-        bags = bag.draw_bags(columns, spec.bag_tokens, spec.seed)
+        bags = bag.draw_bags(columns, spec.bag_tokens, spec.seed, spec.vocabulary)
         if spec.bag_of_neighbour:
             bags = bags.reshape(-1, 2, spec.bag_tokens)[:, ::-1].reshape(bags.shape)
         batch["bag_labels"] = _send(np.where(bags >= 0, bags, -100), device)
@@ -34,18 +34,23 @@ def _to_torch(columns: Columns, device: torch.device) -> dict[str, Tensor]:
     positions = sent["masked_positions"].long()
     real = place < sent["length"][:, None]
     return {
-        # uint16 travels as int16: few operations know unsigned types, and the lowest 16 bits are all there is.
-        "input_ids": sent["input_ids"].int().bitwise_and(0xFFFF).long(),
+        "input_ids": _ids(sent["input_ids"]),
         "token_type_ids": ((place >= sent["cut"][:, None]) & real).long(),
         "attention_mask": real,
         "masked_positions": positions,
-        "masked_labels": sent["masked_labels"].int().bitwise_and(0xFFFF).long().where(positions >= 0, -100),
+        "masked_labels": _ids(sent["masked_labels"]).where(positions >= 0, -100),
         "next_sentence_label": sent["next_sentence_label"].long(),
     }
 
 
+def _ids(sent: Tensor) -> Tensor:
+    """int64 from int16, of which the lowest 16 bits are all there is, or from int32."""
+    return sent.int().bitwise_and(0xFFFF).long() if sent.dtype == torch.int16 else sent.long()
+
+
 def _send(values: np.ndarray, device: torch.device) -> Tensor:
     # Arrow's memory is read-only, which torch warns of; the compact columns are small enough to copy.
-    signed = values.view(np.int16) if values.dtype == np.uint16 else values
+    # Few operations know unsigned types: these travel as the signed ones of their width.
+    signed = values.view(f"i{values.itemsize}") if values.dtype.kind == "u" else values
     tensor = torch.from_numpy(np.array(signed))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

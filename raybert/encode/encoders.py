@@ -18,7 +18,8 @@ from raybert.errors import InputError
 from raybert.model import files
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID, VOCAB_SIZE, Tokenizer
+from raybert.tokenizer import VOCAB_SIZE, TextTokenizer
+from raybert.tokenizer import files as tokenizers
 
 UNTRAINED_SEED = 0
 
@@ -68,33 +69,32 @@ class Encoder(ABC):
 
 
 class RaybertEncoder(Encoder):
-    """A checkpoint of this project, with raybert's tokenizer or the one that an imported model brought.
+    """A checkpoint of this project, with its tokenizer.
 
     Raises:
-        InputError: raybert's tokenizer does not fit the model's vocabulary.
+        InputError: the tokenizer does not fit the model's vocabulary, or lacks a special token.
     """
-
-    pad_id = PAD_ID
 
     def __init__(self, model: Bert) -> None:
         self.module = self._model = model
-        self._tokenizer = model.tokenizer
-        self.positions = model.config.max_position_embeddings
-        self.hidden_size = model.config.hidden_size
-        self.hash = architecture_hash(model.config)
-        if self._tokenizer is not None:
-            self.pad_id = int(self._tokenizer.pad_token_id)
-            self.hash = _digest({"model": self.hash, **_describe_tokenizer(self._tokenizer)})
-        elif model.config.vocab_size != VOCAB_SIZE:
+        rows = model.config.vocab_size
+        if model.tokenizer is None and rows != VOCAB_SIZE:
             raise InputError(
-                f"The model has a vocabulary of {model.config.vocab_size} and raybert's tokenizer has {VOCAB_SIZE}; "
+                f"The model has a vocabulary of {rows} and raybert's tokenizer has {VOCAB_SIZE}; "
                 "import it with its tokenizer, or use the transformers directory, which has it."
             )
+        self._tokenizer = tokenizers.own_or(model.tokenizer)
+        if self._tokenizer.size > rows:
+            raise InputError(f"The model's tokenizer has {self._tokenizer.size} tokens and the model {rows}.")
+        if missing := {"cls", "sep", "pad"} - self._tokenizer.roles.keys():
+            raise InputError(f"The model's tokenizer has no token in the role {min(missing)}, which embedding needs.")
+        self.pad_id = self._tokenizer.roles["pad"]
+        self.positions = model.config.max_position_embeddings
+        self.hidden_size = model.config.hidden_size
+        self.hash = architecture_hash(model.config, self._tokenizer)
 
     def tokenize(self, texts: Sequence[Text], max_tokens: int) -> Sequences:
-        if self._tokenizer is not None:
-            return _tokenize_with(self._tokenizer, texts, min(max_tokens, self.positions))
-        return tokenize(texts, max_tokens)
+        return tokenize(texts, min(max_tokens, self.positions), self._tokenizer)
 
     def encode(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._model.encode(input_ids, token_type_ids, attention_mask)
@@ -203,9 +203,14 @@ def _tokenize_with(tokenizer: Any, texts: Sequence[Text], limit: int) -> Sequenc
     )
 
 
-def tokenize(texts: Sequence[Text], max_tokens: int) -> Sequences:
-    """raybert's own sequences: [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with the longer of the two cut first."""
-    encode = Tokenizer().encode_batch
+def tokenize(texts: Sequence[Text], max_tokens: int, tokenizer: TextTokenizer | None = None) -> Sequences:
+    """The sequences that raybert makes: [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with the longer of the two cut first.
+
+    Args:
+        tokenizer: raybert's own where it is not given.
+    """
+    tokenizer = tokenizers.own_or(tokenizer)
+    encode, cls, sep = tokenizer.encode_batch, tokenizer.roles["cls"], tokenizer.roles["sep"]
     first = encode([text if isinstance(text, str) else text[0] for text in texts])
     second = [[]] * len(texts) if isinstance(texts[0], str) else encode([text[1] for text in texts])
     specials = 2 if isinstance(texts[0], str) else 3
@@ -213,9 +218,9 @@ def tokenize(texts: Sequence[Text], max_tokens: int) -> Sequences:
     for a, b in zip(first, second, strict=True):
         keep_a, keep_b = _shares(len(a), len(b), max_tokens - specials)
         truncated += keep_a + keep_b < len(a) + len(b)
-        sequence = [CLS_ID, *a[:keep_a], SEP_ID]
+        sequence = [cls, *a[:keep_a], sep]
         cuts.append(len(sequence))
-        sequences.append(sequence if specials == 2 else [*sequence, *b[:keep_b], SEP_ID])
+        sequences.append(sequence if specials == 2 else [*sequence, *b[:keep_b], sep])
     lengths = [len(sequence) for sequence in sequences]
     return Sequences(
         ids=np.concatenate([np.array(sequence, dtype=np.int32) for sequence in sequences]),
@@ -233,9 +238,9 @@ def _shares(a: int, b: int, room: int) -> tuple[int, int]:
     return room - keep_b, keep_b
 
 
-def architecture_hash(config: BertConfig) -> str:
+def architecture_hash(config: BertConfig, tokenizer: TextTokenizer) -> str:
     """Identity of what an untrained encoder of this configuration is."""
-    return _digest(asdict(config) | {"tokenizer": Tokenizer.hash, "seed": UNTRAINED_SEED})
+    return _digest(asdict(config) | {"tokenizer": tokenizer.hash, "seed": UNTRAINED_SEED})
 
 
 def _digest(description: dict[str, Any]) -> str:

@@ -82,14 +82,14 @@ def embed(
     done, total = 0, int(sequences.offsets[-1])
     with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast != torch.float32):
         for rows in batches(sequences.lengths, budget):
-            input_ids, types, mask = _pad(sequences, rows, encoder.pad_id)
+            input_ids, types, mask = pad(sequences, rows, encoder.pad_id)
             hidden, pooled = encoder.encode(
                 input_ids.to(device), types.to(device), None if mask is None else mask.to(device)
             )
             hidden = hidden.float()  # (B, T, D)
             out["pooler"][rows] = pooled.float().cpu().numpy()
             out["cls"][rows] = hidden[:, 0].cpu().numpy()
-            out["mean"][rows] = _mean(hidden, mask).cpu().numpy()
+            out["mean"][rows] = mean_of_tokens(hidden, mask).cpu().numpy()
             done += int(sequences.lengths[rows].sum())
             if progress is not None:
                 progress(done / total)
@@ -106,7 +106,20 @@ def batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
         start += len(rows)
 
 
-def _pad(sequences: Sequences, rows: np.ndarray, pad_id: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def part(sequences: Sequences, first: int, last: int) -> Sequences:
+    """Sequences `first` up to `last`; how many were cut is not known of a part."""
+    if (first, last) == (0, len(sequences.cuts)):
+        return sequences
+    offsets = sequences.offsets[first : last + 1]
+    return Sequences(
+        ids=sequences.ids[offsets[0] : offsets[-1]],
+        offsets=offsets - offsets[0],
+        cuts=sequences.cuts[first:last],
+        truncated=0,
+    )
+
+
+def pad(sequences: Sequences, rows: np.ndarray, pad_id: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Input ids, token types (B, T) and the mask, which is None where nothing is padding."""
     starts, lengths = sequences.offsets[rows], sequences.lengths[rows]
     positions = np.arange(lengths.max())
@@ -118,7 +131,7 @@ def _pad(sequences: Sequences, rows: np.ndarray, pad_id: int) -> tuple[Tensor, T
     return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(types.astype(np.int64)), mask
 
 
-def _mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
+def mean_of_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """(B, T, D) -> (B, D) over the real tokens."""
     if mask is None:
         return hidden.mean(dim=1)

@@ -13,11 +13,16 @@ from raybert.config import look_up, warmup_steps
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.objective import TITLES
+from raybert.probe import kinds
 from raybert.records import format_seconds
 from raybert.report.figure import learning_figure
 from raybert.report.read import Probe, RunData, Score, read_run
+from raybert.tokenizer import files as tokenizers
 
 FIGURE = "learning.png"
+# What the hub calls a kind and its headline; others go by their own names.
+TASK_TYPES = {"classification": "text-classification", "similarity": "sentence-similarity"}
+METRIC_TYPES = {"test_accuracy": "accuracy", "spearman": "spearmanr"}
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,14 @@ def render(model: Bert, found: Origin | None, name: str, revision: str = "main")
         "## Use it",
         _snippets(model, name, revision),
     ]
-    if model.tokenizer is None:
+    if tokenizers.is_own(tokenizers.own_or(model.tokenizer)):
         parts.append(
             "The tokenizer is GPT-2's byte-pair encoding with `[CLS]`, `[SEP]`, `[MASK]` and `[PAD]`. It is case "
             "sensitive, and a word differs from the same word after a space. Trained text never held a special token: "
             "there `[MASK]` written out was plain text, which this tokenizer takes for the token itself."
         )
+    elif model.tokenizer is not None:
+        parts.append(f"The tokenizer is a {model.tokenizer.name} of {model.tokenizer.size:,} tokens.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,10 +100,14 @@ def _header(title: str, probes: list[Probe]) -> dict[str, Any]:
     }
     results = [
         {
-            "task": {"type": "text-classification", "name": "linear probe"},
+            "task": {"type": TASK_TYPES.get(probe.kind.name, probe.kind.name), "name": probe.kind.headline.method},
             "dataset": {"type": probe.task, "name": str(probe.raw.get("title", probe.task))},
             "metrics": [
-                {"type": "accuracy", "name": f"test accuracy, {pooling} pooling", "value": round(score.accuracy, 4)}
+                {
+                    "type": METRIC_TYPES.get(probe.kind.headline.key, probe.kind.headline.key),
+                    "name": f"{probe.kind.headline.title}, {pooling} pooling",
+                    "value": round(score.value, 4),
+                }
                 for pooling, score in probe.scores.items()
             ],
         }
@@ -116,10 +127,10 @@ def _of_run(found: Origin, probes: list[Probe]) -> Iterator[str]:
     if not probes:
         yield f"No probe has a result at step {found.step:,}."
     for probe in probes:
-        train, test = (_count(probe.raw.get(name)) for name in ("n_train", "n_test"))
+        headline = probe.kind.headline
         yield (
-            f"**{probe.raw.get('title', probe.task)}**, step {probe.step:,}: logistic regression on frozen vectors, "
-            f"{train} training and {test} test texts. Test accuracy with its 95 % interval:"
+            f"**{probe.raw.get('title', probe.task)}**, step {probe.step:,}: {probe.kind.summary(probe.raw)}. "
+            f"{headline.label[0].upper()}{headline.label[1:]} with its 95 % interval:"
         )
         start = ("where training began",) if probe.baselines.start else ()
         yield _table(("", "this model", "the same, untrained", *start), _probe_rows(probe))
@@ -219,8 +230,8 @@ def _probe_rows(probe: Probe) -> Iterator[tuple[str, ...]]:
         start = (cell(baselines.start.get(pooling)),) if baselines.start else ()
         yield f"{pooling} pooling", cell(score), cell(baselines.untrained.get(pooling)), *start
     empty = ("",) * (2 if baselines.start else 1)
-    yield "TF-IDF + logistic regression", cell(baselines.tfidf), *empty
-    yield "majority class", cell(baselines.majority), *empty
+    for name, score in baselines.plain.items():
+        yield kinds.BASELINES[name], cell(score), *empty
 
 
 def _model_rows(model: Bert) -> Iterator[tuple[str, ...]]:
@@ -238,7 +249,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _snippets(model: Bert, name: str, revision: str) -> str:
     opened = json.dumps(name) + (f", revision={json.dumps(revision)}" if revision != "main" else "")
-    mask = "[MASK]" if model.tokenizer is None else str(model.tokenizer.mask_token)
+    own = tokenizers.own_or(model.tokenizer)
+    mask = own.decode([own.roles["mask"]]) if "mask" in own.roles else "[MASK]"
     return f"""```python
 from transformers import AutoModel, AutoTokenizer, pipeline
 

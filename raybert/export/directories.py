@@ -17,7 +17,8 @@ from raybert import storage
 from raybert.errors import InputError
 from raybert.model import files
 from raybert.model.bert import Bert
-from raybert.tokenizer import VOCAB_SIZE
+from raybert.tokenizer import VOCAB_SIZE, TextTokenizer
+from raybert.tokenizer import files as tokenizers
 
 # In config.json: they mark a directory that the next export may replace. transformers writes unknown keys again when
 # somebody has trained on and saves, so the weights have to be those of the export.
@@ -81,8 +82,6 @@ def import_dir(directory: str, checkpoint: str) -> list[str]:
     theirs, missing = read_transformers(directory)
     model = from_transformers(theirs)
     model.tokenizer = _foreign_tokenizer(directory, model)
-    if model.tokenizer is not None:
-        _require_kept(model.tokenizer, directory)
     files.save(model, checkpoint)
     return missing
 
@@ -165,13 +164,13 @@ def _weights_digest(directory: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _foreign_tokenizer(directory: str, model: Bert) -> Any:
-    """The directory's tokenizer, where it is not the one that raybert has itself.
+def _foreign_tokenizer(directory: str, model: Bert) -> TextTokenizer | None:
+    """The directory's tokenizer; none where there is none.
 
     Raises:
         InputError: it cannot be read, or does not fit the model or a checkpoint.
     """
-    from raybert.model.interop import fast_tokenizer, has_tokenizer, open_tokenizer
+    from raybert.model.interop import has_tokenizer, open_tokenizer
 
     if not has_tokenizer(directory):
         if Path(directory, "tokenizer_config.json").exists():
@@ -180,39 +179,37 @@ def _foreign_tokenizer(directory: str, model: Bert) -> Any:
                 "vocab.txt); save its tokenizer as a fast one of transformers first."
             )
         return None  # a model alone; with raybert's vocabulary size it takes raybert's tokenizer
-    tokenizer = open_tokenizer(directory, model.config.vocab_size)
-    ours = fast_tokenizer(model.config.max_position_embeddings)
-    return None if tokenizer.get_vocab() == ours.get_vocab() else tokenizer
+    return _kept(open_tokenizer(directory, model.config.vocab_size), directory)
 
 
-def _require_kept(tokenizer: Any, directory: str) -> None:
-    """Try out that a checkpoint can keep an imported tokenizer.
+def _kept(theirs: Any, directory: str) -> TextTokenizer:
+    """A tokenizer of transformers as a checkpoint keeps it, tried out.
 
     Raises:
         InputError: it is not a fast one, or is another once it was saved and read again.
     """
-    from raybert.model.interop import read_tokenizer
-
-    if not tokenizer.is_fast:
+    if not theirs.is_fast:
         raise InputError(
-            f"The tokenizer in {directory} ({type(tokenizer).__name__}) is not a fast one, and a checkpoint keeps no "
+            f"The tokenizer in {directory} ({type(theirs).__name__}) is not a fast one, and a checkpoint keeps no "
             "other; save it as a fast tokenizer of transformers first."
         )
     with tempfile.TemporaryDirectory(prefix="raybert-") as place:
         try:
-            tokenizer.save_pretrained(place)
+            theirs.save_pretrained(place)
         except OSError as error:
             raise InputError(f"The tokenizer in {directory} cannot be saved: {error}") from error
-        kept = read_tokenizer(place, directory)
-    if kept(TRIED)["input_ids"] != tokenizer(TRIED)["input_ids"]:
+        found = {name: Path(place, name).read_bytes() for name in tokenizers.FILES if Path(place, name).exists()}
+    kept = tokenizers.of_files(found, directory)
+    if kept.encode_batch(TRIED) != theirs(TRIED, add_special_tokens=False)["input_ids"]:
         raise InputError(f"The tokenizer in {directory} gives other ids once it is saved and read again.")
+    return kept
 
 
 def _write_tokenizer(model: Bert, target: Path) -> None:
     from raybert.model.interop import fast_tokenizer
 
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(target)
+    if model.tokenizer is not None and not tokenizers.is_own(model.tokenizer):
+        model.tokenizer.save(target)
     elif model.config.vocab_size == VOCAB_SIZE:
         fast_tokenizer(model.config.max_position_embeddings).save_pretrained(target)
         # The name that transformers 4 knows too; 5 takes it for the same.

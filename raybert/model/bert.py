@@ -5,7 +5,6 @@ Paper: https://arxiv.org/abs/1810.04805
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from raybert.model.config import BertConfig
 from raybert.model.dropout import Noise, dropout
 from raybert.model.layout import Layout
 from raybert.model.tied_embedding import TableGradient, lookup
+from raybert.tokenizer import TextTokenizer
 
 # Matrix products on GPUs and CPUs run best when the vocabulary dimension is a multiple of this.
 VOCABULARY_MULTIPLE = 64
@@ -33,9 +33,7 @@ class Bert(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
-        self.tokenizer: Any = (
-            None  # of an imported model that brought its own, as transformers knows it; else raybert's
-        )
+        self.tokenizer: TextTokenizer | None = None  # of a model that was loaded or is trained; none: raybert's own
         rows = -(-config.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         self.word_embeddings = nn.Embedding(rows, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)

@@ -4,7 +4,6 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -15,9 +14,11 @@ from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.directory import CONFIG, SUMS, WEIGHTS, write_directory
+from raybert.tokenizer import VOCAB_SIZE, TextTokenizer, Tokenizer
+from raybert.tokenizer import files as tokenizers
 
-TOKENIZER = "tokenizer"  # directory of an imported model's own tokenizer, in transformers' format
-TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
+TOKENIZER = tokenizers.DIRECTORY  # of a model whose tokenizer is another than raybert's own
+TOKENIZER_FILES = (f"{TOKENIZER}/tokenizer.json", f"{TOKENIZER}/tokenizer_config.json")
 MODEL_TYPE = "raybert"
 FORMAT = 1
 
@@ -34,6 +35,12 @@ def write_weights(tensors: dict[str, Tensor], config: BertConfig, directory: Pat
     (directory / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
 
 
+def write_tokenizer(tokenizer: TextTokenizer | None, directory: Path) -> None:
+    """Write a model's tokenizer into its local directory, unless it is raybert's own, which is never far."""
+    if tokenizer is not None and not tokenizers.is_own(tokenizer):
+        tokenizer.save(directory / TOKENIZER)
+
+
 def save(model: Bert, uri: str) -> None:
     """Write the model as a checkpoint of weights alone to a directory at any URI, in the place of such a one.
 
@@ -44,11 +51,7 @@ def save(model: Bert, uri: str) -> None:
     _refuse_to_destroy(uri)
 
     def fill(directory: Path) -> None:
-        if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(directory / TOKENIZER)
-            for path in (directory / TOKENIZER).iterdir():
-                if f"{TOKENIZER}/{path.name}" not in TOKENIZER_FILES:
-                    path.unlink()
+        write_tokenizer(model.tokenizer, directory)
         write_weights(weights(model), model.config, directory)
 
     write_directory(uri, fill)
@@ -79,7 +82,7 @@ def load(uri: str) -> Bert:
         tensors = read_weights(directory, uri)
         tokenizer = read_tokenizer(directory, uri)
     model = Bert(config)
-    model.tokenizer = tokenizer
+    model.tokenizer = Tokenizer() if tokenizer is None and config.vocab_size == VOCAB_SIZE else tokenizer
     expected = {name: value.shape for name, value in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in tensors:
@@ -123,24 +126,20 @@ def read_config(directory: Path, name: str) -> BertConfig:
         raise InputError(f"{name}/{CONFIG} cannot be read: {error}.") from error
 
 
-def read_tokenizer(directory: Path, name: str | None = None) -> Any:
-    """The tokenizer that an imported model brought, None where there is none and raybert's own is meant.
+def read_tokenizer(directory: Path, name: str | None = None) -> TextTokenizer | None:
+    """The tokenizer that a checkpoint brings, None where there is none and raybert's own is meant.
 
     Args:
         name: what errors call the checkpoint.
 
     Raises:
-        InputError: there is one, and it is damaged, or transformers, which knows how to use it, is not installed.
+        InputError: there is one, and it is damaged.
     """
     if not (directory / TOKENIZER).is_dir():
         return None
-    try:
-        import transformers  # noqa: F401 - what follows needs it
-    except ImportError as error:
-        raise InputError("An imported model with its own tokenizer needs: pip install 'raybert[hf]'.") from error
-    from raybert.model import interop
-
-    return interop.read_tokenizer(directory / TOKENIZER, f"{name or directory}/{TOKENIZER}")
+    paths = [directory / name for name in TOKENIZER_FILES]
+    found = {path.name: path.read_bytes() for path in paths if path.exists()}
+    return tokenizers.of_files(found, f"{name or directory}/{TOKENIZER}")
 
 
 def read_weights(directory: Path, name: str | None = None) -> dict[str, Tensor]:

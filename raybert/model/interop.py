@@ -12,7 +12,8 @@ from torch import Tensor
 from raybert.errors import InputError, one_line
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, VOCAB_SIZE, vocabulary_files
+from raybert.tokenizer import PAD_ID, VOCAB_SIZE
+from raybert.tokenizer.gpt2 import hugging_face
 
 if TYPE_CHECKING:
     from transformers import BertForPreTraining
@@ -67,7 +68,7 @@ def to_transformers(model: Bert) -> "BertForPreTraining":
             type_vocab_size=ours.type_vocab_size,
             initializer_range=ours.initializer_range,
             layer_norm_eps=ours.layer_norm_eps,
-            pad_token_id=PAD_ID if ours.vocab_size == VOCAB_SIZE else None,
+            pad_token_id=_pad_id(model),
             bos_token_id=None,
             eos_token_id=None,
         )
@@ -80,13 +81,29 @@ def to_transformers(model: Bert) -> "BertForPreTraining":
     return theirs.eval()
 
 
+def _pad_id(model: Bert) -> int | None:
+    if model.tokenizer is not None:
+        return model.tokenizer.roles["pad"]
+    return PAD_ID if model.config.vocab_size == VOCAB_SIZE else None
+
+
 def from_transformers(theirs: "BertForPreTraining") -> Bert:
     """A transformers BertForPreTraining as our model, in evaluation mode.
 
     Raises:
         InputError: it uses what our encoder does not have (another activation, untied embeddings, a decoder, ...).
     """
-    config = theirs.config
+    model = Bert(our_config(theirs.config))
+    model.load_state_dict(to_our_names(theirs.state_dict(), model))
+    return model.eval()
+
+
+def our_config(config: Any) -> BertConfig:
+    """The dimensions of a transformers BertConfig.
+
+    Raises:
+        InputError: it asks for what our encoder does not have.
+    """
     refused = {
         "hidden_act": (config.hidden_act, "gelu"),
         "is_decoder": (getattr(config, "is_decoder", False), False),
@@ -98,7 +115,7 @@ def from_transformers(theirs: "BertForPreTraining") -> Bert:
     for name, (found, needed) in refused.items():
         if found != needed:
             raise InputError(f"The transformers model has {name}={found!r}; raybert's encoder only knows {needed!r}.")
-    ours = BertConfig(
+    return BertConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
@@ -110,9 +127,24 @@ def from_transformers(theirs: "BertForPreTraining") -> Bert:
         initializer_range=config.initializer_range,
         layer_norm_eps=config.layer_norm_eps,
     )
-    model = Bert(ours)
-    model.load_state_dict(to_our_names(theirs.state_dict(), model))
-    return model.eval()
+
+
+def read_config(described: dict[str, Any], name: str) -> BertConfig:
+    """The dimensions that a transformers config.json of a BERT describes; `name` is what errors call it.
+
+    Raises:
+        InputError: it is none, asks for what our encoder does not have, or transformers is not installed.
+    """
+    try:
+        from transformers import BertConfig as TheirConfig
+    except ImportError as error:
+        raise InputError(f"Going on from {name} needs: pip install 'raybert[hf]'.") from error
+    try:
+        return our_config(TheirConfig(**{key: value for key, value in described.items() if key != "model_type"}))
+    except InputError:
+        raise
+    except Exception as error:  # transformers checks values in its own ways
+        raise InputError(f"The config.json of {name} cannot be used: {one_line(error)}") from error
 
 
 def to_their_names(state: dict[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
@@ -254,27 +286,10 @@ def quiet_transformers() -> Iterator[None]:
 
 def fast_tokenizer(max_length: int) -> Any:
     """Our tokenizer as transformers knows it: the same ids, [CLS] A [SEP] B [SEP], token types."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    encoder, merges = vocabulary_files()
-    lines = [line.split() for line in merges.read_text("utf-8").splitlines()[1:] if line.strip()]
-    pairs = [(left, right) for left, right in lines]
-    vocabulary = json.loads(encoder.read_text("utf-8"))
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    names = {"[CLS]": CLS_ID, "[SEP]": SEP_ID, "[MASK]": MASK_ID, "[PAD]": PAD_ID}
-    # A word's token holds the space before it, and so the one before a mask belongs to what it hides.
-    tokens = [AddedToken(name, special=True, normalized=False, lstrip=name == "[MASK]") for name in names]
-    tokenizer.add_special_tokens(tokens)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", CLS_ID), ("[SEP]", SEP_ID)],
-    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=hugging_face(),
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",

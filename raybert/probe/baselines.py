@@ -7,9 +7,11 @@ of both.
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from raybert import storage
@@ -39,11 +41,27 @@ class Cache:
         return record
 
 
+def local_cache() -> Cache:
+    """In the user's own directory, for probes outside of runs."""
+    return Cache(str(Path(typer.get_app_dir("raybert")) / "baselines"))
+
+
 def majority(texts: Texts) -> Record:
     """Always answer the most frequent class of the training texts."""
     train, test = texts.split(texts.labels)
     winner = np.bincount(train).argmax()
     return classify.score(np.full(len(train), winner), train, np.full(len(test), winner), test).record()
+
+
+def word_weights(texts: list[str]) -> Any:
+    """TF-IDF weights of the words (scikit-learn's defaults) as a sparse matrix (N, words).
+
+    Each row has length 1 or, of a text without a word, 0. None where no text holds a word of two letters or more.
+    """
+    vectorizer = TfidfVectorizer()
+    if not any(map(vectorizer.build_analyzer(), texts)):
+        return None
+    return vectorizer.fit_transform(texts)
 
 
 def tfidf(texts: Texts) -> Record:

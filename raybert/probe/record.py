@@ -6,8 +6,9 @@ A record may lack any part, and hold others; it is damaged when a part that is t
 import re
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from raybert.probe import kinds
 from raybert.records import LARGEST, parse_object
 
 Record = dict[str, Any]
@@ -15,7 +16,11 @@ NAME = re.compile(r"(?P<task>[A-Za-z0-9][A-Za-z0-9._-]*)-(?P<step>\d{8,15})\.jso
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Figure = Annotated[float, Field(ge=-1, le=1)]
 Bits = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2})*$")]
+
+
+_FIGURE: TypeAdapter[float] = TypeAdapter(Figure, config=ConfigDict(strict=True))
 
 
 class _Part(BaseModel):
@@ -26,7 +31,7 @@ class _Score(_Part):
     train_accuracy: Share | None = None
     test_accuracy: Share = 0.0  # only looked at where it is given
     macro_f1: Share | None = None
-    interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
+    interval: Annotated[list[Figure], Field(min_length=2, max_length=2)] | None = None
     confusion: list[list[Count]] | None = None
     tuned_accuracy: Share | None = None
     tuned_c: Annotated[float, Field(gt=0)] | None = None
@@ -52,6 +57,7 @@ class _Baselines(_Part):
     untrained: dict[str, _Score | Share] = {}
     start: dict[str, _Score | Share | str] = {}  # of a run; or "absent", with the reason
     tfidf: _Score | Share | None = None
+    bm25: _Score | Share | None = None
 
 
 class _Record(_Part):
@@ -59,6 +65,7 @@ class _Record(_Part):
     step: Count | None
     task: str
     title: str = ""
+    kind: str = kinds.DEFAULT
     status: Annotated[str, Field(min_length=1)] = "done"
     reason: str = ""
     run: str | None = None
@@ -67,6 +74,7 @@ class _Record(_Part):
     texts: str = ""
     baselines: _Baselines = _Baselines()
     beyond_start: dict[str, _Difference] = {}
+    evidence: dict[str, Bits] = {}
     correct: dict[str, Bits] = {}
     tuned_correct: dict[str, Bits] = {}
     confusion: list[list[Count]] | None = None
@@ -77,11 +85,17 @@ class _Record(_Part):
     @model_validator(mode="after")
     def _scores(self) -> Self:
         for name, value in self.__pydantic_extra__.items():
-            if isinstance(value, dict) and "test_accuracy" in value:
+            if isinstance(value, dict) and self._headline in value:
                 if not name.isidentifier():
                     raise ValueError(f"{name!r} is no pooling")
                 _Score.model_validate(value)
+                _FIGURE.validate_python(value[self._headline])
         return self
+
+    @property
+    def _headline(self) -> str:
+        kind = kinds.KINDS.get(self.kind)
+        return kind.headline.key if kind else ""
 
 
 def parse(content: bytes, name: str = "") -> Record:

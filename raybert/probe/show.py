@@ -8,10 +8,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from raybert.encode import POOLINGS
+from raybert.probe import kinds
+from raybert.probe.kind import Headline
 from raybert.records import format_seconds
 
 Record = dict[str, Any]
 NONE = "–"  # a figure that a record does not have
+SHORT = kinds.BASELINES | {"majority": "majority"}  # for the head of a column
 
 
 def format_block(record: Record) -> str:
@@ -20,6 +23,11 @@ def format_block(record: Record) -> str:
     head = f"Step {record['step']} {task} Embedding Evaluation:"
     if record["status"] != "done":
         return f"{head}\n  {record['status']}: {record['reason']}"
+    kind = kinds.of_record(record)
+    if kind is None:
+        return f"{head}\n  this version knows no kind {record['kind']}"
+    if kind.name != kinds.DEFAULT:
+        return "\n  ".join([head, *_lines(record, kind.headline)])
     pooler, start = _score(record, "pooler"), _score(record, "baselines", "start", "pooler")
     absent = _score(record, "baselines", "tfidf").get("absent")
     interval = "-".join(f"{bound:.4f}" for bound in pooler.get("interval") or []) or NONE
@@ -51,6 +59,34 @@ def format_block(record: Record) -> str:
         lines.append(f"beyond the start, in points: {', '.join(points)}")
     lines += [f"{name}: {score['collapsed']}" for name, score in scores.items() if "collapsed" in score]
     return "\n  ".join(lines)
+
+
+def _lines(record: Record, headline: Headline) -> list[str]:
+    """Headline, baselines and start of a record of any kind."""
+    names = kinds.poolings(record)
+
+    def figures(scores: Record) -> str:
+        found = ((name, headline.of(_score(scores, name))) for name in names)
+        return ", ".join(f"{name} {value:.4f}" for name, value in found if value is not None) or NONE
+
+    own = (
+        f"{name} {headline.of(record[name]):.4f} [{low:.4f}, {high:.4f}]"
+        for name in names
+        for low, high in [record[name]["interval"]]
+    )
+    lines = [f"{headline.title}, 95 % interval: {', '.join(own)}"]
+    beside = [f"untrained {figures(_score(record, 'baselines', 'untrained'))}"]
+    if start := _score(record, "baselines", "start"):
+        beside.append(f"start {start.get('absent') or figures(start)}")
+    for name, title in kinds.BASELINES.items():
+        if entry := _score(record, "baselines", name):
+            value = headline.of(entry)
+            beside.append(f"{title} absent ({entry.get('absent')})" if value is None else f"{title} {value:.4f}")
+    lines.append(f"beside it {'; '.join(beside)}")
+    beyond = ((name, _score(record, "beyond_start", name)) for name in names)
+    points = [f"{name} {_difference(row)[0]}" for name, row in beyond if "difference" in row]
+    lines += [f"beyond the start, in points: {', '.join(points)}"] if points else []
+    return lines + [f"{name}: {record[name]['collapsed']}" for name in names if "collapsed" in record[name]]
 
 
 def _score(record: Record, *keys: str) -> Record:
@@ -93,24 +129,28 @@ def _state(probe: Record) -> str:
 
 
 def results_table(records: Sequence[Record]) -> Table:
-    """A row a record, and one below it with C tuned; in per cent of the test texts with their 95 % interval."""
+    """A row a record, and one below it with C tuned; the headline of the task's kind times 100 with its interval."""
     with_start = any("start" in record.get("baselines", {}) for record in records)
-    baselines_head = ("untrained", *(["start"] if with_start else []), "majority", "TF-IDF")
+    plain = [name for name in SHORT if any(name in record.get("baselines", {}) for record in records)]
+    baselines_head = ("untrained", *(["start"] if with_start else []), *(SHORT[name] for name in plain))
     table = Table("task", "step", *POOLINGS, *baselines_head, box=box.SIMPLE_HEAD)
     for record in sorted(records, key=lambda record: (record["task"], record["step"])):
         head = (escape(record["task"]), f"{record['step']:,}")
         if record["status"] != "done":
             table.add_row(*head, record["status"], escape(record["reason"]))
             continue
+        kind = kinds.of_record(record)
+        if kind is None:
+            table.add_row(*head, "unknown", escape(f"this version knows no kind {record['kind']}"))
+            continue
+        headline = kind.headline
         encoders = [_score(record, "baselines", "untrained")]
         encoders += [_score(record, "baselines", "start")] if with_start else []
-        tfidf = _score(record, "baselines", "tfidf")
         table.add_row(
             *head,
-            *(_percent(_score(record, name)) for name in POOLINGS),
-            *(_side_by_side(scores, "test_accuracy") for scores in encoders),
-            _percent(_score(record, "baselines", "majority"), interval=False),
-            "absent" if "absent" in tfidf else _percent(tfidf, interval=False),
+            *(_percent(_score(record, name), headline) for name in POOLINGS),
+            *(_side_by_side(scores, headline.key) for scores in encoders),
+            *(_plain(_score(record, "baselines", name), headline) for name in plain),
         )
         if "tuned_accuracy" in _score(record, POOLINGS[0]):
             table.add_row(
@@ -118,10 +158,13 @@ def results_table(records: Sequence[Record]) -> Table:
                 "C tuned",
                 *(_tuned(_score(record, name)) for name in POOLINGS),
                 *(_side_by_side(scores, "tuned_accuracy") for scores in encoders),
-                "",
-                _tuned(tfidf),
+                *(_tuned(_score(record, "baselines", name)) for name in plain),
             )
     return table
+
+
+def _plain(score: Record, headline: Headline) -> str:
+    return "absent" if "absent" in score else _percent(score, headline, interval=False)
 
 
 def _side_by_side(scores: Record, key: str) -> str:
@@ -141,36 +184,62 @@ def _c(score: Record) -> str:
 
 def result_table(record: Record) -> Table:
     """One record with its baselines, a row each."""
-    title = f"{record.get('title', record['task'])}: {record['n_train']:,} training and {record['n_test']:,} test texts"
+    kind = kinds.of_record(record)
+    assert kind is not None
+    headline = kind.headline
+    if kind.name == kinds.DEFAULT:
+        about = f"{record['n_train']:,} training and {record['n_test']:,} test texts"
+        shown = "test % (95 % interval)"
+    else:
+        about = kind.summary(record)
+        shown = f"{headline.label}{headline.unit} (95 % interval)"
     tuned = ["C tuned, test %"] if "tuning" in record else []
-    table = Table("", "train %", "test % (95 % interval)", *tuned, "macro F1", box=box.SIMPLE_HEAD, title=escape(title))
-    rows = [(name, record[name]) for name in POOLINGS]
-    rows += [(f"untrained {name}", record["baselines"]["untrained"][name]) for name in POOLINGS]
-    rows += [("majority class", record["baselines"]["majority"]), ("TF-IDF", record["baselines"]["tfidf"])]
+    title = f"{record.get('title', record['task'])}: {about}"
+    table = Table("", shown, *tuned, *headline.others.values(), box=box.SIMPLE_HEAD, title=escape(title))
+    baselines, names = record["baselines"], kinds.poolings(record)
+    groups = [
+        [(name, record[name]) for name in names],
+        [(f"untrained {name}", baselines["untrained"][name]) for name in names],
+        [(title, baselines[name]) for name, title in kinds.BASELINES.items() if name in baselines],
+    ]
     notes = [record["tuning"]] if tuned else []
-    for index, (name, score) in enumerate(rows):
-        if "absent" in score:
-            table.add_row(name, "absent")
-            notes.append(f"{name}: {score['absent']}")
-            continue
-        train, f1 = f"{100 * score['train_accuracy']:.1f}", f"{score['macro_f1']:.3f}"
-        last_of_group = index % len(POOLINGS) == len(POOLINGS) - 1
-        table.add_row(name, train, _percent(score), *([_tuned(score)] if tuned else []), f1, end_section=last_of_group)
-        notes += [f"{name}: {warning}" for warning in score["warnings"]]
-        if "collapsed" in score:
-            notes.append(f"{name}: {score['collapsed']}")
+    for group in groups:
+        for name, score in group:
+            if "absent" in score:
+                table.add_row(name, "absent")
+                notes.append(f"{name}: {score['absent']}")
+                continue
+            beside = (_beside(score, key) for key in headline.others)
+            table.add_row(name, _percent(score, headline), *([_tuned(score)] if tuned else []), *beside)
+            notes += [f"{name}: {warning}" for warning in score.get("warnings", [])]
+            if "collapsed" in score:
+                notes.append(f"{name}: {score['collapsed']}")
+        table.add_section()
     table.caption = escape("\n".join(notes)) or None
     return table
 
 
+def _beside(score: Record, key: str) -> str:
+    """A figure beside the headline: an accuracy in per cent, others as they are."""
+    value = score.get(key)
+    if value is None:
+        return NONE
+    return f"{100 * value:.1f} %" if key.endswith("accuracy") else f"{value:.3f}"
+
+
 def comparison_table(found: Record) -> Table:
-    """A row a pooling: both accuracies, the difference with its interval, and p; then the same with C tuned."""
-    title = f"{found['task']}, {found['n_test']:,} test texts: B minus A, paired bootstrap"
-    table = Table("", "A %", "B %", "points (95 % interval)", "p", box=box.SIMPLE_HEAD, title=escape(title))
-    for name in POOLINGS:
+    """A row a pooling: both headlines, the difference with its interval, and p; then the same with C tuned."""
+    kind = kinds.of_record(found)
+    assert kind is not None
+    what = "" if kind.name == kinds.DEFAULT else f"{kind.headline.label}, "
+    title = f"{found['task']}, {what}{found['n_test']:,} {kind.counted}: B minus A, paired bootstrap"
+    unit = " %" if kind.headline.share else ""
+    table = Table("", f"A{unit}", f"B{unit}", "points (95 % interval)", "p", box=box.SIMPLE_HEAD, title=escape(title))
+    names = [name for name, row in found.items() if isinstance(row, dict) and "difference" in row]
+    for name in names:
         row = found[name]
         table.add_row(name, f"{100 * row['a']:.1f}", f"{100 * row['b']:.1f}", *_difference(row))
-    for name in POOLINGS:
+    for name in names:
         if tuned := found[name].get("tuned"):
             a, b = (f"{100 * tuned[side]:.1f} (C {tuned[f'{side}_c']:g})" for side in ("a", "b"))
             table.add_row(f"{name}, C tuned", a, b, *_difference(tuned))
@@ -183,12 +252,12 @@ def _difference(row: Record) -> tuple[str, str]:
     return f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", f"{row['p_value']:.4f}"
 
 
-def percent_range(accuracy: float, interval: Sequence[float] | None) -> str:
-    """``71.2 68.9–73.4``: an accuracy in per cent with its interval, if there is one, in rich's markup."""
-    text = f"{100 * accuracy:.1f}"
+def percent_range(value: float, interval: Sequence[float] | None) -> str:
+    """``71.2 68.9–73.4``: a headline times 100 with its interval, if there is one, in rich's markup."""
+    text = f"{100 * value:.1f}"
     return f"{text} [dim]{100 * interval[0]:.1f}–{100 * interval[1]:.1f}[/dim]" if interval else text
 
 
-def _percent(score: Record, *, interval: bool = True) -> str:
-    accuracy = score.get("test_accuracy")
-    return NONE if accuracy is None else percent_range(accuracy, score.get("interval") if interval else None)
+def _percent(score: Record, headline: Headline, *, interval: bool = True) -> str:
+    value = headline.of(score)
+    return NONE if value is None else percent_range(value, score.get("interval") if interval else None)

@@ -1,66 +1,33 @@
 """Probe tasks are data: which texts, which labels, how many. A new task is a YAML file, not code.
 
-A task is named in one of three ways:
+A task is named in one of four ways:
 
     bbc_news            a packaged one: ag_news, bbc_news, sst2
     ag_news@URI         a packaged one whose files lie in the directory URI (train.parquet, ag_news_test.csv, ...)
+    neighbours@SHARDS   spans of a shard set; a run's own shards are meant where it names neighbours alone
     path/or/uri.yaml    the user's own
 """
 
 import difflib
-import hashlib
-import json
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
 from raybert import storage
 from raybert.config_text import read_overridden, typed
+from raybert.data.text.held_out import digests
 from raybert.data.text.inputs import is_hidden, sentence
-from raybert.data.text.values import refuse_twins
 from raybert.errors import InputError
-from raybert.probe import tables
+from raybert.probe import kinds, tables
+from raybert.probe.kind import ProbeTask
+from raybert.probe.neighbours import NeighboursTask
+from raybert.probe.texts import LabelledTask
 
-TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _SPLIT_FILE = r"(?i)(?:{name}[-_.])?(?P<split>{splits})(?:-\d+-of-\d+)?\.(?:parquet|csv|jsonl)"
-
-
-class ProbeTask(BaseModel):
-    """Texts with classes, and how they are sampled. The first rows are taken, or random ones when a seed is given."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Annotated[str, Field(pattern=TASK_NAME)]
-    title: str = Field(default="", description="how people call it; the name when empty")
-    train: str = Field(description="parquet, csv or jsonl: a file, directory or glob, at any URI or beside the YAML")
-    test: str | None = Field(default=None, description="the same; without it, texts of `train` are held out")
-    text: str | tuple[str, str] = Field(default="text", description="text column, or the two columns of a pair")
-    label: str = "label"
-    label_names: list[str] = Field(default_factory=list, description="names of integer labels 0, 1, ...")
-    n_train: int | None = Field(default=None, gt=1, description="training rows to use; all when not set")
-    n_test: int | None = Field(default=None, gt=0, description="test rows to use; all when not set")
-    seed: int | None = Field(default=None, ge=0, description="draw rows at random; None: the first rows")
-    max_tokens: int = Field(default=256, ge=8, description="texts are cut to this many tokens, specials included")
-
-    @field_validator("train", "test")
-    @classmethod
-    def _absolute(cls, uri: str | None) -> str | None:
-        """Ray's workers run in other directories than the command that names the file."""
-        return uri if uri is None else storage.absolute(uri)
-
-    @property
-    def columns(self) -> list[str]:
-        """The text column, or the two of a pair."""
-        return [self.text] if isinstance(self.text, str) else list(self.text)
-
-    @property
-    def hash(self) -> str:
-        """Identity of the task as it is written down (not of the texts behind the URIs)."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def names() -> list[str]:
@@ -84,7 +51,9 @@ def load_task(spec: str) -> ProbeTask:
         task = packaged(name)
         if at and not folder:
             raise InputError(f"{spec} names no directory: write {name}@URI.")
-        if at:
+        if at and isinstance(task, NeighboursTask):
+            task = task.model_copy(update={"shards": storage.absolute(folder)})
+        elif at:
             return _in_folder(task, storage.absolute(folder))
     else:
         near = difflib.get_close_matches(name, names(), n=1)
@@ -97,7 +66,7 @@ def load_task(spec: str) -> ProbeTask:
 def _beside(tree: dict[str, Any], spec: str) -> dict[str, Any]:
     """The task with its relative paths taken from the directory of its YAML file."""
     folder = storage.absolute(spec).rpartition("/")[0]
-    files = {key: tree[key] for key in ("train", "test") if isinstance(tree.get(key), str)}
+    files = {key: tree[key] for key in _model(tree, spec).URIS if isinstance(tree.get(key), str)}
     return tree | {key: storage.absolute(uri, folder) for key, uri in files.items()}
 
 
@@ -107,59 +76,78 @@ def packaged(name: str) -> ProbeTask:
     return parse_task(read_overridden(str(path)), str(path))
 
 
+def _model(tree: Mapping[str, Any], source: str) -> type[ProbeTask]:
+    """The settings of the kind that the mapping names.
+
+    Raises:
+        InputError: there is no such kind.
+    """
+    kind = str(tree.get("kind", kinds.DEFAULT))
+    if kind not in kinds.KINDS:
+        near = difflib.get_close_matches(kind, kinds.KINDS, n=1, cutoff=0.0)[0]
+        raise InputError(
+            f"The probe task {source} is of kind {kind}, which does not exist; did you mean {near}? The kinds are "
+            f"{', '.join(kinds.KINDS)}."
+        )
+    return kinds.KINDS[kind].settings
+
+
 def parse_task(tree: Mapping[str, Any], source: str) -> ProbeTask:
     """Check a mapping; `source` is what the error calls it.
 
     Raises:
-        InputError: one sentence for the first fault; an unknown key names the nearest real one.
+        InputError: one sentence for the first fault; an unknown key names the nearest real one, or its kind.
     """
+    model = _model(tree, source)
     try:
-        return ProbeTask.model_validate(typed(tree, ProbeTask))
+        return model.model_validate(typed(tree, model))
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("tuple", "str")))
         if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, list(ProbeTask.model_fields), n=1, cutoff=0.0)[0]
-            raise InputError(f"Unknown key {key} in the probe task {source}. Did you mean {near}?") from error
+            raise InputError(_unknown(key, model, source)) from error
         if fault["type"] == "missing":
             raise InputError(f"The probe task {source} lacks the key {key}.") from error
-        raise InputError(f"Bad value {key}={fault['input']!r} in the probe task {source}: {fault['msg']}.") from error
+        why = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "value_error" and not key:
+            raise InputError(f"The probe task {source}: {why}.") from error
+        raise InputError(f"Bad value {key}={fault['input']!r} in the probe task {source}: {why}.") from error
+
+
+def _unknown(key: str, model: type[ProbeTask], source: str) -> str:
+    others = [kind.name for kind in kinds.KINDS.values() if key in kind.settings.model_fields]
+    if others:
+        kind = next(kind.name for kind in kinds.KINDS.values() if kind.settings is model)
+        return (
+            f"The key {key} in the probe task {source} is one of kind {' and '.join(others)}, and the task is of kind "
+            f"{kind}; leave it out, or set kind."
+        )
+    near = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0.0)[0]
+    return f"Unknown key {key} in the probe task {source}. Did you mean {near}?"
 
 
 def check_task(task: ProbeTask) -> None:
-    """Look at the first file of each split.
+    """All that can be known of a task before anything is trained.
 
     Raises:
-        InputError: no file, a missing column, or no network for a data set on the Hub.
+        InputError: as `Kind.check`.
     """
-    for uri in (task.train, task.test):
-        if uri is None:
-            continue
-        try:
-            found = tables.columns(uri)
-        except Exception as error:  # of whatever client serves the URI
-            if uri.startswith("hf://"):
-                fault = type(error.__cause__ or error).__name__
-                raise InputError(
-                    f"The probe task {task.name} is read from the Hugging Face Hub, which needs a network and "
-                    f"pip install 'raybert[hub]' ({fault}); or name it as {task.name}@URI, the directory with its "
-                    "train and test parquet files, or give a task's YAML file."
-                ) from error
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{uri} of the probe task {task.name} cannot be read: {error}.") from error
-        missing = [column for column in (*task.columns, task.label) if column not in found]
-        if missing:
-            raise InputError(
-                f"{uri} has no column {missing[0]} for the probe task {task.name}; it has {', '.join(found)}."
-            )
-        refuse_twins(uri, found, [*task.columns, task.label])
+    kinds.of_task(task).check(task)
+
+
+def held_out(tasks: Iterable[ProbeTask]) -> frozenset[int]:
+    """Digests of the texts that the tasks judge by, which `prepare` then leaves out of what is trained on.
+
+    Raises:
+        InputError: the texts of a task cannot be read.
+    """
+    return digests(text for task in tasks for text in kinds.of_task(task).held_out(task))
 
 
 def passed_over(task: ProbeTask) -> str:
     """A line for a person: which files at the task's URIs are not read, and why; empty where all are."""
     return sentence(
-        [passed for uri in dict.fromkeys((task.train, task.test)) if uri for passed in tables.passed_over(uri)]
+        [passed for uri in dict.fromkeys(uri for uri, _ in task.files) for passed in tables.passed_over(uri)]
     )
 
 
@@ -169,7 +157,7 @@ def _in_folder(task: ProbeTask, folder: str) -> ProbeTask:
     Raises:
         InputError: there is no file for a split, or it lacks a column.
     """
-    if task.test is None:
+    if not isinstance(task, LabelledTask) or task.test is None:
         raise InputError(f"The probe task {task.name} comes with a Python package; name it without @{folder}.")
     files = [file for file, below in storage.find_files(folder) if not is_hidden(below)]
     if not files:

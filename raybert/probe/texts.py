@@ -1,27 +1,51 @@
-"""The sampled texts of a probe task with their classes as integers."""
+"""Texts with a label each: what such a task says of its files, and the sampled texts with their classes as integers."""
 
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from raybert.data.text.held_out import digests
 from raybert.data.text.values import MISSING, refusal, text_of
 from raybert.encode import Text
 from raybert.errors import InputError
 from raybert.probe import tables
-from raybert.probe.tasks import ProbeTask
+from raybert.probe.kind import ProbeTask
 
 # ASCII digits: str.isdigit is also true of digits that int() refuses, such as those in a circle.
 INTEGER = re.compile(r"-?[0-9]{1,100}")
 FLOAT = re.compile(r"-?[0-9]{1,100}\.0*")
 TRUTH = {"true": "1", "false": "0", "1": "1", "0": "0"}
 TEST_SHARE = 0.25  # of the texts, where the task has no test file and says no numbers
+
+
+class LabelledTask(ProbeTask):
+    """Texts with labels, and how they are sampled. The first rows are taken, or random ones when a seed is given."""
+
+    URIS: ClassVar[tuple[str, ...]] = ("train", "test")
+
+    train: str = Field(description="parquet, csv or jsonl: a file, directory or glob, at any URI or beside the YAML")
+    test: str | None = Field(default=None, description="the same; without it, texts of `train` are held out")
+    text: str | tuple[str, str] = Field(default="text", description="text column, or the two columns of a pair")
+    label: str = "label"
+    label_names: list[str] = Field(default_factory=list, description="names of integer labels 0, 1, ...")
+    n_train: int | None = Field(default=None, gt=1, description="training rows to use; all when not set")
+    n_test: int | None = Field(default=None, gt=0, description="test rows to use; all when not set")
+    seed: int | None = Field(default=None, ge=0, description="draw rows at random; None: the first rows")
+
+    @property
+    def columns(self) -> list[str]:
+        """The text column, or the two of a pair."""
+        return [self.text] if isinstance(self.text, str) else list(self.text)
+
+    @property
+    def files(self) -> list[tuple[str, list[str]]]:
+        return [(uri, [*self.columns, self.label]) for uri in (self.train, self.test) if uri is not None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +69,7 @@ class Texts:
         return values[: self.n_train], values[self.n_train :]
 
 
-def load_texts(task: ProbeTask) -> Texts:
+def load_texts(task: LabelledTask) -> Texts:
     """Read and sample the task's texts. The same files give the same texts, always.
 
     Raises:
@@ -80,23 +104,21 @@ def load_texts(task: ProbeTask) -> Texts:
     )
 
 
-def held_out(tasks: Iterable[ProbeTask]) -> frozenset[int]:
-    """Digests of the tasks' test texts, which `prepare` then leaves out of what is trained on.
-
-    Of a task with a test file they are all that it holds, so that `n_test` may be raised later.
+def test_texts(task: LabelledTask) -> Iterator[str]:
+    """Every text of the test file, so that `n_test` may be raised later; without one, the texts that are held out.
 
     Raises:
         InputError: as `load_texts`.
     """
-    whole = (task if task.test is None else task.model_copy(update={"n_test": None}) for task in tasks)
-    tests = (texts.split(texts.texts)[1] for texts in map(load_texts, whole))
-    return digests(part for test in tests for text in test for part in ([text] if isinstance(text, str) else text))
+    texts = load_texts(task if task.test is None else task.model_copy(update={"n_test": None}))
+    for text in texts.split(texts.texts)[1]:
+        yield from [text] if isinstance(text, str) else text
 
 
 Sample = tuple[Text, str]
 
 
-def _sample(task: ProbeTask, uri: str, size: int | None) -> tuple[list[Sample], int]:
+def _sample(task: LabelledTask, uri: str, size: int | None) -> tuple[list[Sample], int]:
     """`size` samples (all, when None) and how many rows were passed over."""
     dropped = 0
 
@@ -116,24 +138,40 @@ def _sample(task: ProbeTask, uri: str, size: int | None) -> tuple[list[Sample], 
     return [samples[i] for i in order], dropped
 
 
-def _to_sample(task: ProbeTask, row: tables.Row) -> Sample | None:
+def _to_sample(task: LabelledTask, row: tables.Row) -> Sample | None:
     """None where a text or the label is missing."""
     *parts, label = row.values
-    texts = [_text(part, row, column) for part, column in zip(parts, task.columns, strict=True)]
+    texts = [text_in(part, row, column) for part, column in zip(parts, task.columns, strict=True)]
     name = _label(label, row, task.label)
     if "" in texts or name == "":
         return None
     return (texts[0] if len(texts) == 1 else (texts[0], texts[1])), name
 
 
-def _text(value: Any, row: tables.Row, column: str) -> str:
-    """Empty where it is missing."""
+def text_in(value: Any, row: tables.Row, column: str) -> str:
+    """The text in a row's column; empty where it is missing.
+
+    Raises:
+        InputError: the value is no text.
+    """
     text = text_of(value)
     if isinstance(text, str):
         return text
     if text != MISSING:
         raise refusal(text, row.place, column)
     return ""
+
+
+def full_text(value: Any, row: tables.Row, column: str) -> str:
+    """As `text_in`, where a text may not be missing.
+
+    Raises:
+        InputError: the value is no text, or one of white space alone.
+    """
+    text = text_in(value, row, column)
+    if not text.strip():
+        raise InputError(f"{row.place}: the text in column {column} is empty; remove the row.")
+    return text
 
 
 def _label(value: Any, row: tables.Row, column: str) -> str:
@@ -151,13 +189,13 @@ def _label(value: Any, row: tables.Row, column: str) -> str:
         raise InputError(
             f"{row.place}: the label {value!r} is no class: column {column} must hold integers or strings."
         )
-    name = _text(value, row, column).strip()
+    name = text_in(value, row, column).strip()
     if FLOAT.fullmatch(name):  # csv of a column that was once one of floats
         return str(int(name.partition(".")[0]))
     return name
 
 
-def _hold_out(task: ProbeTask) -> tuple[list[Sample], list[Sample], int]:
+def _hold_out(task: LabelledTask) -> tuple[list[Sample], list[Sample], int]:
     """Split one set of texts at random; a text that occurs twice is taken once, so it cannot be on both sides."""
     samples, dropped = _sample(task.model_copy(update={"seed": task.seed or 0}), task.train, None)
     unique = list({text: (text, label) for text, label in reversed(samples)}.values())[::-1]
@@ -179,7 +217,7 @@ def _with_one_spelling(train: list[Sample], test: list[Sample]) -> tuple[list[Sa
     return [(text, spellings[label]) for text, label in train], [(text, spellings[label]) for text, label in test]
 
 
-def _class_names(task: ProbeTask, train: list[str], test: list[str]) -> list[str]:
+def _class_names(task: LabelledTask, train: list[str], test: list[str]) -> list[str]:
     """The classes of the training texts: integers in their order, else by name."""
     classes = set(train)
     unseen = sorted(set(test) - classes)
@@ -200,7 +238,7 @@ def _class_names(task: ProbeTask, train: list[str], test: list[str]) -> list[str
     return _ordered(classes)
 
 
-def _first_rows(task: ProbeTask) -> str:
+def _first_rows(task: LabelledTask) -> str:
     """What may be the matter when classes are missing: the rows are sorted by their label."""
     if task.n_train is None or task.seed is not None or task.test is None:
         return ""
@@ -215,7 +253,7 @@ def _ordered(classes: set[str]) -> list[str]:
     return sorted(classes, key=lambda name: (int(name) if numbers else 0, name))
 
 
-def _shown(task: ProbeTask, names: list[str]) -> list[str]:
+def _shown(task: LabelledTask, names: list[str]) -> list[str]:
     """The task's own names for labels 0, 1, ...; other labels name themselves."""
     given = dict(enumerate(task.label_names))
     return [given.get(int(name), name) if INTEGER.fullmatch(name) else name for name in names]

@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike
 
 from raybert.encode import POOLINGS
+from raybert.probe import kinds
 from raybert.report.read import Baselines, Probe, Score
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), made for colour-blind readers too; the page has its dark twin.
@@ -49,8 +50,9 @@ MAX_POINTS = 600
 """Points of a drawn curve: about what the screen can show, and a bound on the page's size."""
 
 PERCENT = FuncFormatter(lambda value, _: f"{round(100 * value, 6):g} %")
+POINTS = FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}")
 
-Mark = Literal["line", "faint", "dash", "dashdot", "dot", "point", "area"]
+Mark = Literal["line", "faint", "dash", "dashdot", "longdash", "dot", "point", "area"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,16 @@ class Key:
     mark: Mark = "line"
 
 
+# Of the baselines without an encoder: mark and matplotlib's line style.
+PLAIN: dict[str, tuple[Mark, Any]] = {
+    "majority": ("dot", (0, (1, 2))),
+    "tfidf": ("line", "solid"),
+    "bm25": ("longdash", (0, (9, 3))),
+}
+
+
 def draw_scores(axes: Axes, probes: Sequence[Probe], place: Callable[[list[int], int], ArrayLike]) -> list[Key]:
-    """The test accuracy of each pooling with its 95 % intervals.
+    """The headline of each pooling with its 95 % intervals.
 
     Args:
         place: steps and the number of the pooling -> where they stand on the x axis.
@@ -72,8 +82,8 @@ def draw_scores(axes: Axes, probes: Sequence[Probe], place: Callable[[list[int],
     for number, pooling in enumerate(dict.fromkeys(pooling for probe in probes for pooling in probe.scores)):
         colour = POOLING_COLOURS.get(pooling, "purple")
         shown = [(probe.step, probe.scores[pooling]) for probe in probes if pooling in probe.scores]
-        y = np.array([score.accuracy for _, score in shown])
-        low, high = np.array([score.interval or (score.accuracy,) * 2 for _, score in shown]).T
+        y = np.array([score.value for _, score in shown])
+        low, high = np.array([score.interval or (score.value,) * 2 for _, score in shown]).T
         axes.errorbar(
             place([step for step, _ in shown], number),
             y,
@@ -101,12 +111,13 @@ def draw_baselines(axes: Axes, baselines: Baselines) -> list[Key]:
         for pooling, score in baselines.start.items()
         if score != baselines.untrained.get(pooling)
     ]
-    lines.append(("majority class", baselines.majority, "ink", "dot", (0, (1, 2))))
-    lines.append(("TF-IDF + logistic regression", baselines.tfidf, "ink", "line", "solid"))
+    for name, title in kinds.BASELINES.items():
+        mark, style = PLAIN[name]
+        lines.append((title, baselines.plain.get(name), "ink", mark, style))
     drawn = [line for line in lines if line[1] is not None]
     for _, score, colour, _, style in drawn:
         assert score is not None
-        axes.axhline(score.accuracy, color=COLOURS[colour], linestyle=style, linewidth=1.3)
+        axes.axhline(score.value, color=COLOURS[colour], linestyle=style, linewidth=1.3)
     return [Key(label, colour, mark) for label, _, colour, mark, _ in drawn]
 
 

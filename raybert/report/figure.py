@@ -12,7 +12,19 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from raybert import storage
 from raybert.model.objective import TITLES
-from raybert.report.drawing import COLOURS, MARKERS, PERCENT, STYLE, draw_baselines, draw_scores, smooth, thin
+from raybert.probe import kinds
+from raybert.report.drawing import (
+    COLOURS,
+    MARKERS,
+    PERCENT,
+    PLAIN,
+    POINTS,
+    STYLE,
+    draw_baselines,
+    draw_scores,
+    smooth,
+    thin,
+)
 from raybert.report.read import RunData, read_run
 
 PNG: dict[Any, Any] = STYLE | {"savefig.dpi": 160, "savefig.facecolor": "white", "legend.frameon": False}
@@ -85,17 +97,19 @@ def _probes(axes: Axes, run: RunData, task: str, in_tokens: Callable[[Any], np.n
     probes = run.of_task(task)
     draw_scores(axes, probes, lambda steps, _: in_tokens(steps))
     # Entries of their own: of the untrained encoder, and of the start, there is a line for each pooling, in its colour.
-    names = {"dash": "the same, untrained", "dashdot": "the start", "line": "TF-IDF", "dot": "majority class"}
-    styles: dict[str, Any] = {"dash": (0, (5, 3)), "dashdot": (0, (6, 2, 1, 2)), "line": "solid", "dot": "dotted"}
+    plain = {mark: name for name, (mark, _) in PLAIN.items()}
+    names = {"dash": "the same, untrained", "dashdot": "the start"} | {m: kinds.BASELINES[n] for m, n in plain.items()}
+    styles: dict[str, Any] = {"dash": (0, (5, 3)), "dashdot": (0, (6, 2, 1, 2))} | dict(PLAIN.values())
     for mark in dict.fromkeys(key.mark for key in draw_baselines(axes, probes[-1].baselines)):
         axes.plot(
             [],
             [],
-            color=COLOURS["muted" if mark.startswith("dash") else "ink"],
+            color=COLOURS["ink" if mark in plain else "muted"],
             linestyle=styles[mark],
             label=names[mark],
         )
-    axes.set_title(f"Probe {task}: test accuracy, 95 % intervals", loc="left")
-    axes.yaxis.set_major_formatter(PERCENT)
+    headline = probes[-1].kind.headline
+    axes.set_title(f"Probe {task}: {headline.label}, 95 % intervals", loc="left")
+    axes.yaxis.set_major_formatter(PERCENT if headline.share else POINTS)
     # Below the axes: no place inside is free of data for every run.
     axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))

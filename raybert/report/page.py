@@ -11,8 +11,11 @@ import yaml
 from markupsafe import Markup
 
 from raybert import storage
+from raybert.probe import kinds
+from raybert.probe.kind import Headline
 from raybert.records import format_seconds
 from raybert.report.beyond import against_start, verdict
+from raybert.report.overview import overview
 from raybert.report.plots import Chart, learning_charts, machine_charts, probe_chart
 from raybert.report.read import WAITS, Missed, Probe, RunData, percent, read_run
 
@@ -47,6 +50,7 @@ def render(run: RunData) -> str:
         learning=learning_charts(run),
         machine=machine_charts(run),
         tasks=[_task(run, task, index) for index, task in enumerate(run.tasks)],
+        overview=overview(run),
         config=yaml.safe_dump(dict(run.settings), sort_keys=False, allow_unicode=True),
         versions=run.versions,
         manifest=run.about.get("manifest", ""),
@@ -82,12 +86,10 @@ def _beside(probe: Probe, pooling: str) -> str:
     found = {
         "untrained": baselines.untrained.get(pooling),
         "start": baselines.start.get(pooling),
-        "majority class": baselines.majority,
-        "TF-IDF": baselines.tfidf,
+        **{title: baselines.plain.get(name) for name, title in kinds.BASELINES.items()},
     }
     shown = [f"{name} {score}" for name, score in found.items() if score]
-    if baselines.tfidf_absent:
-        shown.append(f"no TF-IDF ({baselines.tfidf_absent})")
+    shown += [f"no {kinds.BASELINES[name]} ({why})" for name, why in baselines.absent.items()]
     return ", ".join(shown) or "no recorded baseline"
 
 
@@ -131,6 +133,9 @@ class TaskPart:
     beside: str
     gains: str
     against_start: str
+    headline: Headline | None
+    plain: Sequence[tuple[str, str]]  # baselines without an encoder that some result has, and their titles
+    summary: str
     tuned: bool  # some result has C tuned
     collapsed: Sequence[str]  # sentences on the last result's vectors
     spread: str
@@ -164,6 +169,13 @@ def _task(run: RunData, task: str, index: int) -> TaskPart:
         beside=_beside(probes[-1], confusion.pooling) if confusion else "",
         gains=_gains(probes[-1]) if probes else "",
         against_start=against_start(probes[-1]) if probes else "",
+        headline=probes[-1].kind.headline if probes else None,
+        plain=[
+            (name, title)
+            for name, title in kinds.BASELINES.items()
+            if probes and (name in probes[-1].baselines.plain or name in probes[-1].baselines.absent)
+        ],
+        summary=probes[-1].kind.summary(probes[-1].raw) if probes else "",
         tuned=any("tuning" in probe.raw for probe in probes),
         collapsed=_collapsed(probes[-1]) if probes else [],
         spread=_spread(probes[-1]) if probes else "",
@@ -193,11 +205,9 @@ def _gains(probe: Probe) -> str:
         before = probe.baselines.untrained.get(pooling)
         if before is None:
             continue
-        (low, high), (low_before, high_before) = (
-            one.interval or (one.accuracy, one.accuracy) for one in (score, before)
-        )
+        (low, high), (low_before, high_before) = (one.interval or (one.value, one.value) for one in (score, before))
         apart = low > high_before or high < low_before
-        change = 100 * (score.accuracy - before.accuracy)
+        change = 100 * (score.value - before.value)
         parts.append(f"{pooling} {change:+.1f} points ({'intervals apart' if apart else 'intervals overlap'})")
     return f"Step {probe.step:,} against the same encoder untrained: {', '.join(parts)}." if parts else ""
 

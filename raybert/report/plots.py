@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from raybert.report.drawing import (
     COLOURS,
     PERCENT,
+    POINTS,
     STYLE,
     Key,
     bin_means,
@@ -70,7 +71,7 @@ def machine_charts(run: RunData) -> list[Chart]:
 
 
 def probe_chart(probes: Sequence[Probe], name: str, *, wide: bool) -> Chart:
-    """Test accuracy by step of one task: a line a pooling with its 95 % intervals, and the baselines across."""
+    """The headline by step of one task: a line a pooling with its 95 % intervals, and the baselines across."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure((10.5, 4.2) if wide else (6.0, 4.2))
         poolings = len({pooling for probe in probes for pooling in probe.scores})
@@ -81,11 +82,13 @@ def probe_chart(probes: Sequence[Probe], name: str, *, wide: bool) -> Chart:
             return [step + (number - (poolings - 1) / 2) * span * 0.006 for step in steps]
 
         keys = draw_scores(axes, probes, side_by_side) + draw_baselines(axes, probes[-1].baselines)
-        axes.set_ylabel("test accuracy")
-        axes.yaxis.set_major_formatter(PERCENT)
+        headline = probes[-1].kind.headline
+        axes.set_ylabel(headline.label)
+        axes.yaxis.set_major_formatter(PERCENT if headline.share else POINTS)
         axes.margins(y=0.08)
         _steps(axes, span * 1.02)
-        return Chart(name, "Test accuracy by step", _svg(figure, name), keys)
+        title = headline.title[0].upper() + headline.title[1:]
+        return Chart(name, f"{title} by step", _svg(figure, name), keys)
 
 
 def _curve(

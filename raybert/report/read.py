@@ -6,11 +6,12 @@ from typing import Any, TypeVar
 
 from raybert import storage
 from raybert.config import look_up, read_yaml_mapping, run_directory
-from raybert.encode import POOLINGS
 from raybert.errors import InputError
+from raybert.probe import kinds
+from raybert.probe.kind import Headline, Kind
 from raybert.probe.service import queue
 from raybert.probe.service.queue import Records
-from raybert.records import LARGEST, METRICS, Lines, by_step, read_failure, read_lines
+from raybert.records import LARGEST, METRICS, Lines, by_step, is_number, read_failure, read_lines
 
 T = TypeVar("T", int, str, list[Any])
 CONFIG = "config.yaml"
@@ -19,32 +20,32 @@ WAITS = ("data", "checkpoint", "report", "validation")
 
 @dataclass(frozen=True)
 class Score:
-    """One classifier's result on a probe task. Shares in 0..1; None where the record does not say."""
+    """One result on a probe task: the headline of the task's kind, in 0..1 or -1..1; None where the record does not
+    say."""
 
-    accuracy: float
+    value: float
     interval: tuple[float, float] | None = None
-    train_accuracy: float | None = None
-    macro_f1: float | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)  # the kind's other figures
     tuned_accuracy: float | None = None
     tuned_c: float | None = None
     collapsed: str = ""  # a sentence, of vectors that have
+    unit: str = " %"
 
     def __str__(self) -> str:
-        """``71.2 % [68.9, 73.4]``: the accuracy with its interval, as far as the record has one."""
-        text = percent(self.accuracy)
+        """``71.2 % [68.9, 73.4]``: the headline times 100 with its interval, as far as the record has one."""
+        text = f"{100 * self.value:.1f}{self.unit}"
         return f"{text} [{100 * self.interval[0]:.1f}, {100 * self.interval[1]:.1f}]" if self.interval else text
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """What a probe's accuracy is to be compared with: no features, no training, the run's start, no encoder."""
+    """What a probe's headline is to be compared with: no training, the run's start, no encoder."""
 
-    majority: Score | None = None
     untrained: Mapping[str, Score] = field(default_factory=dict)
     start: Mapping[str, Score] = field(default_factory=dict)
     start_absent: str = ""  # why there is none
-    tfidf: Score | None = None
-    tfidf_absent: str = ""  # why there is none
+    plain: Mapping[str, Score] = field(default_factory=dict)  # without an encoder, by the names of kinds.BASELINES
+    absent: Mapping[str, str] = field(default_factory=dict)  # why one of those is missing
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Probe:
 
     task: str
     step: int
+    kind: Kind
     scores: Mapping[str, Score]
     baselines: Baselines
     raw: Mapping[str, Any]
@@ -148,9 +150,9 @@ class RunData:
         return [probe for probe in self.of_task(task) if probe.step > 0]
 
     def best(self, task: str) -> tuple[Probe, str] | None:
-        """The trained probe and the pooling of the highest test accuracy."""
+        """The trained probe and the pooling of the highest headline."""
         pairs = [(probe, pooling) for probe in self.trained(task) for pooling in probe.scores]
-        return max(pairs, key=lambda pair: pair[0].scores[pair[1]].accuracy, default=None)
+        return max(pairs, key=lambda pair: pair[0].scores[pair[1]].value, default=None)
 
     def unrecorded(self, task: str) -> list[int]:
         """Steps that were due for a probe, by the present settings, and have neither result nor reason."""
@@ -168,6 +170,14 @@ class RunData:
         """All steps done and each probe recorded, or failed: nothing will be added."""
         done = self.steps_done >= self.steps_planned and not any(self.unrecorded(task) for task in self.tasks)
         return done or bool(self.failure)
+
+    @property
+    def suite(self) -> tuple[str, list[str]]:
+        """The suite's name and the names of its tasks; empty where the run has none."""
+        found = self.about.get("suite")
+        if not isinstance(found, dict):
+            return "", []
+        return str(found.get("name", "")), [str(task) for task in _of_kind(found.get("tasks"), [])]
 
     def setting(self, dotted: str, default: T) -> T:
         """A value of the config; the default where it has none, or one of another kind (somebody changed the file)."""
@@ -268,51 +278,54 @@ def by_task(found: Records) -> tuple[list[Probe], list[Missed]]:
     probes, missed = [], []
     for record in found.good.values():
         task, step = record["task"], record["step"]
-        if record["status"] == "done":
-            probes.append(_probe(task, step, record))
+        kind = kinds.of_record(record)
+        if kind is None:
+            missed.append(Missed(task, step, "unknown", f"this version knows no kind {record['kind']}"))
+        elif record["status"] == "done":
+            probes.append(_probe(task, step, kind, record))
         else:
             missed.append(Missed(task, step, record["status"], record["reason"]))
     return sorted(probes, key=lambda p: (p.task, p.step)), sorted(missed, key=lambda m: (m.task, m.step))
 
 
-def _probe(task: str, step: int, record: Mapping[str, Any]) -> Probe:
-    found = [key for key, value in record.items() if isinstance(value, Mapping) and "test_accuracy" in value]
-    poolings = [*(p for p in POOLINGS if p in found), *(p for p in found if p not in POOLINGS)]
-    baselines = record.get("baselines") or {}
+def _probe(task: str, step: int, kind: Kind, record: Mapping[str, Any]) -> Probe:
+    of, baselines = kind.headline, record.get("baselines") or {}
+    plain = {name: baselines.get(name) for name in kinds.BASELINES}
     return Probe(
         task=task,
         step=step,
-        scores={pooling: score for pooling in poolings if (score := _score(record[pooling]))},
+        kind=kind,
+        scores={name: score for name in kinds.poolings(record) if (score := _score(record[name], of))},
         baselines=Baselines(
-            majority=_score(baselines.get("majority")),
-            untrained=_scores(baselines.get("untrained", {})),
-            start=_scores(baselines.get("start", {})),
+            untrained=_scores(baselines.get("untrained", {}), of),
+            start=_scores(baselines.get("start", {}), of),
             start_absent=str(look_up(baselines, "start.absent") or ""),
-            tfidf=_score(baselines.get("tfidf")),
-            tfidf_absent=str(look_up(baselines, "tfidf.absent") or ""),
+            plain=_scores(plain, of),
+            absent={name: str(why) for name in plain if (why := look_up(baselines, f"{name}.absent"))},
         ),
         raw=record,
     )
 
 
-def _scores(by_pooling: Mapping[str, Any]) -> dict[str, Score]:
-    return {pooling: score for pooling, value in by_pooling.items() if (score := _score(value)) is not None}
+def _scores(by_name: Mapping[str, Any], of: Headline) -> dict[str, Score]:
+    return {name: score for name, value in by_name.items() if (score := _score(value, of)) is not None}
 
 
-def _score(value: Any) -> Score | None:
-    """A score from its record, or from an accuracy alone."""
-    if isinstance(value, Mapping) and "test_accuracy" in value:
+def _score(value: Any, of: Headline) -> Score | None:
+    """A score from its record, or from a headline alone."""
+    headline = of.of(value)
+    if headline is not None:
         lo_hi = value.get("interval")
         return Score(
-            accuracy=float(value["test_accuracy"]),
+            value=headline,
             interval=(float(lo_hi[0]), float(lo_hi[1])) if lo_hi else None,
-            train_accuracy=value.get("train_accuracy"),
-            macro_f1=value.get("macro_f1"),
+            beside={key: float(value[key]) for key in of.others if is_number(value.get(key))},
             tuned_accuracy=value.get("tuned_accuracy"),
             tuned_c=value.get("tuned_c"),
             collapsed=str(value.get("collapsed", "")),
+            unit=of.unit,
         )
-    return Score(accuracy=float(value)) if isinstance(value, int | float) else None
+    return Score(value=float(value), unit=of.unit) if is_number(value) else None
 
 
 def percent(share: float) -> str:

@@ -8,15 +8,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from raybert.encode import POOLINGS
-from raybert.probe.show import percent_range
+from raybert.probe.show import SHORT, percent_range
 from raybert.report.beyond import verdict
 from raybert.report.read import Probe, RunData, Score, read_run
 
 
 def closing_table(run_uri: str, *, last: int | None = None) -> Table:
-    """Losses, speed and probe accuracy by step; a row for every validation, every probe (missed ones too), the end.
+    """Losses, speed and probe results by step; a row for every validation, every probe (missed ones too), the end.
 
-    Accuracies are in per cent of the test texts, followed by their 95 % interval; below the baselines stand those with
+    Headlines are shown times 100, followed by their 95 % interval; below the baselines stand those with
     C tuned. With `last` the table is short: so many rows of steps and of tuned figures, and no sentence on them.
 
     Raises:
@@ -38,30 +38,31 @@ def run_table(run: RunData, *, last: int | None = None) -> Table:
     )
     for name in ("step", "train\nloss", "valid.\nMLM", "\ntokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
-    if several:
-        table.add_column("\nprobe", justify="right")
     for pooling in poolings:
-        table.add_column(escape(f"{pooling} %\n95 % interval"), justify="right", no_wrap=True)
+        table.add_column(escape(f"{pooling}\n95 % interval"), justify="right", no_wrap=True)
     curves = [run.series(key) for key in ("loss", "validation.mlm_loss", "tokens_per_second")]
     tuned = {task: _tuned_rows(run.of_task(task)[-1], poolings) for task in run.tasks if run.of_task(task)}
     most = None if last is None else max(2, last - sum(map(len, tuned.values())))
-    for step in _steps(run)[-most if most else None :]:
+    shown = _steps(run)[-most if most else None :]
+    for step in shown:
         figures = [_at(step, curve, form) for curve, form in zip(curves, ("{:.3f}", "{:.3f}", "{:,.0f}"), strict=True)]
-        tasks = [task for task in run.tasks if step in _probed(run, task)] or [""]
-        for place, task in enumerate(tasks):
-            left = [f"{step:,}", *figures] if place == 0 else [""] * 4
-            table.add_row(*left, *([escape(task)] if several else []), *_probe_cells(run, task, step, poolings))
+        # Several tasks have no room side by side, so each has a part of its own below.
+        cells = _probe_cells(run, run.tasks[0], step, poolings) if run.tasks and not several else []
+        table.add_row(f"{step:,}", *figures, *cells)
     for task in run.tasks:
+        table.add_section()
+        if several:
+            table.add_row(*[""] * 4, f"[bold]{escape(task)}[/bold]")
+            for step in shown:
+                if step in _probed(run, task):
+                    table.add_row(f"{step:,}", *[""] * 3, *_probe_cells(run, task, step, poolings))
         if probes := run.of_task(task):
-            table.add_section()
             for name, scores in _baseline_rows(probes[-1], poolings):
-                cells = [score_cell(score) for score in scores]
-                table.add_row(name, "", "", "", *([escape(task)] if several else []), *cells)
-            if tuned[task]:
+                table.add_row(name, *[""] * 3, *(score_cell(score) for score in scores))
+            if tuned[task] and not several:
                 table.add_section()
             for name, scores in tuned[task]:
-                cells = [tuned_cell(score) for score in scores]
-                table.add_row(name, "", "", "", *([escape(task)] if several else []), *cells)
+                table.add_row(name, *[""] * 3, *(tuned_cell(score) for score in scores))
     return table
 
 
@@ -98,13 +99,12 @@ def _probe_cells(run: RunData, task: str, step: int, poolings: Sequence[str]) ->
 
 def _baseline_rows(probe: Probe, poolings: Sequence[str]) -> list[tuple[str, list[Score | None]]]:
     baselines = probe.baselines
-    start = [("start", [baselines.start.get(pooling) for pooling in poolings])] if baselines.start else []
-    return [
-        ("untrained", [baselines.untrained.get(pooling) for pooling in poolings]),
-        *start,
-        ("majority", [baselines.majority] * len(poolings)),
-        ("TF-IDF", [baselines.tfidf] * len(poolings)),
-    ]
+    rows: list[tuple[str, list[Score | None]]] = []
+    for name, scores in (("untrained", baselines.untrained), ("start", baselines.start)):
+        if scores or name == "untrained":
+            rows.append((name, [scores.get(pooling) for pooling in poolings]))
+    plain = {name: baselines.plain.get(name) for name in SHORT if name in {*baselines.plain, *baselines.absent}}
+    return rows + [(SHORT[name], [score] * len(poolings)) for name, score in plain.items()]
 
 
 def _tuned_rows(probe: Probe, poolings: Sequence[str]) -> list[tuple[str, list[Score | None]]]:
@@ -122,7 +122,7 @@ def tuned_cell(score: Score | None) -> str:
 
 def score_cell(score: Score | None) -> str:
     """``71.2 68.9–73.4``, or nothing."""
-    return "" if score is None else percent_range(score.accuracy, score.interval)
+    return "" if score is None else percent_range(score.value, score.interval)
 
 
 def _caption(run: RunData, *, short: bool) -> str:
@@ -131,8 +131,9 @@ def _caption(run: RunData, *, short: bool) -> str:
     lines += [f"{m.task} at step {m.step:,} {m.status}: {m.reason}" for m in run.missed]
     for task in run.tasks:
         if probes := run.of_task(task):
-            sizes = (probes[-1].raw.get("n_train", "?"), probes[-1].raw.get("n_test", "?"))
-            lines.append(f"{task}: logistic regression on {sizes[0]} texts, tested on {sizes[1]}")
+            headline = probes[-1].kind.headline
+            shown = "" if headline.share else f"{headline.label}; "
+            lines.append(f"{task}: {shown}{probes[-1].kind.summary(probes[-1].raw)}")
             if not short:
                 tuning = probes[-1].raw.get("tuning")
                 lines += [f"C tuned: step {probes[-1].step:,} and its baselines, {tuning}"] if tuning else []

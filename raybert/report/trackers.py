@@ -26,6 +26,7 @@ from raybert import storage
 from raybert.config import Config
 from raybert.errors import one_line
 from raybert.model.objective import TITLES
+from raybert.probe import kinds
 from raybert.records import is_number, read_object
 from raybert.report.watch import Subscriber, watching
 
@@ -168,17 +169,22 @@ def figures(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def probe_figures(record: Mapping[str, Any]) -> dict[str, float]:
-    """Test accuracies of a probe and of its baselines, with C = 1 and with C tuned: probe/TASK/..."""
-    if record.get("status", "done") != "done":
+    """The headlines of a probe and of its baselines, with C = 1 and with C tuned: probe/TASK/..."""
+    kind = kinds.of_record(record)
+    if record.get("status", "done") != "done" or kind is None:
         return {}
     baselines = record.get("baselines", {})
-    found = dict(record) | {name: baselines.get(name) for name in ("tfidf", "majority")}
+    found = dict(record) | {name: baselines.get(name) for name in kinds.BASELINES}
     for which in ("untrained", "start"):
         found |= {f"{name}_{which}": score for name, score in baselines.get(which, {}).items()}
-    scores = {name: score for name, score in found.items() if isinstance(score, Mapping) and "test_accuracy" in score}
-    values = {name: score["test_accuracy"] for name, score in scores.items()}
-    values |= {f"{name}_tuned": score["tuned_accuracy"] for name, score in scores.items() if "tuned_accuracy" in score}
-    return {f"probe/{record['task']}/{name}": float(value) for name, value in values.items()}
+    values: dict[str, float] = {}
+    for name, score in found.items():
+        headline = kind.headline.of(score)
+        if headline is not None:
+            values[name] = headline
+            if "tuned_accuracy" in score:
+                values[f"{name}_tuned"] = float(score["tuned_accuracy"])
+    return {f"probe/{record['task']}/{name}": value for name, value in values.items()}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

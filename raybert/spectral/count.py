@@ -12,8 +12,9 @@ from itertools import pairwise
 import numpy as np
 
 from raybert.data.shards import UnitRows
+from raybert.tokenizer import GPT2, Vocabulary
 
-GAP = 65_535  # between windows, where no text token can be
+GAP = 65_535  # between windows, where no text token can be; of a vocabulary with wider ids its size
 # Occurrences that are counted at once: their neighbours and the rows that they are counted into stay in a core's cache.
 OCCURRENCES = 1 << 13
 GROUP_ROWS = 16
@@ -31,20 +32,26 @@ class Counts:
         return len(self.starts) - 1
 
 
-def lay_out(units: Iterable[UnitRows], reach: int) -> np.ndarray:
-    """uint16 tokens of all windows, one after the other, with `reach` gaps before, between and behind them."""
+def gap_of(vocabulary: Vocabulary) -> int:
+    """What lies between windows of this vocabulary."""
+    return max(GAP, vocabulary.size)
+
+
+def lay_out(units: Iterable[UnitRows], reach: int, vocabulary: Vocabulary = GPT2) -> np.ndarray:
+    """The tokens of all windows, one after the other, with `reach` gaps before, between and behind them."""
+    gap, kind = gap_of(vocabulary), vocabulary.dtype
     parts = []
     for unit in units:
         lengths = np.diff(unit.token_offsets)
-        room = np.full(len(unit.tokens) + reach * len(unit), GAP, np.uint16)
+        room = np.full(len(unit.tokens) + reach * len(unit), gap, kind)
         room[np.arange(len(unit.tokens)) + reach * np.repeat(np.arange(1, len(unit) + 1), lengths)] = unit.tokens
         parts.append(room)
-    return np.concatenate([*parts, np.full(reach, GAP, np.uint16)])
+    return np.concatenate([*parts, np.full(reach, gap, kind)])
 
 
-def frequencies(stream: np.ndarray, vocabulary: int) -> np.ndarray:
-    """int64 (V,): occurrences of each token in a laid-out stream."""
-    return np.bincount(stream, minlength=GAP + 1)[:vocabulary]
+def frequencies(stream: np.ndarray, tokens: int) -> np.ndarray:
+    """int64 (tokens,): occurrences of each text token in a laid-out stream."""
+    return np.bincount(stream, minlength=tokens)[:tokens]
 
 
 def pick_columns(frequency: np.ndarray, most: int) -> np.ndarray:
@@ -68,15 +75,15 @@ def count(stream: np.ndarray, chosen: np.ndarray, first: int, stop: int, reach: 
     the cache, which is several times as fast as counting pair by pair all over the matrix.
 
     Args:
-        stream: from `lay_out`, with the same reach.
+        stream: from `lay_out`, with the same reach; it begins with a gap.
         chosen: (C,) the tokens of the columns.
     """
     size = len(chosen)
-    column_of = np.full(GAP + 1, size, np.uint16)  # one more column, for tokens that have none and for gaps
+    column_of = np.full(int(stream[0]) + 1, size, np.uint16)  # one more column, for tokens that have none and for gaps
     column_of[chosen] = np.arange(size)
     columns = column_of[stream]
     (places,) = np.nonzero((stream >= first) & (stream < stop))
-    by_row = np.argsort(stream[places], kind="stable")  # of uint16, which numpy sorts by radix
+    by_row = np.argsort(stream[places], kind="stable")  # uint16 numpy sorts by radix
     places = places[by_row] - reach
     rows = stream[places + reach].astype(np.int64) - first
     neighbours = np.lib.stride_tricks.sliding_window_view(columns, 2 * reach + 1)

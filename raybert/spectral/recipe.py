@@ -61,9 +61,9 @@ def check(shards: ShardSet, recipe: Recipe, hidden_size: int) -> None:
         )
     if hidden_size > recipe.components:
         raise too_few(shards.uri, recipe.components, hidden_size)
-    seen = np.zeros(0, np.uint16)
+    seen = np.zeros(0, shards.vocabulary.dtype)
     for unit in recipe.sample(shards):  # the first one is enough for all but the strangest text
-        seen = np.union1d(seen, read_unit(shards.uri, unit).tokens)
+        seen = np.union1d(seen, read_unit(shards.uri, unit, shards.vocabulary).tokens)
         if len(seen) >= hidden_size:
             return
     raise too_few(shards.uri, len(seen), hidden_size)

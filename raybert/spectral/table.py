@@ -17,7 +17,7 @@ from raybert.data.shards import ShardSet, Unit, read_unit
 from raybert.errors import InputError, RunFailed, last_line
 from raybert.spectral import count, factorise, files
 from raybert.spectral.recipe import REMEDY, Recipe, too_few
-from raybert.tokenizer import NUM_TEXT_TOKENS
+from raybert.tokenizer import Vocabulary
 
 PARTS = 8  # tasks that read, and tasks that count; how many leaves no trace in the result
 MOST_THREADS = 4
@@ -88,7 +88,7 @@ def _places(shards: ShardSet, recipe: Recipe, run_uri: str) -> list[str]:
 def _make(shards: ShardSet, recipe: Recipe, run_uri: str, cpus: float, parts: int, bar: Progress) -> str:
     units = recipe.sample(shards)
     shares = [list(share) for share in np.array_split(np.array(units, object), min(parts, len(units)))]
-    read = [_read.options(num_cpus=cpus).remote(shards.uri, share, recipe.reach) for share in shares]
+    read = [_read.options(num_cpus=cpus).remote(shards.uri, share, recipe.reach, shards.vocabulary) for share in shares]
     _wait([found for _, found in read], bar, bar.add_task("reading", total=len(read)))
     frequency = np.sum(ray.get([found for _, found in read]), axis=0)
     chosen = count.pick_columns(frequency, recipe.columns)
@@ -116,10 +116,10 @@ def _wait(tasks: Sequence[Any], bar: Progress, shown: TaskID) -> None:
 
 
 @ray.remote(num_returns=2)
-def _read(uri: str, units: list[Unit], reach: int) -> tuple[np.ndarray, np.ndarray]:
+def _read(uri: str, units: list[Unit], reach: int, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of units, laid out, and how often each occurs."""
-    stream = count.lay_out((read_unit(uri, unit) for unit in units), reach)
-    return stream, count.frequencies(stream, NUM_TEXT_TOKENS)
+    stream = count.lay_out((read_unit(uri, unit, vocabulary) for unit in units), reach, vocabulary)
+    return stream, count.frequencies(stream, vocabulary.text_stop)
 
 
 @ray.remote

@@ -9,6 +9,7 @@ import yaml
 
 from raybert import storage
 from raybert.encode import POOLINGS
+from raybert.probe import kinds
 from raybert.report.read import percent
 from raybert.sweep.figures import figures, png
 from raybert.sweep.rates import best_rates, sentence
@@ -47,9 +48,16 @@ def write_summary(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> str:
         keys=list(sweep.space),
         tasks=tasks_of(outcomes),
         poolings=POOLINGS,
+        titles=kinds.BASELINES,
+        headlines={task: _headline(outcomes, task) for task in tasks_of(outcomes)},
         figures=drawn,
         settings=yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False),
     )
     uri = storage.join(sweep.uri, "sweep.html")
     storage.write_bytes(uri, page.encode())
     return uri
+
+
+def _headline(outcomes: Sequence[Outcome], task: str) -> str:
+    label = next(outcome.probes[task] for outcome in outcomes if task in outcome.probes).kind.headline.label
+    return label[0].upper() + label[1:]

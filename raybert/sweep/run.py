@@ -95,8 +95,8 @@ def check_data(planned: Sequence[Trial]) -> None:
     """
     configs = [trial.config for trial in planned]
     _require_one_loss(configs)
-    for config in {(c.data.shards, c.model.bert().max_position_embeddings): c for c in configs}.values():
-        shards = check_shards(config)
+    for config in {(c.data.shards, c.model): c for c in configs}.values():
+        _, shards = check_shards(config)
         if not shards.rows("validation"):
             raise InputError(
                 f"A sweep compares validation losses, and the shard set {shards.uri} has no validation windows; "

@@ -174,17 +174,16 @@ def to_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 def _probe_json(probe: Probe) -> dict[str, Any]:
     """A result beside what it has to be compared with."""
-    baselines = probe.baselines
-    start = {pooling: _score_json(score) for pooling, score in baselines.start.items()}
+    baselines, key = probe.baselines, probe.kind.headline.key
+    start = {pooling: _score_json(score, key) for pooling, score in baselines.start.items()}
     return {
         "step": probe.step,
-        **{pooling: _score_json(score) for pooling, score in probe.scores.items()},
-        "untrained": {pooling: _score_json(score) for pooling, score in baselines.untrained.items()},
+        **{pooling: _score_json(score, key) for pooling, score in probe.scores.items()},
+        "untrained": {pooling: _score_json(score, key) for pooling, score in baselines.untrained.items()},
         **({"start": start} if start else {}),
-        "majority": _score_json(baselines.majority),
-        "tfidf": _score_json(baselines.tfidf),
+        **{name: _score_json(score, key) for name, score in baselines.plain.items()},
     }
 
 
-def _score_json(score: Score | None) -> dict[str, Any] | None:
-    return {"test_accuracy": score.accuracy, "interval": score.interval} if score else None
+def _score_json(score: Score, key: str) -> dict[str, Any]:
+    return {key: score.value, "interval": score.interval}

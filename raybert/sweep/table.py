@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from raybert.encode import POOLINGS
+from raybert.probe.show import SHORT
 from raybert.report.terminal import score_cell
 from raybert.sweep.rates import best_rates, sentence
 from raybert.sweep.space import SweepConfig
@@ -46,8 +47,10 @@ def _value(value: Any) -> str:
 
 
 def _probes(task: str, ordered: Sequence[Outcome]) -> Table:
-    """Test accuracies of one task in per cent, each with its 95 % interval."""
-    table = Table("trial", "step", *POOLINGS, box=box.SIMPLE_HEAD, title=escape(f"{task}, % of test texts"))
+    """The headlines of one task times 100, each with its 95 % interval."""
+    headline = ordered[0].probes[task].kind.headline
+    what = "% of test texts" if headline.share else headline.label
+    table = Table("trial", "step", *POOLINGS, box=box.SIMPLE_HEAD, title=escape(f"{task}, {what}"))
     for o in ordered[:MOST_ROWS]:
         probe = o.probes[task]
         table.add_row(o.name, f"{probe.step:,}", *(score_cell(probe.scores.get(pooling)) for pooling in POOLINGS))
@@ -56,6 +59,6 @@ def _probes(task: str, ordered: Sequence[Outcome]) -> Table:
                 table.add_row(f"  {name}", "", *(score_cell(scores.get(p)) for p in POOLINGS), style="dim")
     table.add_section()
     baselines = ordered[0].probes[task].baselines
-    for name, score in (("majority", baselines.majority), ("TF-IDF", baselines.tfidf)):
-        table.add_row(name, "", *[score_cell(score)] * len(POOLINGS))
+    for name, score in baselines.plain.items():
+        table.add_row(SHORT[name], "", *[score_cell(score)] * len(POOLINGS))
     return table

@@ -3,21 +3,27 @@
 import importlib.util
 import os
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from raybert import storage
 from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping, look_up
+from raybert.config_sections import NEIGHBOURS, ProbeConfig
 from raybert.config_text import read_overridden
+from raybert.console import say
 from raybert.data.shards import ShardSet, open_shards, read_unit, verify_shards
 from raybert.errors import InputError
-from raybert.probe.tasks import ProbeTask, load_task
+from raybert.probe.kind import ProbeTask
+from raybert.probe.suites import load_suite
+from raybert.probe.tasks import load_task
 from raybert.spectral import recipe
+from raybert.train.complete import complete
 
 # "auto" verifies every hash of a shard set up to this size, about a minute of reading from a bucket.
 FULL_VERIFY_BYTES = 4 * 2**30
 
 # A resumed run must see the same batches and the same model. Its length, cadences and resources may change.
-FIXED = ("data.seed", "model", "train.global_batch", "train.seed")
+FIXED = ("data.seed", "train.global_batch", "train.seed")
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads: its shard set and its probe tasks."""
+    """What a run reads: its shard set and its probe tasks; and its settings, complete."""
 
+    config: Config
     shards: ShardSet
     tasks: list[ProbeTask]
 
@@ -51,34 +58,35 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     Raises:
         InputError: the run's storage cannot be written to; the shards are missing, damaged or made for another
             tokenizer, or too long for the model; a probe task is wrong; the run's name is taken by a run that is
-            different; the checkpoint that it starts from does not fit; a contrast has no negatives, or token vectors
+            different; the model that it starts from does not fit; a contrast has no negatives, or token vectors
             cannot be learned from the shards.
     """
-    shards = check_shards(config)
+    config, shards = check_shards(config)
     _check_validation(config, shards)
     storage.require_writable(config.run.storage)
     sizes_only = config.data.verify == "sizes" or (config.data.verify == "auto" and shards.bytes > FULL_VERIFY_BYTES)
     verify_shards(shards, sizes_only=sizes_only or hashes_known)
-    tasks = probe_tasks(config)
+    tasks = _tasks(config)
     _check_resume(config, shards)
-    _check_start(config)
     if config.objective.pair == "contrastive":
         _check_contrast(config, shards)
     if config.model.embedding_init == "spectral":
         recipe.check(shards, recipe.Recipe(config.data.seed), config.model.bert().hidden_size)
     _check_trackers(config)
-    return Inputs(shards, tasks)
+    return Inputs(config, shards, tasks)
 
 
-def check_shards(config: Config) -> ShardSet:
-    """The run's shard set by its manifest alone; no shard is read.
+def check_shards(config: Config) -> tuple[Config, ShardSet]:
+    """The run's shard set by its manifest alone, and the settings that it completes; no shard is read.
 
     Raises:
-        InputError: it is missing or made for another tokenizer, too long for the model, or has no training rows.
+        InputError: it is missing, made for another tokenizer than the model that the run begins with, too long for the
+            model, or has no training rows.
     """
     if not config.data.shards:
         raise InputError("data.shards is not set: give the directory that `raybert prepare --output` wrote.")
     shards = open_shards(config.data.shards)
+    config = complete(config, shards)
     positions = config.model.bert().max_position_embeddings
     if shards.seq_len > positions:
         raise InputError(
@@ -88,7 +96,7 @@ def check_shards(config: Config) -> ShardSet:
         )
     if not shards.rows("train"):
         raise InputError(f"The shard set {shards.uri} has no training rows.")
-    return shards
+    return config, shards
 
 
 def _check_validation(config: Config, shards: ShardSet) -> None:
@@ -104,7 +112,7 @@ def _check_validation(config: Config, shards: ShardSet) -> None:
 def _check_contrast(config: Config, shards: ShardSet) -> None:
     documents: set[int] = set()
     for unit in shards.units():
-        documents |= set(read_unit(shards.uri, unit).doc.tolist())
+        documents |= set(read_unit(shards.uri, unit, shards.vocabulary).doc.tolist())
         if len(documents) > 1:
             return
     raise InputError(
@@ -121,7 +129,8 @@ def probe_tasks(config: Config) -> list[ProbeTask]:
     """
     if not config.every.probe:
         return []
-    tasks = [load_task(task) for task in config.probe.tasks]
+    own = {NEIGHBOURS: f"{NEIGHBOURS}@{config.data.shards}"}
+    tasks = [load_task(own.get(task, task)) for task in task_specs(config)]
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
@@ -129,6 +138,30 @@ def probe_tasks(config: Config) -> list[ProbeTask]:
             "give it another name."
         )
     return tasks
+
+
+def task_specs(config: Config) -> list[str]:
+    """The tasks of `probe.tasks` and of `probe.suite`, each once. Who names a suite has named tasks.
+
+    Raises:
+        InputError: there is no such suite.
+    """
+    named = config.probe.tasks
+    if not config.probe.suite:
+        return named
+    members = load_suite(config.probe.suite).tasks
+    return list(dict.fromkeys([*([] if named == ProbeConfig().tasks else named), *members]))
+
+
+def _tasks(config: Config) -> list[ProbeTask]:
+    """`probe_tasks`; a run that names none has no task where its shards lack text for its own."""
+    try:
+        return probe_tasks(config)
+    except InputError as error:
+        if config.probe.suite or config.probe.tasks != ProbeConfig().tasks:
+            raise
+        say(f"no probe: {error}", style="yellow")
+        return []
 
 
 def check(
@@ -145,6 +178,7 @@ def check(
         InputError: as `check_inputs`; or the cluster can never hold the workers.
     """
     inputs = inputs or check_inputs(config, hashes_known=hashes_known)
+    config = inputs.config
     cpus, gpus = largest_resources()
     shares = plan_shares(
         cpus,
@@ -157,6 +191,9 @@ def check(
         reserved=reserved_cpus,
     )
     check_probe_gpus(config, shares, gpus)
+    if config.every.probe:  # as resolved: with those of the suite, and without one that there is no text for
+        specs = task_specs(config) if inputs.tasks else []
+        config = config.model_copy(update={"probe": config.probe.model_copy(update={"tasks": specs})})
     return Run(config, inputs.shards, shares, inputs.tasks)
 
 
@@ -186,28 +223,6 @@ def _check_trackers(config: Config) -> None:
         )
 
 
-def _check_start(config: Config) -> None:
-    """The checkpoint that a run starts from must have the dimensions that the settings ask for."""
-    uri = config.model.start_from
-    if not uri:
-        return
-    from raybert.model import files  # here, since it imports torch, for which a start would wait
-
-    with storage.local_copy(uri, [files.CONFIG]) as directory:
-        found = asdict(files.read_config(directory, uri))
-    wanted = asdict(config.model.bert())
-    for name, value in wanted.items():
-        # Dropout and the spread of new weights belong to the run, not to the weights.
-        if found[name] == value or name in ("dropout", "initializer_range"):
-            continue
-        remedy = (
-            f"set model.{name}={found[name]}"
-            if name in type(config.model).model_fields
-            else "only a model with raybert's own vocabulary and layer norm can be trained further"
-        )
-        raise InputError(f"model.start_from={uri} has {name}={found[name]} and this run asks for {value}; {remedy}.")
-
-
 def _check_resume(config: Config, shards: ShardSet) -> None:
     recorded = storage.join(config.run_uri, "config.yaml")
     if not storage.exists(recorded):
@@ -220,14 +235,16 @@ def _check_resume(config: Config, shards: ShardSet) -> None:
             "give this run another run.name."
         )
     manifest = about.get("manifest")
-    before = from_mapping(tree).model_dump(mode="json")
-    now = config.model_dump(mode="json")
+    began = from_mapping(tree)
+    before, now = began.model_dump(mode="json"), config.model_dump(mode="json")
+    # The model itself: an older run's settings do not state every dimension that these do.
+    before["model"], now["model"] = _model(began), _model(config)
     if manifest != shards.manifest_hash:
         raise InputError(
             f"The run {config.run_uri} was trained on other shards than {shards.uri}; "
             "give this run another run.name, or the shards it began with."
         )
-    fixed = [*FIXED, *(f"objective.{key}" for key in now["objective"])]
+    fixed = [*FIXED, *(f"model.{key}" for key in now["model"]), *(f"objective.{key}" for key in now["objective"])]
     # Otherwise the masks of steps that are done would be others, and `verify` could not find them again.
     fixed += ["train.steps"] if config.objective.mlm_rate_end is not None else []
     fixed += ["train.micro_batch"] if config.fixes_micro_batch else []
@@ -238,3 +255,10 @@ def _check_resume(config: Config, shards: ShardSet) -> None:
                 f"The run {config.run_uri} exists with {key}={old} and cannot go on with {new}; "
                 "give this run another run.name, or the setting it began with."
             )
+
+
+def _model(config: Config) -> dict[str, Any]:
+    """What a run's model and its first weights follow from."""
+    model = config.model
+    begins = {key: getattr(model, key) for key in ("start_from", "embedding_init", "attention_init")}
+    return asdict(model.bert()) | begins

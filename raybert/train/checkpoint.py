@@ -1,6 +1,7 @@
 """What a checkpoint holds, and how it reaches storage while training goes on.
 
-A checkpoint is a directory: ``model.safetensors``, ``config.json`` and, where training can go on from it,
+A checkpoint is a directory: ``model.safetensors``, ``config.json``, ``tokenizer/`` (of another tokenizer than
+raybert's own) and, where training can go on from it,
 ``training_state.pt`` (optimizer and counters; loaded with ``weights_only=True``, so it can hold no code).
 The step only waits for a copy of the tensors to main memory; writing is
 a background thread's work.
@@ -21,7 +22,8 @@ from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.directory import TRAINING_STATE, write_directory
-from raybert.model.files import weights, write_weights
+from raybert.model.files import weights, write_tokenizer, write_weights
+from raybert.tokenizer import TextTokenizer
 
 STATE_FORMAT = 1
 
@@ -33,10 +35,11 @@ class Snapshot:
     weights: dict[str, Tensor]
     config: BertConfig
     state: dict[str, Any] | None
+    tokenizer: TextTokenizer | None = None
 
     def weights_alone(self) -> "Snapshot":
         """The same without what only training needs; the tensors are shared."""
-        return Snapshot(self.weights, self.config, None)
+        return Snapshot(self.weights, self.config, None, self.tokenizer)
 
 
 def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **counters: Any) -> Snapshot:
@@ -45,7 +48,7 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *
     state = None
     if optimizer is not None:
         state = {"format": STATE_FORMAT, "optimizer": _to_cpu(optimizer.state_dict()), **counters}
-    return Snapshot(weights(bert), bert.config, state)
+    return Snapshot(weights(bert), bert.config, state, bert.tokenizer)
 
 
 def unwrap(model: nn.Module) -> Bert:
@@ -70,6 +73,7 @@ def write(snap: Snapshot, uri: str) -> int:
     """Write the checkpoint directory, whole or not at all, and return its size in bytes."""
 
     def fill(directory: Path) -> None:
+        write_tokenizer(snap.tokenizer, directory)
         write_weights(snap.weights, snap.config, directory)
         if snap.state is not None:
             torch.save(snap.state, directory / TRAINING_STATE)

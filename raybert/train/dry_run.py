@@ -113,12 +113,13 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
     bert = Bert(config.model.bert()).to(device)
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
     compiled = train.compile if train.compile != "auto" else device.type == "cuda"
-    objective, samples = config.objective.objective(), sample_spec(config)
+    objective, shards = config.objective.objective(), open_shards(config.data.shards)
+    samples = sample_spec(config, shards.vocabulary)
     pretraining = Pretraining(bert, objective)
     model: Any = torch.compile(pretraining) if compiled else pretraining
     of_a_step = train.global_batch // (train.micro_batch * train.worker_range[0])
     count = min(of_a_step, MOST_MICRO_BATCHES)
-    reader = SampleReader(open_shards(config.data.shards), seed=config.data.seed, spec=samples)
+    reader = SampleReader(shards, seed=config.data.seed, spec=samples)
     first = rank * count * train.micro_batch
     micro_batches = [
         to_torch(reader.build(np.arange(start, start + train.micro_batch)), device, samples)
@@ -223,7 +224,9 @@ def _start(run: Run) -> str:
         tokens = min(recipe.sample_tokens, run.shards.tokens("train"))
         made = "made already" if find(run.shards, recipe, run.uri) else "to be made first"
         words = f"token vectors from {tokens:,} tokens, {made}"
-    return f"{words}, {model.attention_init} attention"
+    others = {"centred": "centred vectors", "unigram": "frequencies in the output layer"}
+    more = "".join(f", {others[init]}" for init in (model.output_init, model.mlm_init) if init in others)
+    return f"{words}, {model.attention_init} attention{more}"
 
 
 def _epochs(run: Run) -> float:

@@ -5,10 +5,11 @@ samples nor on how they were spread over workers. The hash of a sample is BLAKE2
 little-endian number, over these bytes, all little endian:
 
     index int64 | next_sentence_label int8 | cut int32 | length int32 | input_ids uint16[T]
-    | masked_positions int32[P] | masked_labels uint16[P]
+    | masked_positions int32[P] | masked_labels uint16[P]      (uint32 both, of a vocabulary of more than 65,535 tokens)
 
 ``cut`` is the number of tokens before segment B and ``length`` that of all tokens without padding; in unused places a
-position is -1 and a label [PAD] (50260). These are the columns that the training step turns into tensors.
+position is -1 and a label [PAD] (50260 in raybert's own vocabulary). These are the columns that the training step turns
+into tensors.
 
 Files: ``RUN/ledger/AAAAA-SSSSSSSSSS.jsonl``, A the number of the start of the worker group, S the file's first step.
 The first line tells of the start, ``{"attempt", "restored", "workers"}``, `restored` being the step of the checkpoint

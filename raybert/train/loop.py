@@ -19,7 +19,8 @@ from raybert.data.stream import ahead, blocks_of, worker_batches
 from raybert.data.tensors import to_torch
 from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.peak import peak_flops
-from raybert.probe.tasks import ProbeTask, parse_task
+from raybert.probe.kind import ProbeTask
+from raybert.probe.tasks import parse_task
 from raybert.ray_internals.train import preemption_noticed
 from raybert.records import FAILURE
 from raybert.train import clock
@@ -72,7 +73,7 @@ class Worker:
     ) -> None:
         context = ray.train.get_context()
         self.config, self.tasks = config, tasks
-        self.samples, self.objective = sample_spec(config), config.objective.objective()
+        self.objective = config.objective.objective()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device, self.clock = get_device(), clock.Clock()
         self.pulse = self._start_pulse()
@@ -81,7 +82,8 @@ class Worker:
             # Ray's default for OpenMP follows whole CPUs only; more threads than cores fight each other.
             torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self.shards = open_shards(config.data.shards, manifest)
-        self.replica = build_replica(config, self.device, self.world_size, token_vectors)
+        self.samples = sample_spec(config, self.shards.vocabulary)
+        self.replica = build_replica(config, self.device, self.world_size, token_vectors, self.shards)
         self.step = self.replica.restored.step
         guessing = self.objective.of_guessing(self.replica.bert.vocab_size, config.train.micro_batch)
         self.loss_limit = DIVERGED * guessing

@@ -12,12 +12,14 @@ from ray.train.torch import prepare_model
 from torch import nn
 
 from raybert.config import Config
+from raybert.data.shards import ShardSet
 from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import read_weights
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
+from raybert.tokenizer import GPT2
 from raybert.train import checkpoint as checkpoints
 from raybert.train import optimizer as optimizers
 from raybert.train.exchange import compress_gradients
@@ -44,11 +46,14 @@ class Replica:
     restored: Progress
 
 
-def build_replica(config: Config, device: torch.device, world_size: int, token_vectors: str) -> Replica:
+def build_replica(
+    config: Config, device: torch.device, world_size: int, token_vectors: str, shards: ShardSet
+) -> Replica:
     """Build it at the newest checkpoint; every rank has to call it.
 
     Args:
         token_vectors: URI of the vectors that a new run begins with (`raybert.train.start`).
+        shards: of the run; checkpoints hold their tokenizer where it is another than raybert's own.
 
     Raises:
         DamagedCheckpoint: the checkpoint cannot be read.
@@ -57,8 +62,10 @@ def build_replica(config: Config, device: torch.device, world_size: int, token_v
     dtype = _agree_on_dtype(config, device, world_size)
     torch.manual_seed(config.train.seed)
     bert = Bert(config.model.bert()).to(device)
+    # A worker has no need to load raybert's own.
+    bert.tokenizer = None if shards.vocabulary == GPT2 else shards.tokenizer()
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
-    restored = _restore(config, bert, optimizer, token_vectors)
+    restored = _restore(config, bert, optimizer, shards, token_vectors)
     return Replica(_wrap(config, bert, device), optimizer, bert.config, dtype, restored)
 
 
@@ -71,11 +78,13 @@ def _agree_on_dtype(config: Config, device: torch.device, world_size: int) -> to
     return torch.bfloat16 if agreed.item() else torch.float32
 
 
-def _restore(config: Config, bert: Bert, optimizer: torch.optim.Optimizer, token_vectors: str) -> Progress:
+def _restore(
+    config: Config, bert: Bert, optimizer: torch.optim.Optimizer, shards: ShardSet, token_vectors: str
+) -> Progress:
     """Begin where the newest checkpoint ended; without one, with the weights that the settings ask for."""
     committed = ray.train.get_checkpoint()
     if committed is None:
-        begin(bert, config, token_vectors)
+        begin(bert, config, shards, token_vectors)
         return Progress()
     with committed.as_directory() as directory:
         try:

@@ -13,6 +13,7 @@ from raybert import storage
 from raybert.config import look_up, read_yaml_mapping
 from raybert.errors import Interrupted, RunFailed
 from raybert.probe.service import client
+from raybert.probe.suites import load_suite
 from raybert.ray_internals import names
 from raybert.records import FAILURE, read_failure
 from raybert.spectral import table
@@ -109,7 +110,7 @@ def _trainer(run: Run, token_vectors: str, callbacks: Sequence[Any]) -> Any:
         global_batch=config.train.global_batch,
         steps=config.train.steps,
         task_cpus=run.shares.data_task,
-        samples=sample_spec(config),
+        samples=sample_spec(config, run.shards.vocabulary),
         retry_seconds=config.run.patience,
     )
     return ElasticTrainer(
@@ -154,6 +155,15 @@ def _write_config(run: Run, done: int) -> None:
     cadences = before.get("about", {}).get("cadences", 0) if same else done
     packages = ("raybert", "torch", "ray", "pyarrow", "numpy", "tiktoken", "scikit-learn")
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-    about = {"versions": versions, "manifest": run.shards.manifest_hash, "seq_len": run.shards.seq_len}
+    about: dict[str, Any] = {"versions": versions, "manifest": run.shards.manifest_hash, "seq_len": run.shards.seq_len}
+    if run.config.probe.suite and run.tasks:
+        about["suite"] = _suite(run)
     text = run.config.to_yaml() + yaml.safe_dump({"about": about | {"cadences": cadences}}, sort_keys=False)
     storage.write_bytes(uri, text.encode())
+
+
+def _suite(run: Run) -> dict[str, Any]:
+    """The suite's name and the names of its tasks, whose average is shown."""
+    suite = load_suite(run.config.probe.suite)
+    by_spec = dict(zip(run.config.probe.tasks, (task.name for task in run.tasks), strict=True))
+    return {"name": suite.name, "tasks": [by_spec[spec] for spec in suite.tasks]}

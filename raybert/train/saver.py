@@ -18,8 +18,8 @@ from torch import nn
 
 from raybert import storage
 from raybert.config import Config
+from raybert.probe.kind import ProbeTask
 from raybert.probe.service import client, queue
-from raybert.probe.tasks import ProbeTask
 from raybert.storage.retry import retry
 from raybert.telemetry import Gauges
 from raybert.train import checkpoint as checkpoints
@@ -170,6 +170,7 @@ class Saver:
             cpus=self.probe_cpus,
             gpus=self.config.probe.gpus,
             max_waiting=self.config.probe.max_waiting,
+            tokenizer=weights.tokenizer.hash if weights.tokenizer else "",
             begins_random=self.config.model.begins_random,
         )
         try:

@@ -1,24 +1,81 @@
 """What a new run's weights are before the first step."""
 
+import numpy as np
+
+from raybert import storage
 from raybert.config import Config
+from raybert.data.shards import ShardSet, read_unit
+from raybert.model import files as checkpoints
+from raybert.model import initialise
 from raybert.model.bert import Bert
-from raybert.model.files import load
-from raybert.model.initialise import average_attention, use_vectors
 from raybert.spectral import files
+from raybert.spectral.recipe import Recipe
+from raybert.storage import hub
+from raybert.tokenizer import files as tokenizers
+from raybert.train.complete import FAMILY, WEIGHTS
+
+# Tokens of the training split whose frequencies stand for those of all.
+COUNTED_TOKENS = 1_000_000
 
 
-def begin(bert: Bert, config: Config, token_vectors: str) -> None:
+def begin(bert: Bert, config: Config, shards: ShardSet, token_vectors: str) -> None:
     """Give a fresh model the weights that the settings ask for; those of the defaults it has already.
 
     Args:
+        shards: of the run; read where the start depends on how frequent the tokens are.
         token_vectors: URI of what `raybert.spectral.table.for_run` made.
 
     Raises:
-        InputError: the checkpoint that it starts from, or the token vectors, cannot be read.
+        InputError: the model that it starts from, the token vectors or the shards cannot be read.
     """
-    if config.model.start_from:
-        bert.load_state_dict(load(config.model.start_from).state_dict())
-    if config.model.embedding_init == "spectral":
-        use_vectors(bert, files.read(token_vectors, bert.config.hidden_size))
-    if config.model.attention_init == "average":
-        average_attention(bert, config.train.seed)
+    model = config.model
+    if model.start_from:
+        start_from(bert, read_model(model.start_from))
+    if model.embedding_init == "spectral":
+        initialise.use_vectors(bert, files.read(token_vectors, bert.config.hidden_size))
+    if model.attention_init == "average":
+        initialise.average_attention(bert, config.train.seed)
+    if model.output_init == "centred" or model.mlm_init == "unigram":
+        counts = _token_counts(shards, config.data.seed)
+        if model.output_init == "centred":
+            initialise.centre(bert, counts)
+        if model.mlm_init == "unigram":
+            initialise.know_frequencies(bert, counts)
+
+
+def _token_counts(shards: ShardSet, seed: int) -> np.ndarray:
+    """int64 (V,): how often each token occurs in some units of the training split, drawn by the seed."""
+    vocabulary = shards.vocabulary
+    units = Recipe(seed, sample_tokens=COUNTED_TOKENS).sample(shards)
+    found = (np.bincount(read_unit(shards.uri, unit, vocabulary).tokens, minlength=vocabulary.size) for unit in units)
+    return np.sum(list(found), axis=0)
+
+
+def start_from(bert: Bert, start: Bert) -> None:
+    """Take another model's weights; tokens that only `bert` has, of an extended tokenizer, the mean of their pieces."""
+    old, new = tokenizers.own_or(start.tokenizer), tokenizers.own_or(bert.tokenizer)
+    if new.hash == old.hash:
+        bert.load_state_dict(start.state_dict())
+        return
+    pieces = [old.encode(new.decode([number])) for number in range(old.size, new.size)]
+    initialise.extend_rows(bert, start.state_dict(), pieces, old.size)
+
+
+def read_model(where: str) -> Bert:
+    """A checkpoint of raybert, or a transformers BERT (directory or Hub name), with its tokenizer.
+
+    What a transformers directory lacks (the heads of one saved without them) is drawn at random, with a fixed seed.
+
+    Raises:
+        InputError: it is neither, or is damaged.
+    """
+    uri = hub.local(where, WEIGHTS)
+    if storage.read_json(storage.join(uri, checkpoints.CONFIG)).get("model_type") != FAMILY:
+        return checkpoints.load(uri)
+    from raybert.model import interop
+
+    with storage.local_copy(uri, list(WEIGHTS)) as directory:
+        theirs, _ = interop.read_transformers(str(directory))
+        model = interop.from_transformers(theirs)
+    model.tokenizer = tokenizers.load(uri)
+    return model

@@ -63,6 +63,7 @@ def settings(folder, shards, name, **sections):
         "every": {"log": 1, "validation": 20, "probe": 20, "checkpoint": 10},
         "checkpoint": {"keep_last": 1},
         "validation": {"samples": 30},
+        "probe": {"tasks": []},
     }
     for section, values in sections.items():
         tree[section] = tree.get(section, {}) | values
@@ -211,16 +212,16 @@ def test_a_run_goes_on_from_an_exported_and_imported_model(alone, folder, shards
     path = tmp_path / "c.yaml"
     path.write_text(run.config.to_yaml())
     assert run_app(["pretrain", str(path), "run.name=wider", "model.hidden_size=32"]) == 2
-    assert "has hidden_size=16 and this run asks for 32; set model.hidden_size=16" in capsys.readouterr().err
+    assert "has hidden_size=16 and this run asks for 32; its dimensions become the run's" in capsys.readouterr().err
 
 
 def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find_the_vectors(
     folder, tmp_path_factory, capsys
 ):
     shards = make_shards(str(tmp_path_factory.mktemp("text")), rows=3000, unit_rows=512, vocabulary=400)
-    model = {"embedding_init": "spectral", "attention_init": "average"}
+    inits = {"embedding_init": "spectral", "attention_init": "average", "output_init": "centred", "mlm_init": "unigram"}
     every = {"log": 1, "validation": 0, "probe": 0, "checkpoint": 0}
-    small = {"model": model, "train": {"steps": 3}, "schedule": {"warmup_steps": 0}, "every": every}
+    small = {"model": inits, "train": {"steps": 3}, "schedule": {"warmup_steps": 0}, "every": every}
     path = f"{folder}/spectral.yaml"
     storage.write_bytes(path, settings(folder, shards, "spectral", **small).to_yaml().encode())
     task = make_task(tmp_path_factory.mktemp("task"))
@@ -237,7 +238,9 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     assert spectral_files.shape(table) == (400, 50_257)
 
     assert run_app(["pretrain", path, "--dry-run"]) == 0
-    assert "tokens, made already, average attention" in " ".join(capsys.readouterr().out.split())
+    assert "tokens, made already, average attention, centred vectors, frequencies in" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert run_app(["pretrain", path, "run.name=spectral-again", "train.workers=2"]) == 0
     assert "factorising" not in capsys.readouterr().err
     np.testing.assert_allclose(losses(f"{folder}/spectral-again"), losses(f"{folder}/spectral"), rtol=2e-4)

@@ -10,7 +10,7 @@ from raybert.cli import run_app
 from raybert.config import from_mapping
 from raybert.data.text.prepare import describe
 from raybert.errors import InputError
-from raybert.train.check import check_inputs
+from raybert.train.check import check_inputs, task_specs
 from tests.data import make_shards
 from tests.tasks import make_task
 
@@ -107,3 +107,33 @@ def test_a_run_of_before_goes_on_with_the_settings_it_noted(tmp_path, unvalidate
     check_inputs(config)
     with pytest.raises(InputError, match=r"exists with data.seed=0 and cannot go on with 1"):
         check_inputs(from_mapping(tree | {"data": tree["data"] | {"seed": 1}}))
+
+
+def test_a_run_that_names_no_task_is_probed_with_its_own_validation_text(tmp_path, capsys):
+    shards = make_shards(str(tmp_path / "shards"), validation=200)
+    (task,) = check_inputs(from_mapping(settings(tmp_path, shards, probe=5))).tasks
+    assert (task.kind, task.name, task.shards) == ("neighbours", "neighbours", shards.uri)
+    assert not check_inputs(from_mapping(settings(tmp_path, shards, probe=5) | {"probe": {"tasks": []}})).tasks
+
+
+def test_a_run_that_names_no_task_trains_without_a_probe_where_there_is_no_text_for_one(tmp_path, capsys):
+    shards = make_shards(str(tmp_path / "shards"), validation=10)
+    tree = settings(tmp_path, shards, probe=5)
+    assert not check_inputs(from_mapping(tree)).tasks
+    assert "no probe: The probe task neighbours needs 20 validation windows" in capsys.readouterr().err
+    with pytest.raises(InputError, match="needs 20 validation windows"):
+        check_inputs(from_mapping(tree | {"probe": {"tasks": ["neighbours", "bbc_news"]}}))
+
+
+def test_a_suite_adds_its_tasks(tmp_path):
+    shards = make_shards(str(tmp_path / "shards"), validation=200)
+    make_task(tmp_path)
+    (tmp_path / "suite.yaml").write_text("name: ours\ntasks: [mine.yaml, neighbours]\n")
+    tree = settings(tmp_path, shards, probe=5) | {"probe": {"suite": str(tmp_path / "suite.yaml")}}
+    config = from_mapping(tree)
+    assert task_specs(config) == [f"{tmp_path}/mine.yaml", "neighbours"]
+    assert [task.name for task in check_inputs(config).tasks] == ["mine", "neighbours"]
+    both = from_mapping(tree | {"probe": {"tasks": ["bbc_news"], "suite": "offline"}})
+    assert task_specs(both) == ["bbc_news", "neighbours"]
+    with pytest.raises(InputError, match="There is no probe suite of; the packaged ones are offline"):
+        task_specs(from_mapping(tree | {"probe": {"suite": "of"}}))

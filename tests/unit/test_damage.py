@@ -22,10 +22,10 @@ from raybert.errors import InputError
 from raybert.model.files import save
 from raybert.probe import record
 from raybert.probe.baselines import Cache
+from raybert.probe.classification import ClassificationTask
 from raybert.probe.service import owner, queue
 from raybert.probe.service.served import ServedRun
 from raybert.probe.show import format_block, results_table
-from raybert.probe.tasks import ProbeTask
 from raybert.ray_internals.names import SNAPSHOT
 from raybert.records import format_line, parse_lines, parse_object, read_end, read_failure
 from raybert.report import live
@@ -321,7 +321,7 @@ def test_a_sweep_says_which_of_its_trials_files_are_damaged(tmp_path):
 
 
 def test_a_damaged_record_is_probed_anew(tmp_path):
-    run, task = str(tmp_path), ProbeTask(name="mine", train="/a.csv", test="/b.csv")
+    run, task = str(tmp_path), ClassificationTask(name="mine", train="/a.csv", test="/b.csv")
     uri = queue.record_uri(run, "mine", 7)
 
     def add():

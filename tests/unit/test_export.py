@@ -153,7 +153,7 @@ def _settings(run):
 def test_an_export_comes_back_bit_equal_and_is_no_foreign_model(model, exported, tmp_path):
     assert import_dir(exported, str(tmp_path / "back")) == []
     back = load(str(tmp_path / "back"))
-    assert back.tokenizer is None
+    assert isinstance(back.tokenizer, raybert.Tokenizer)
     assert back.config == model.config
     for name, value in model.state_dict().items():
         assert torch.equal(value[:50_261], back.state_dict()[name][:50_261]), name
@@ -166,7 +166,7 @@ def test_a_model_without_a_tokenizer_takes_raybert_s_own(model, tmp_path, capsys
     assert run_app(["import", f"{bare}/"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"{bare}-raybert"
     back = load(f"{bare}-raybert")
-    assert back.tokenizer is None
+    assert isinstance(back.tokenizer, raybert.Tokenizer)
     np.testing.assert_allclose(back.embed(TEXTS), model.embed(TEXTS), **TOLERANCE)
     with pytest.raises(InputError, match="holds no tokenizer"):
         open_encoder(str(bare))
@@ -323,6 +323,17 @@ def test_the_probe_gives_real_weights_the_accuracy_that_they_have(minilm, shared
     assert (record["n_train"], record["n_test"]) == (10_000, 2_500)
     assert record["mean"]["test_accuracy"] == pytest.approx(0.878, abs=0.004)
     assert record["mean"]["test_accuracy"] > record["baselines"]["untrained"]["mean"]["test_accuracy"] + 0.1
+
+
+@pytest.mark.skipif(not SLOW, reason="`make soak` does this: it encodes 3,000 texts")
+def test_the_probe_gives_real_weights_the_similarity_that_they_have(minilm, shared_data, tmp_path):
+    """1,500 pairs of STS-B: 0.8672 by sentence-transformers' EmbeddingSimilarityEvaluator with mean pooling."""
+    encoder = open_encoder(minilm)
+    (tmp_path / "sts.yaml").write_text(f"name: sts\nkind: similarity\ntest: {shared_data}/probes/stsb_dev.parquet\n")
+    material = prepare(load_task(str(tmp_path / "sts.yaml")), encoder.tokenize, encoder.positions)
+    record = evaluate(encoder, material, Cache(str(tmp_path)))
+    assert record["n_test"] == 1_500
+    assert record["mean"]["spearman"] == pytest.approx(0.8672, abs=0.005)
 
 
 def test_real_weights_come_in_and_go_out_unchanged(minilm, tmp_path, capsys):

@@ -7,18 +7,24 @@ import pytest
 import torch
 
 from raybert.config import from_mapping
+from raybert.data.shards import read_unit
 from raybert.errors import InputError
 from raybert.model import layout
 from raybert.model.attention import attention
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.initialise import average_attention
+from raybert.model.initialise import CENTRED_GAIN, average_attention
 from raybert.spectral import files
+from raybert.train import start
 from raybert.train.start import begin
+from tests.data import make_shards
 
 VOCABULARY, SIZE = 300, 32
 # Of the weights that torch's generator gives from seed 0: another one is another start for every run.
 DIGEST = "9f3491db4075f155bd6b2489d343a6995b4e7f83c4a5bbd42fac054ec648c53a"
+
+# Of a start that does not ask how frequent tokens are.
+NO_SHARDS = None
 
 
 def model_settings(**model):
@@ -55,7 +61,7 @@ def test_the_default_start_is_what_it_always_was():
     config = model_settings(embedding_init="random", attention_init="normal")
     bert = fresh(config)
     assert digest(bert) == DIGEST
-    begin(bert, config, "")
+    begin(bert, config, NO_SHARDS, "")
     assert digest(bert) == DIGEST
 
 
@@ -63,7 +69,7 @@ def test_vectors_replace_the_tokens_that_have_one(table):
     uri, vectors = table
     config = model_settings(embedding_init="spectral", initializer_range=0.03)
     before, bert = fresh(config), fresh(config)
-    begin(bert, config, uri)
+    begin(bert, config, NO_SHARDS, uri)
     assert changed(before, bert) == {"word_embeddings.weight"}
     weight, drawn = bert.word_embeddings.weight.detach(), before.word_embeddings.weight.detach()
     seen = np.flatnonzero(vectors.any(axis=1))
@@ -77,7 +83,7 @@ def test_vectors_replace_the_tokens_that_have_one(table):
 def test_an_averaging_start_changes_values_outputs_pooler_and_positions(table):
     config = model_settings(attention_init="average")
     before, bert = fresh(config), fresh(config)
-    begin(bert, config, "")
+    begin(bert, config, NO_SHARDS, "")
     layers = {f"layers.{i}.{name}.weight" for i in range(2) for name in ("qkv", "attention_out")}
     assert changed(before, bert) == layers | {"pooler.weight", "position_embeddings.weight"}
     for old, new in zip(before.layers, bert.layers, strict=True):
@@ -88,7 +94,7 @@ def test_an_averaging_start_changes_values_outputs_pooler_and_positions(table):
     assert not torch.equal(bert.layers[0].attention_out.weight, bert.layers[1].attention_out.weight)
     assert float(bert.position_embeddings.weight.detach().std()) == pytest.approx(0.005, rel=0.1)
     again = fresh(config)
-    begin(again, config, "")
+    begin(again, config, NO_SHARDS, "")
     assert digest(again) == digest(bert)
     average_attention(again, seed=1)
     assert digest(again) != digest(bert)
@@ -132,6 +138,10 @@ def test_threads_leave_no_trace_in_an_orthogonal_start():
         ({"attention_init": "mean"}, ["model.attention_init='mean'", "'normal' or 'average'"]),
         ({"embedding_init": "spectral", "start_from": "/a"}, ["model.start_from", "model.embedding_init=spectral"]),
         ({"attention_init": "average", "start_from": "/a"}, ["model.start_from", "model.attention_init=average"]),
+        ({"output_init": "center"}, ["model.output_init='center'", "'normal' or 'centred'"]),
+        ({"mlm_init": "unigrams"}, ["model.mlm_init='unigrams'", "'normal' or 'unigram'"]),
+        ({"output_init": "centred", "start_from": "/a"}, ["model.start_from", "model.output_init=centred"]),
+        ({"mlm_init": "unigram", "start_from": "/a"}, ["model.start_from", "model.mlm_init=unigram"]),
         ({"attention_init": "average", "num_attention_heads": 5}, ["num_attention_heads=5 does not divide"]),
     ],
 )
@@ -143,7 +153,70 @@ def test_a_wrong_start_is_one_sentence(model, parts):
 
 
 def test_the_start_is_no_part_of_the_encoder_s_configuration():
-    assert (
-        model_settings(embedding_init="spectral", attention_init="average").model.bert()
-        == model_settings().model.bert()
-    )
+    inits = {"embedding_init": "spectral", "attention_init": "average", "output_init": "centred", "mlm_init": "unigram"}
+    assert model_settings(**inits).model.bert() == model_settings().model.bert()
+    assert model_settings(mlm_init="unigram").model.begins_random, "the encoder is as any other"
+    for name, value in list(inits.items())[:3]:
+        assert not model_settings(**{name: value}).model.begins_random
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(str(tmp_path_factory.mktemp("shards")), vocabulary=200, rows=600)
+
+
+def frequencies(shards):
+    counts = np.zeros(shards.vocabulary.size, np.int64)
+    for unit in shards.units("train"):
+        counts += np.bincount(read_unit(shards.uri, unit).tokens, minlength=len(counts))
+    return counts
+
+
+@torch.no_grad()
+def test_centred_embeddings_have_no_mean_over_the_text_and_the_output_layer_undoes_the_gain(shards):
+    config = model_settings(output_init="centred")
+    before, bert = fresh(config), fresh(config)
+    begin(bert, config, shards, "")
+    assert changed(before, bert) == {"embedding_norm.bias", "layers.1.ffn_norm.weight", "mlm_transform.weight"}
+    counts = frequencies(shards)
+    seen = torch.from_numpy(np.flatnonzero(counts))
+    of = torch.from_numpy(counts)[seen] / counts.sum()
+    # Positions are left out of the mean, so they are here.
+    first = bert.word_embeddings.weight[seen] + bert.token_type_embeddings.weight[0]
+    mean = of.float() @ bert.embedding_norm(first)
+    assert mean.norm() < 1e-4
+    assert (of.float() @ before.embedding_norm(first)).norm() > 0.1
+    hidden = torch.randn(5, SIZE)
+    ours, theirs = bert.mlm_features(CENTRED_GAIN * hidden), before.mlm_features(hidden)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("output", ["normal", "centred"])
+def test_an_output_layer_that_knows_frequencies_expects_each_token_as_often_as_it_occurs(shards, output):
+    config = model_settings(mlm_init="unigram", output_init=output)
+    bert = fresh(config)
+    begin(bert, config, shards, "")
+    counts = frequencies(shards)
+    share = torch.softmax(bert.mlm_bias, 0).numpy()
+    np.testing.assert_allclose(share, (counts + 0.5) / (counts + 0.5).sum(), rtol=1e-4)
+    # A hidden state of the last layer norm's own scale comes through as its GELU, whatever that scale is.
+    hidden = torch.randn(5, SIZE)
+    scaled = hidden * bert.layers[-1].ffn_norm.weight
+    expected = bert.mlm_norm(torch.nn.functional.gelu(hidden))
+    torch.testing.assert_close(bert.mlm_features(scaled), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_frequencies_are_counted_in_a_bounded_part_of_the_training_split(shards, monkeypatch):
+    monkeypatch.setattr(start, "COUNTED_TOKENS", 3000)
+    read = []
+    monkeypatch.setattr(start, "read_unit", lambda *given: read.append(given[1]) or read_unit(*given))
+    config = model_settings(mlm_init="unigram")
+    digests = []
+    for _ in range(2):
+        bert = fresh(config)
+        begin(bert, config, shards, "")
+        digests.append(digest(bert))
+    assert digests[0] == digests[1]
+    assert 0 < len(read) // 2 < len(shards.units("train"))
+    assert all(unit.shard.startswith("train-") for unit in read)

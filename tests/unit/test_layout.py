@@ -35,7 +35,7 @@ FLOORS = [
     ("export",),
     ("doctor", "verify", "bench", "submit", "pretrain"),
     ("demo",),
-    ("cli_model", "cli_probe", "node"),
+    ("cli_model", "cli_probe", "cli_tokenizer", "node"),
     ("cli", ""),
 ]
 # Plain functions that run in a notebook, and what reads a run where there is no cluster: no module imports Ray, nor one

@@ -28,14 +28,15 @@ from raybert.model.config import BertConfig
 from raybert.model.files import save
 from raybert.probe import classify, tables
 from raybert.probe.baselines import Cache
+from raybert.probe.classification import ClassificationTask, pack_bits, unpack_bits
 from raybert.probe.compare import compare
-from raybert.probe.evaluate import evaluate, pack_bits, prepare, unpack_bits
+from raybert.probe.evaluate import evaluate, prepare
 from raybert.probe.service import owner, queue
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.served import Outcome, ServedRun
 from raybert.probe.show import format_block, result_table, results_table
 from raybert.probe.statistics import paired_bootstrap, wilson
-from raybert.probe.tasks import ProbeTask, load_task, passed_over
+from raybert.probe.tasks import load_task, parse_task, passed_over
 from raybert.probe.texts import load_texts
 from raybert.tokenizer import CLS_ID, PAD_ID, SEP_ID
 from raybert.train import checkpoint
@@ -230,7 +231,7 @@ def test_a_mark_at_the_start_and_floats_for_classes_are_read(tmp_path):
 def test_texts_without_words_have_no_word_counts_beside_them(encoder, tmp_path):
     rows = [json.dumps({"text": "+ - " * (1 + i % 3), "label": i % 2}) for i in range(24)]
     (tmp_path / "all.jsonl").write_text("\n".join(rows))
-    task = ProbeTask(name="t", train=str(tmp_path / "all.jsonl"), test=str(tmp_path / "all.jsonl"))
+    task = ClassificationTask(name="t", train=str(tmp_path / "all.jsonl"), test=str(tmp_path / "all.jsonl"))
     record = evaluate(encoder, prepare(task, encoder.tokenize, 32), Cache(str(tmp_path / "cache")))
     assert "no word" in record["baselines"]["tfidf"]["absent"]
     record |= {"step": 10, "status": "done"}
@@ -259,7 +260,7 @@ def test_classes_unseen_in_training_are_named(tmp_path):
     for split, labels in (("train", "abab"), ("test", "abz")):
         rows = [json.dumps({"text": f"text {i}", "label": label}) for i, label in enumerate(labels)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
-    task = ProbeTask(name="t", train=str(tmp_path / "train.jsonl"), test=str(tmp_path / "test.jsonl"))
+    task = ClassificationTask(name="t", train=str(tmp_path / "train.jsonl"), test=str(tmp_path / "test.jsonl"))
     with pytest.raises(InputError, match="z"):
         load_texts(task)
 
@@ -413,6 +414,28 @@ def test_a_task_that_comes_while_an_entry_ends_is_done_as_well(task_file, tmp_pa
     finish_probe(served, values={"started": 0.0})
     served.advance()
     assert served.next.task == other
+
+
+def test_tasks_that_read_a_common_file_share_a_pass_until_one_fails(task_file, tmp_path):
+    run, task = str(tmp_path), load_task(task_file)
+    tuned = parse_task(task.model_dump(exclude={"kind"}) | {"kind": "finetune", "name": "tuned"}, "here")
+    queue.add(request(run, 1, tuned, task, task.model_copy(update={"name": "other"})))
+    queue.add(request(run, 2, task))
+    served = ServedRun(run, Owner("me", "here"))
+    served.advance()
+    assert (served.next.task.name, [other.name for other, _ in served.next.beside]) == ("mine", ["other"])
+    assert set(served.texts) == {"mine", "other"}
+    finish_probe(served, error=NodeDiedError("preempted"))
+    assert (served.next.task.name, served.next.beside) == ("mine", ())
+    finish_probe(served, values={"started": 0.0})
+    assert (served.next.task.name, served.next.beside) == ("other", ())
+    finish_probe(served, values={"started": 0.0})
+    assert (served.next.entry.step, served.next.task.name) == (2, "mine")
+    finish_probe(served, values={"started": 0.0, "beside": {}})
+    assert (served.next.entry.step, served.next.task.name) == (1, "tuned")  # when nothing else waits
+    finish_probe(served, values={"started": 0.0})
+    assert served.next is None
+    assert queue.waiting_steps(run) == []
 
 
 def test_texts_that_change_are_read_again(task_file, tmp_path):

@@ -1,5 +1,6 @@
 """The page of a run that goes on: it loads itself again, and new results come into it by themselves."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from raybert.errors import Interrupted
 from raybert.report import follow, live
 from raybert.report.figure import learning_figure
 from raybert.report.follow import kept_current
-from raybert.report.page import write_report
+from raybert.report.overview import overview
+from raybert.report.page import render, write_report
 from raybert.report.read import read_run
 from raybert.report.terminal import closing_table
 from raybert.report.watch import watching
@@ -189,3 +191,39 @@ def test_a_run_that_tells_nothing_is_said_to_do_so(tmp_path):
     state.refresh()
     assert "is not running" in state.left  # which says more
     assert not state.silence
+
+
+def test_a_run_with_tasks_of_other_kinds_is_shown_by_every_reader(tmp_path):
+    run = make_run(tmp_path, steps=400, tasks=("bbc_news", "alike", "neighbours"))
+    for task, kind, headline in (("alike", "similarity", "spearman"), ("neighbours", "neighbours", "mrr_at_10")):
+        for step in (200, 400):
+            entry = {headline: 0.4 + step / 4000, "interval": [0.3, 0.6]}
+            result = {"step": step, "task": task, "kind": kind, "n_test": 500, "n_documents": 480}
+            result |= {
+                "pooler": entry,
+                "mean": entry,
+                "baselines": {"untrained": {"mean": entry}, "tfidf": {headline: 0.3}},
+            }
+            write_probe(run, result)
+    config = Path(run) / "config.yaml"
+    config.write_text(config.read_text() + "  suite: {name: ours, tasks: [alike, neighbours]}\n")
+    assert [(row.name, row.first, row.best, row.last) for row in overview(read_run(run))][1:] == [
+        ("alike, Spearman x 100", "45.0", "50.0", "50.0"),
+        ("neighbours, MRR@10 x 100", "45.0", "50.0", "50.0"),
+        ("ours: mean of alike, neighbours", "45.0", "50.0", "50.0"),
+    ]
+    write_probe(run, {"step": 200, "task": "new", "kind": "of tomorrow", "mean": {"x": 1}})
+    page = render(read_run(run))
+    for part in (
+        "Spearman x 100 by step",
+        "MRR@10 x 100",
+        "50.0 [30.0, 60.0]",
+        "this version knows no kind of tomorrow",
+    ):
+        assert part in page
+    table = Console(width=80, record=True, file=io.StringIO())
+    table.print(closing_table(run))
+    text = table.export_text()
+    for part in ("alike", "neighbours", "bbc_news", "50.0 30.0–60.0", "first halves of 500 validation spans"):
+        assert part in text
+    assert learning_figure(read_run(run))

@@ -14,7 +14,8 @@ from raybert.data.text import corpus, csvfile, rows
 from raybert.data.text import documents as readers
 from raybert.data.text.values import MISSING, NOT_JSON, UNDECODABLE, WRONG_TYPE
 from raybert.errors import InputError
-from raybert.probe.tasks import ProbeTask, check_task
+from raybert.probe.classification import ClassificationTask
+from raybert.probe.tasks import check_task
 from raybert.probe.texts import load_texts
 
 CLEAN = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -29,7 +30,7 @@ def embedded(path, column="text", **options):
 
 def probed(path, **changes):
     """(text, label) of every row that a probe task would take."""
-    task = ProbeTask(**{"name": "t", "train": str(path), "test": str(path)} | changes)
+    task = ClassificationTask(**{"name": "t", "train": str(path), "test": str(path)} | changes)
     check_task(task)
     texts = load_texts(task)
     return [(texts.texts[i], texts.names[texts.labels[i]]) for i in range(texts.n_train)]
@@ -178,7 +179,7 @@ def test_a_line_that_holds_no_text_is_counted_or_named(tmp_path, monkeypatch, li
 def test_a_first_line_that_is_no_object_is_named_by_a_task(tmp_path, first):
     path = jsonl(tmp_path / "t.jsonl", first, '{"text": "good", "label": "x"}')
     with pytest.raises(InputError, match=r"Line 1 of .*t.jsonl is not"):
-        check_task(ProbeTask(name="t", train=str(path), test=str(path)))
+        check_task(ClassificationTask(name="t", train=str(path), test=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def labelled(path, labels):
 
 
 def classes(path, **changes):
-    texts = load_texts(ProbeTask(**{"name": "t", "train": str(path), "test": str(path)} | changes))
+    texts = load_texts(ClassificationTask(**{"name": "t", "train": str(path), "test": str(path)} | changes))
     return texts.names, texts.labels.tolist()
 
 

@@ -132,7 +132,14 @@ def test_the_start_is_never_skipped(task, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "steps"), [({}, []), ({"attention_init": "average"}, [0]), ({"embedding_init": "spectral"}, [0])]
+    ("model", "steps"),
+    [
+        ({}, []),
+        ({"attention_init": "average"}, [0]),
+        ({"embedding_init": "spectral"}, [0]),
+        ({"output_init": "centred"}, [0]),
+        ({"mlm_init": "unigram"}, []),
+    ],
 )
 def test_a_run_queues_its_start_where_it_is_no_untrained_encoder(task, tmp_path, monkeypatch, model, steps):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

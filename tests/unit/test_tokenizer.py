@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert import tokenizer as module
 from raybert.errors import InputError
 from raybert.tokenizer import CLS_ID, MASK_ID, NUM_TEXT_TOKENS, PAD_ID, SEP_ID, VOCAB_SIZE, Tokenizer, vocabulary_files
+from raybert.tokenizer import gpt2 as module
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # all of Unicode but half surrogate pairs
 SPECIALS = ["<|endoftext|>", "[CLS]", "[SEP]", "[MASK]", "[PAD]"]

@@ -15,7 +15,7 @@ from raybert.data.text.settings import Settings
 from raybert.data.text.values import EMPTY, MISSING, Bad
 from raybert.data.text.windows import encode_document
 from raybert.errors import InputError
-from raybert.tokenizer import Tokenizer
+from raybert.tokenizer import TextTokenizer, Vocabulary
 
 SPILL_TOKENS = 8 << 20  # a fragment that is one large file which cannot be divided spills this often
 
@@ -55,13 +55,13 @@ def read_fragment(
     fragment: Sequence[readers.Piece],
     spills_uri: str,
     settings: Settings,
+    tokenizer: TextTokenizer,
 ) -> Iterator[Spilled]:
     """Phase 1: the documents of a fragment -> windows -> spills. Run again, it writes the same files.
 
     Raises:
         InputError: a file is damaged.
     """
-    tokenizer = Tokenizer()
     collector, counts, part = spill.Collector(), Counter[str](), 0
     textless: list[tuple[str, int]] = []
 
@@ -88,7 +88,7 @@ def read_fragment(
 
 
 def _add(
-    text: str | Bad, collector: spill.Collector, counts: Counter[str], tokenizer: Tokenizer, settings: Settings
+    text: str | Bad, collector: spill.Collector, counts: Counter[str], tokenizer: TextTokenizer, settings: Settings
 ) -> None:
     """Collect the windows of one document, or count why there are none."""
     counts["read"] += 1
@@ -117,7 +117,9 @@ def shard_jobs(split_number: int, split: str, tokens: int, shard_tokens: int) ->
     ]
 
 
-def gather_shard(job: ShardJob, sources: list[tuple[str, np.ndarray]], output: str, unit_rows: int) -> Gathered:
+def gather_shard(
+    job: ShardJob, sources: list[tuple[str, np.ndarray]], output: str, unit_rows: int, vocabulary: Vocabulary
+) -> Gathered:
     """Phase 2: the job's buckets of every spill (URI, offsets) -> one shard.
 
     Raises:
@@ -132,5 +134,5 @@ def gather_shard(job: ShardJob, sources: list[tuple[str, np.ndarray]], output: s
             f"A file that another task wrote under {output} cannot be found; "
             "the output must be a place that every node of the cluster shares."
         ) from error
-    rows, documents, copies = spill.merge(slices)
+    rows, documents, copies = spill.merge(slices, vocabulary)
     return Gathered(job.split, write_shard(output, job.name, rows, unit_rows), documents, copies)

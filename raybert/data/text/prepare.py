@@ -30,6 +30,8 @@ from raybert.data.text.values import TOO_LARGE
 from raybert.data.text.windows import MIN_TOKENS
 from raybert.errors import InputError
 from raybert.ray_internals.names import PROGRESS_LOGGER
+from raybert.tokenizer import TextTokenizer, Vocabulary
+from raybert.tokenizer import files as tokenizers
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,13 @@ _OURS = re.compile(rf"({'|'.join(SPLITS)})-\d+-of-\d+\.parquet(\.\w+\.tmp)?|{re.
 
 
 def prepare(
-    inputs: Sequence[str], output: str, *, overwrite: bool = False, progress: bool = False, **settings: Any
+    inputs: Sequence[str],
+    output: str,
+    *,
+    tokenizer: TextTokenizer | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+    **settings: Any,
 ) -> ShardSet:
     """Tokenise raw text into a shard set. Ray must be initialised.
 
@@ -48,6 +56,7 @@ def prepare(
     Args:
         inputs: files, directories, globs or ``embedded://`` names; see raybert.data.text.inputs.
         output: URI of a directory, which every node of the cluster can reach.
+        tokenizer: as `raybert.tokenizer.load` opens it; raybert's own by default.
         overwrite: replace a shard set that is already there.
         progress: show a bar.
         settings: those of `raybert.data.text.settings.Settings`; ``seq_len`` must be given.
@@ -60,29 +69,33 @@ def prepare(
     chosen = Settings(**settings)
     output = storage.absolute(output)
     storage.require_writable(output)
+    used = tokenizers.own_or(tokenizer)
     raw = corpus.plan(inputs, chosen.text_column, lines=bool(chosen.split_txt))
     _keep_input(raw.files, output)
     about = {**chosen.in_manifest(), "inputs": raw.inputs}
     if storage.exists(storage.join(output, MANIFEST)) and not overwrite:
-        there = _already_there(output, about, progress)
+        there = _already_there(output, about, used.hash, progress)
         if there is not None:
             _say([sentence(raw.passed_over)], progress)
             return there
     _remove_leftovers(output)
+    for name, content in tokenizers.written(used).items():
+        storage.write_bytes(storage.join(output, tokenizers.DIRECTORY, name), content)
     with _bar(progress) as bar:
-        shards, counts = _make(raw, output, chosen, bar)
-    made = write_manifest(output, splits=shards, counts=_counts(counts, held_out=bool(chosen.held_out)), **about)
+        shards, counts = _make(raw, output, chosen, used, bar)
+    held_out = bool(chosen.held_out)
+    made = write_manifest(output, splits=shards, counts=_counts(counts, held_out=held_out), tokenizer=used, **about)
     _say([*describe(made), sentence(raw.passed_over)], progress)
     return made
 
 
 def _make(
-    raw: corpus.Corpus, output: str, settings: Settings, bar: Progress
+    raw: corpus.Corpus, output: str, settings: Settings, tokenizer: TextTokenizer, bar: Progress
 ) -> tuple[dict[str, list[Shard]], Counter[str]]:
     """Both phases, with the spills between them removed at the end."""
     spills_uri = storage.join(output, f"_tmp-{uuid.uuid4().hex[:8]}")
     try:
-        spills, counts = _read(raw, bar, spills_uri, settings)
+        spills, counts = _read(raw, bar, spills_uri, settings, tokenizer)
         tokens = sum((spilled.tokens for spilled in spills), np.zeros(len(SPLITS), np.int64))
         _check(raw, counts, tokens, settings)
         jobs = [
@@ -90,7 +103,7 @@ def _make(
             for number, split in enumerate(SPLITS)
             for job in phases.shard_jobs(number, split, int(tokens[number]), settings.shard_tokens)
         ]
-        return _gather(jobs, spills, bar, output, settings.unit_rows, counts), counts
+        return _gather(jobs, spills, bar, output, (settings.unit_rows, tokenizer.vocabulary), counts), counts
     finally:
         storage.remove(spills_uri)
 
@@ -136,7 +149,7 @@ def _keep_input(files: Iterable[str], output: str) -> None:
 
 
 def _read(
-    raw: corpus.Corpus, bar: Progress, spills_uri: str, settings: Settings
+    raw: corpus.Corpus, bar: Progress, spills_uri: str, settings: Settings, tokenizer: TextTokenizer
 ) -> tuple[list[phases.Spilled], Counter[str]]:
     """Phase 1: every fragment into spills.
 
@@ -145,7 +158,7 @@ def _read(
     """
 
     def task(numbered: tuple[int, list[readers.Piece]]) -> Iterator[phases.Spilled]:
-        return phases.read_fragment(*numbered, spills_uri, settings)
+        return phases.read_fragment(*numbered, spills_uri, settings, tokenizer)
 
     spills: list[phases.Spilled] = []
     counts: Counter[str] = Counter()
@@ -176,15 +189,19 @@ def _gather(
     spills: list[phases.Spilled],
     bar: Progress,
     output: str,
-    unit_rows: int,
+    form: tuple[int, Vocabulary],
     counts: Counter[str],
 ) -> dict[str, list[Shard]]:
-    """Phase 2: every shard from the spills; adds what it finds to ``counts``."""
+    """Phase 2: every shard from the spills; adds what it finds to ``counts``.
+
+    Args:
+        form: rows of a unit, and the vocabulary.
+    """
     # Fetched once a task from the object store instead of being sent with each.
     sources = ray.put(sorted(((spilled.uri, spilled.offsets) for spilled in spills if spilled.uri), key=lambda s: s[0]))
 
     def task(job: phases.ShardJob) -> Iterator[phases.Gathered]:
-        yield phases.gather_shard(job, ray.get(sources), output, unit_rows)
+        yield phases.gather_shard(job, ray.get(sources), output, *form)
 
     shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
     shown = bar.add_task("writing shards", total=len(jobs), note="")
@@ -196,12 +213,12 @@ def _gather(
     return {split: sorted(found, key=lambda shard: shard.name) for split, found in shards.items()}
 
 
-def _already_there(output: str, about: dict[str, Any], progress: bool) -> ShardSet | None:
+def _already_there(output: str, about: dict[str, Any], tokenizer_hash: str, progress: bool) -> ShardSet | None:
     """The finished shard set at ``output``, when it is what was asked for; None when it is damaged."""
     there = open_shards(output)
-    if {key: getattr(there, key) for key in about} != about:
+    if {key: getattr(there, key) for key in about} != about or there.tokenizer_hash != tokenizer_hash:
         raise InputError(
-            f"{output} holds a shard set with other settings or from other input; "
+            f"{output} holds a shard set with other settings, another tokenizer or from other input; "
             "choose another output, or replace it with --overwrite."
         )
     message, whole = f"{output} is already prepared from this input with these settings; nothing to do.", True
@@ -218,6 +235,7 @@ def _already_there(output: str, about: dict[str, Any], progress: bool) -> ShardS
 def _remove_leftovers(output: str) -> None:
     """Clear what an interrupted or an older prepare left; the manifest first, so that no half set is ever valid."""
     names = [uri for uri in storage.list_dir(output) if _OURS.fullmatch(uri.rpartition("/")[2])]
+    names += [storage.join(output, tokenizers.DIRECTORY, name) for name in tokenizers.FILES]
     for uri in sorted(names, key=lambda uri: not uri.endswith(MANIFEST)):
         storage.remove(uri)
 

@@ -3,13 +3,13 @@
 import bisect
 import hashlib
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from raybert.data.text import sentences
-from raybert.tokenizer import Tokenizer
+from raybert.tokenizer import TextTokenizer
 
 SPECIALS = 3  # [CLS] A [SEP] B [SEP]
 MIN_TOKENS = 8  # a shorter window teaches nothing and costs a whole row
@@ -24,7 +24,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """An encoded document. ``tokens`` uint16 (N,); ``doc`` is the int64 hash of the normalised text."""
+    """An encoded document. ``tokens`` (N,) uint16 or uint32; ``doc`` is the int64 hash of the normalised text."""
 
     doc: int
     tokens: np.ndarray
@@ -32,11 +32,8 @@ class Document:
     short: list[Window]  # dropped: under MIN_TOKENS
 
 
-def encode_document(text: str, tokenizer: Tokenizer, seq_len: int) -> Document | None:
+def encode_document(text: str, tokenizer: TextTokenizer, seq_len: int) -> Document | None:
     """Normalise, split, encode and cut one document; None when nothing but white space is in it.
-
-    The document is encoded as a whole, which is fast; its sentences' ends are then found by counting bytes. GPT-2 never
-    joins text across a space, so the tokens are those of the sentences encoded one by one.
 
     Raises:
         UnicodeEncodeError: the text holds half a surrogate pair.
@@ -46,24 +43,11 @@ def encode_document(text: str, tokenizer: Tokenizer, seq_len: int) -> Document |
         return None
     content = whole.encode()
     digest = hashlib.blake2b(content, digest_size=8).digest()
-    tokens = tokenizer.encode_array(whole)
-    byte_ends = character_ends
-    if len(content) != len(whole):
-        parts = pairwise([0, *character_ends])
-        byte_ends = list(accumulate(len(whole[start:end].encode()) for start, end in parts))
-    ends = sentence_ends(tokenizer.byte_lengths[tokens], byte_ends)
+    tokens, ends = tokenizer.encode_sentences(whole, character_ends)
+    if not len(tokens):  # nothing that the vocabulary knows: control characters, say
+        return None
     windows, short = cut_windows(ends, seq_len)
-    return Document(int.from_bytes(digest, "little", signed=True), tokens.astype(np.uint16), windows, short)
-
-
-def sentence_ends(token_bytes: np.ndarray, byte_ends: list[int]) -> list[int]:
-    """The token counts at which sentences end, from the bytes of each token and the bytes up to each sentence's end.
-
-    A token that holds the end of one sentence and the start of the next (scripts without spaces) goes to the first; a
-    sentence that is left with no token of its own joins it.
-    """
-    ends = token_bytes.cumsum().searchsorted(byte_ends) + 1
-    return list(dict.fromkeys(ends.tolist()))
+    return Document(int.from_bytes(digest, "little", signed=True), tokens, windows, short)
 
 
 def cut_windows(ends: list[int], seq_len: int) -> tuple[list[Window], list[Window]]:

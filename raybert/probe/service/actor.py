@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ray
 
 from raybert import storage
-from raybert.encode import POOLINGS
+from raybert.probe import kinds
 from raybert.probe.service import owner, work
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.queue import Record
@@ -68,6 +68,7 @@ class ProbeService:
         self._board = Board(
             {
                 "probe_accuracy": ("probe accuracy", (*run, "task", "pooling", "split")),
+                "probe_headline": ("the figure that stands for the task's kind", (*run, "task", "kind", "pooling")),
                 "probe_queue": ("checkpoints that wait for their probe", run),
                 "probe_seconds": ("seconds of the last probe", (*run, "task")),
             }
@@ -217,10 +218,12 @@ class ProbeService:
             if len(self._running) >= PARALLEL:
                 return
             # Read and tokenised once, and kept in the object store for all probes of these texts.
-            if probe.key not in self._texts:
-                self._texts[probe.key] = work.read_texts(probe.task, probe.entry)
+            wanted = [(probe.task, probe.key), *probe.beside]
+            for task, key in wanted:
+                if key not in self._texts:
+                    self._texts[key] = work.read_texts(task, probe.entry)
             me = ray.get_runtime_context().current_actor
-            ref = work.probe(probe.entry, probe.task, self._texts[probe.key], self._cache, me)
+            ref = work.probe(probe.entry, [self._texts[key] for _, key in wanted], self._cache, me)
             with self._lock:
                 run.next, run.running = None, probe
                 self._running[ref] = (run, probe)
@@ -239,17 +242,22 @@ class ProbeService:
             try:
                 outcome = Outcome(probe, values=ray.get(ref))
             except Exception as error:  # whatever the task raised, or its node's end
-                self._texts.pop(probe.key, None)
+                for key in (probe.key, *(key for _, key in probe.beside)):
+                    self._texts.pop(key, None)
                 outcome = Outcome(probe, error=error)
             run.outcome, run.running = outcome, None
 
     def _show(self, record: Record) -> None:
         tags = {**tags_of(record["run"]), "task": record["task"]}
         self._board.set("probe_seconds", record["seconds"], tags)
-        for pooling in POOLINGS:
+        kind = kinds.of_record(record)
+        assert kind is not None  # this service wrote it
+        for pooling in kinds.poolings(record):
+            headline = {**tags, "pooling": pooling, "kind": kind.name}
+            self._board.set("probe_headline", float(record[pooling][kind.headline.key]), headline)
             for split in ("train", "test"):
-                value = record[pooling][f"{split}_accuracy"]
-                self._board.set("probe_accuracy", value, {**tags, "pooling": pooling, "split": split})
+                if (value := record[pooling].get(f"{split}_accuracy")) is not None:
+                    self._board.set("probe_accuracy", value, {**tags, "pooling": pooling, "split": split})
 
     def _run_file(self, run_uri: str) -> str:
         name = hashlib.sha256(run_uri.encode()).hexdigest()[:32]

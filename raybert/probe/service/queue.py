@@ -22,8 +22,9 @@ from typing import Any
 from raybert import storage
 from raybert.errors import InputError
 from raybert.probe import record as probe_record
+from raybert.probe.kind import TASK_NAME, ProbeTask
 from raybert.probe.record import Record
-from raybert.probe.tasks import TASK_NAME, ProbeTask, parse_task
+from raybert.probe.tasks import parse_task
 from raybert.records import is_count, is_number, read_object
 
 _QUEUED = re.compile(r"step-(\d{8,15})\.json")
@@ -41,6 +42,7 @@ class Request:
     cpus: float
     max_waiting: int  # checkpoints of the run; past that the oldest are skipped
     gpus: float = 0.0
+    tokenizer: str = ""  # hash of the run's, which lies beside the weights; empty where it is raybert's own
     begins_random: bool = False  # the run's start is an untrained encoder and has no record at step 0
 
     @property
@@ -94,6 +96,7 @@ def add(request: Request) -> bool:
             "positions": request.positions,
             "cpus": request.cpus,
             "gpus": request.gpus,
+            "tokenizer": request.tokenizer,
             "begins_random": request.begins_random,
             "max_waiting": request.max_waiting,
             "submitted": submitted,
@@ -149,6 +152,7 @@ def read_entry(run_uri: str, step: int) -> Entry:
             positions=found["positions"],
             cpus=found["cpus"],
             gpus=found.get("gpus", 0.0),
+            tokenizer=str(found.get("tokenizer", "")),
             begins_random=bool(found.get("begins_random", False)),
             max_waiting=found["max_waiting"],
             submitted=found["submitted"],

@@ -4,10 +4,11 @@ import time
 from dataclasses import dataclass, field
 
 from raybert.errors import InputError
+from raybert.probe import kinds
+from raybert.probe.kind import ProbeTask
 from raybert.probe.service import owner, queue, work
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.queue import Entry, Record
-from raybert.probe.tasks import ProbeTask
 
 # Seconds between two signs of life in storage, for whoever waits elsewhere.
 RENEW = 60.0
@@ -20,6 +21,8 @@ class Probe:
     entry: Entry
     task: ProbeTask
     key: str  # of the task's texts
+    # Other tasks of the entry that share texts with it, which the same pass of the encoder serves, with their keys.
+    beside: tuple[tuple[ProbeTask, str], ...] = ()
     started: float | None = None  # seconds since the epoch; None until it has got its CPUs
 
 
@@ -61,6 +64,7 @@ class ServedRun:
         self.news: list[Record] = []
         self.not_before, self.errors, self.trouble = 0.0, 0, ""
         self._failures: dict[tuple[int, str], int] = {}
+        self._apart: set[int] = set()  # steps whose tasks are probed one by one, since together they failed
         self._renewed = 0.0
 
     @property
@@ -128,23 +132,37 @@ class ServedRun:
             self._finish(entry)
 
     def _choose(self) -> Probe | None:
-        """The first task without a record of the oldest entry."""
+        """The first task without a record of the oldest entry; a costly one when nothing else waits."""
+        costly: Probe | None = None
         for step in sorted(self.entries):
             entry = self.entries[step]
             tasks = queue.open_tasks(entry)
-            if tasks:
-                key = work.texts_key(tasks[0], entry)
-                self.texts[tasks[0].name] = key
-                return Probe(entry, tasks[0], key)
-            self._finish(entry)
-        return None
+            if not tasks:
+                self._finish(entry)
+                continue
+            cheap = [task for task in tasks if not kinds.of_task(task).costly]
+            if cheap:
+                others = [] if step in self._apart else [task for task in cheap[1:] if work.share_texts(cheap[0], task)]
+                beside = tuple((task, self._key(task, entry)) for task in others)
+                return Probe(entry, cheap[0], self._key(cheap[0], entry), beside)
+            costly = costly or Probe(entry, tasks[0], self._key(tasks[0], entry))
+        return costly
+
+    def _key(self, task: ProbeTask, entry: Entry) -> str:
+        key = self.texts[task.name] = work.texts_key(task, entry)
+        return key
 
     def _record_outcome(self, outcome: Outcome) -> None:
         entry, task, error = outcome.probe.entry, outcome.probe.task, outcome.error
         if error is None:
             values = dict(outcome.values)
-            waited = max(0.0, values.pop("started") - entry.submitted)
-            record = queue.write_record(entry, task.name, "done", {**values, "seconds_waited": waited})
+            waited = {"seconds_waited": max(0.0, values.pop("started") - entry.submitted)}
+            for name, of_other in values.pop("beside", {}).items():
+                self.news.append(queue.write_record(entry, name, "done", {**of_other, **waited}))
+            record = queue.write_record(entry, task.name, "done", {**values, **waited})
+        elif outcome.probe.beside:  # whose fault it was will be seen when each has a pass of its own
+            self._apart.add(entry.step)
+            return
         else:
             place = (entry.step, task.name)
             failures = self._failures[place] = self._failures.get(place, 0) + 1
@@ -165,4 +183,5 @@ class ServedRun:
             self.entries[entry.step], self.dirty = now, True
             return
         queue.finish(entry)
+        self._apart.discard(entry.step)
         self.entries.pop(entry.step, None)

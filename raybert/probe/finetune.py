@@ -1,0 +1,249 @@
+"""Kind finetune: how good is the encoder after it was trained, with a linear head, on the task's own texts?
+
+Three times, from three seeds of the head and of the order of the texts, within a budget of seconds.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from raybert.encode import Text
+from raybert.errors import InputError, RunFailed
+from raybert.probe import statistics, tables
+from raybert.probe.kind import (
+    FEWEST,
+    Headline,
+    Record,
+    TrainedKind,
+    check_files,
+    digest,
+    lacks_evidence,
+    pack_floats,
+    unpack_floats,
+)
+from raybert.probe.similarity import number
+from raybert.probe.texts import LabelledTask, full_text, load_texts, test_texts
+
+SEEDS = (0, 1, 2)
+
+
+class FinetuneTask(LabelledTask):
+    """Texts, or pairs of texts, with classes or with scores."""
+
+    kind: Literal["finetune"] = "finetune"
+    target: Literal["classes", "scores"] = Field(default="classes", description="what the label column holds")
+    pooling: Literal["pooler", "cls", "mean"] = Field(default="pooler", description="what the head is put on")
+    n_train: int | None = Field(default=2000, gt=1, description="training rows to use; null for all")
+    max_seconds: float = Field(default=600, gt=0, description="of the three trainings together")
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    lr: float = Field(default=5e-5, gt=0, description="peak learning rate of AdamW")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="before the head")
+
+    @model_validator(mode="after")
+    def _scores_have_a_test_file(self) -> Self:
+        if self.target == "scores" and self.test is None:
+            raise ValueError("target=scores needs a test file; texts are held out of train for classes alone")
+        return self
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The first `n_train` texts are for training. `targets` are class numbers int64, or scores float32."""
+
+    texts: list[Text]
+    targets: np.ndarray
+    names: list[str]  # of the classes; none for scores
+    n_train: int
+    task: FinetuneTask
+    hash: str
+
+    @property
+    def n_test(self) -> int:
+        return len(self.texts) - self.n_train
+
+
+class Finetune(TrainedKind):
+    name = "finetune"
+    settings = FinetuneTask
+    counted = "test texts"
+    headline: ClassVar[Headline] = Headline(
+        key="score",
+        title="accuracy or Spearman after fine-tuning",
+        short="score",
+        share=False,
+        others={"spread": "spread over seeds"},
+        method="the encoder fine-tuned with a linear head",
+    )
+
+    def check(self, task: Any) -> None:
+        check_files(task)
+        self.read(task)
+
+    def read(self, task: FinetuneTask) -> Labelled:
+        """
+        Raises:
+            InputError: as `load_texts`; a score is no number, or all of a file are the same.
+        """
+        settings = task.model_dump(mode="json", exclude={"name", "title", "train", "test"})
+        if task.target == "classes":
+            found = load_texts(task)
+            return Labelled(
+                found.texts, found.labels, found.names, found.n_train, task, digest(self.name, found.hash, settings)
+            )
+        train, train_y = _scored(task, task.train, task.n_train)
+        test, test_y = _scored(task, str(task.test), task.n_test)
+        texts, scores = [*train, *test], np.array([*train_y, *test_y], dtype=np.float32)
+        return Labelled(texts, scores, [], len(train), task, digest(self.name, texts, scores.tolist(), settings))
+
+    def about(self, data: Labelled) -> Record:
+        names = {"labels": data.names} if data.names else {}
+        return {**names, "n_train": data.n_train, "n_test": data.n_test}
+
+    def train(self, encoder: Any, data: Labelled, sequences: Any, device: Any, progress: Any) -> Record:
+        import torch
+
+        from raybert.encode.vectors import part
+        from raybert.model.precision import pick_dtype
+        from raybert.probe.training import Head, Plan, predict, train
+
+        task = data.task
+        plan = Plan(task.epochs, task.batch_size, task.lr, task.warmup, task.pooling, task.dropout)
+        where = device or torch.device("cpu")
+        dtype = pick_dtype("auto", where)
+        of_train, of_test = part(sequences, 0, data.n_train), part(sequences, data.n_train, len(data.texts))
+        of_epoch, total = -(-data.n_train // task.batch_size), plan.steps(data.n_train)
+        end, outputs, notes = time.monotonic() + task.max_seconds, [], []
+        for place, seed in enumerate(SEEDS):
+            own = copy.deepcopy(encoder)
+            with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+                torch.manual_seed(seed)
+                head = Head(encoder.hidden_size, max(1, len(data.names)), task.dropout)
+                seconds = (end - time.monotonic()) / (len(SEEDS) - place)
+                steps = 0
+                rng = np.random.default_rng(seed)
+                options: dict[str, Any] = {"rng": rng, "device": where, "dtype": dtype, "seconds": seconds}
+                for _ in train(own, head, of_train, data.targets[: data.n_train], plan, **options):
+                    steps += 1
+                    if progress is not None:
+                        progress((place + steps / total) / len(SEEDS))
+            if steps < of_epoch:
+                raise RunFailed(
+                    f"The budget of max_seconds={task.max_seconds:g} was over after {steps} of the {of_epoch} steps of "
+                    f"the first epoch, at seed {place + 1} of {len(SEEDS)}; raise it, or lower n_train."
+                )
+            if steps < total:
+                notes.append(f"seed {seed} stopped after {steps} of {total} steps, at the end of its budget")
+            outputs.append(predict(own, head, of_test, plan, device=where, dtype=dtype))
+        found = _judge(data, outputs)
+        return {task.pooling: found[0] | ({"warnings": notes} if notes else {}), "evidence": found[1]}
+
+    def baselines(self, data: Labelled) -> Mapping[str, Callable[[], Record]]:
+        if not data.names:
+            return {}
+
+        def majority() -> Record:
+            train, test = data.targets[: data.n_train], data.targets[data.n_train :]
+            return {"score": float((test == np.bincount(train).argmax()).mean())}
+
+        return {"majority": majority}
+
+    def difference(self, a: Record, b: Record, pooling: str) -> Record:
+        if "scores" not in a["evidence"]:
+            return statistics.mean_difference(*(unpack_floats(record["evidence"][pooling]) for record in (a, b)))
+        before, now = (_of_seeds(record["evidence"]) for record in (a, b))
+        scores = unpack_floats(a["evidence"]["scores"])
+        draws = statistics.bootstrap(
+            lambda rows: _spearman(now, scores, rows) - _spearman(before, scores, rows), len(scores)
+        )
+        every = np.arange(len(scores))[None]
+        return statistics.difference(
+            float(_spearman(before, scores, every)[0]), float(_spearman(now, scores, every)[0]), draws
+        )
+
+    def lacks(self, record: Record) -> str:
+        return lacks_evidence(record, list(record.get("evidence", {})))
+
+    def summary(self, record: Mapping[str, Any]) -> str:
+        what = "accuracy" if record.get("labels") else "Spearman's correlation"
+        return (
+            f"the encoder fine-tuned on {record.get('n_train', '?')} texts, {what} on {record.get('n_test', '?')}, "
+            f"mean of {len(SEEDS)} seeds"
+        )
+
+    def held_out(self, task: FinetuneTask) -> Iterable[str]:
+        if task.target == "classes":
+            yield from test_texts(task)
+            return
+        for text in _scored(task, str(task.test), None)[0]:
+            yield from [text] if isinstance(text, str) else text
+
+
+def _judge(data: Labelled, outputs: list[np.ndarray]) -> tuple[Record, Record]:
+    """A pooling's entry and the evidence, from the outputs of each seed for the test texts."""
+    wanted = data.targets[data.n_train :]
+    pooling: str = data.task.pooling
+    evidence: Record
+    if data.names:
+        from sklearn.metrics import f1_score
+
+        guesses = [out.argmax(axis=1) for out in outputs]
+        right = np.mean([guess == wanted for guess in guesses], axis=0)  # of each text, over seeds
+        of_seeds = [float((guess == wanted).mean()) for guess in guesses]
+        classes = np.arange(len(data.names))
+        f1 = [f1_score(wanted, guess, labels=classes, average="macro", zero_division=0.0) for guess in guesses]
+        more = {"test_accuracy": float(np.mean(of_seeds)), "macro_f1": float(np.mean(f1))}
+        evidence, interval = {pooling: pack_floats(right)}, statistics.mean_interval(right)
+    else:
+        scores, guesses = wanted.astype(np.float64), [out[:, 0].astype(np.float64) for out in outputs]
+        every = np.arange(len(scores))[None]
+        of_seeds = [float(_spearman([guess], scores, every)[0]) for guess in guesses]
+        more = {"spearman": float(np.mean(of_seeds))}
+        evidence = {"scores": pack_floats(scores)} | {f"seed{i}": pack_floats(g) for i, g in enumerate(guesses)}
+        draws = statistics.bootstrap(lambda rows: _spearman(guesses, scores, rows), len(scores))
+        interval = statistics.interval(draws)
+    spread = float(np.std(of_seeds, ddof=1))
+    entry = {"score": float(np.mean(of_seeds)), "interval": interval, "seeds": of_seeds, "spread": spread}
+    return entry | more, evidence
+
+
+def _of_seeds(evidence: Mapping[str, str]) -> list[np.ndarray]:
+    return [unpack_floats(digits) for name, digits in evidence.items() if name.startswith("seed")]
+
+
+def _spearman(guesses: list[np.ndarray], scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The mean over seeds of Spearman's correlation in each sample of rows (K, N): (K,)."""
+    found: np.ndarray = np.mean([statistics.spearman(guess[rows], scores[rows]) for guess in guesses], axis=0)
+    return found
+
+
+def _scored(task: FinetuneTask, uri: str, size: int | None) -> tuple[list[Text], list[float]]:
+    """Texts with their scores: the first rows, or random ones where the task has a seed.
+
+    Raises:
+        InputError: a text is empty, a score is no number, all are the same, or there are too few.
+    """
+    texts: list[Text] = []
+    scores = []
+    for row in tables.rows(uri, [*task.columns, task.label]):
+        parts = [full_text(row.values[i], row, column) for i, column in enumerate(task.columns)]
+        texts.append(parts[0] if len(parts) == 1 else (parts[0], parts[1]))
+        scores.append(number(row.values[-1], row, task.label))
+        if task.seed is None and len(texts) == size:
+            break
+    if len(texts) < FEWEST:
+        raise InputError(f"The probe task {task.name} has {len(texts)} texts in {uri}; it needs {FEWEST}.")
+    if np.ptp(scores) == 0:
+        raise InputError(
+            f"All {len(scores)} texts in {uri} of the probe task {task.name} have the score {scores[0]:g}."
+        )
+    if task.seed is not None:
+        order = np.random.default_rng(task.seed).permutation(len(texts))[:size]
+        texts, scores = [texts[i] for i in order], [scores[i] for i in order]
+    return texts, scores

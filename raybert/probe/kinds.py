@@ -1,0 +1,35 @@
+"""The kinds of probe tasks, by the name that a task's `kind` says. A record that names none is of classification."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from raybert.encode import POOLINGS
+from raybert.probe.classification import Classification
+from raybert.probe.finetune import Finetune
+from raybert.probe.kind import Kind, ProbeTask
+from raybert.probe.neighbours import Neighbours
+from raybert.probe.retrieval import Retrieval
+from raybert.probe.similarity import Similarity
+
+DEFAULT = Classification.name
+KINDS: dict[str, Kind] = {
+    kind.name: kind for kind in (Classification(), Similarity(), Retrieval(), Neighbours(), Finetune())
+}
+# Of all kinds, in the order in which they are shown.
+BASELINES = {"majority": "majority class", "tfidf": "TF-IDF", "bm25": "BM25"}
+
+
+def of_task(task: ProbeTask) -> Kind:
+    return KINDS[task.kind]
+
+
+def of_record(record: Mapping[str, Any]) -> Kind | None:
+    """None for a kind that this version does not know: such a record is passed over."""
+    return KINDS.get(record.get("kind", DEFAULT))
+
+
+def poolings(record: Mapping[str, Any]) -> list[str]:
+    """The poolings for which a record has its headline: those that are known first, in their order."""
+    kind = of_record(record)
+    found = [name for name, entry in record.items() if kind is not None and kind.headline.of(entry) is not None]
+    return [*(name for name in POOLINGS if name in found), *(name for name in found if name not in POOLINGS)]

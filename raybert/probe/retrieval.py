@@ -1,0 +1,271 @@
+"""Kind retrieval: is the right document among those whose vectors lie nearest to the query's?
+
+Exact: every document is compared with every query, block by block, and the best of each query are kept.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from raybert.errors import InputError
+from raybert.probe import ranking, statistics, tables
+from raybert.probe.kind import (
+    FEWEST,
+    Collector,
+    Headline,
+    ProbeTask,
+    Record,
+    VectorKind,
+    Vectors,
+    check_files,
+    digest,
+    lacks_evidence,
+    pack_floats,
+    unpack_floats,
+)
+from raybert.probe.ranking import Relevance
+from raybert.probe.similarity import number
+from raybert.probe.texts import full_text
+
+
+class RetrievalTask(ProbeTask):
+    """Queries, documents, and which are right: a file of pairs, or three files that refer to each other by ids."""
+
+    URIS: ClassVar[tuple[str, ...]] = ("pairs", "queries", "documents", "relevance")
+
+    kind: Literal["retrieval"] = "retrieval"
+    pairs: str | None = Field(default=None, description="a query and its right document a row, in the columns `text`")
+    text: tuple[str, str] = Field(default=("query", "document"), description="the two columns of `pairs`")
+    label: str | None = Field(default=None, description="column of `pairs` with a score; needs `least`")
+    least: float | None = Field(default=None, description="rows of `pairs` with a lower score are left out")
+    queries: str | None = Field(default=None, description="rows with an id and a text")
+    documents: str | None = Field(default=None, description="rows with an id and a text")
+    relevance: str | None = Field(default=None, description="rows of `judged`")
+    row: tuple[str, str] = Field(default=("id", "text"), description="columns of `queries` and `documents`")
+    judged: tuple[str, str, str] = Field(
+        default=("query_id", "document_id", "score"), description="columns of `relevance`; a score above 0 is right"
+    )
+    n_queries: int = Field(default=2000, ge=FEWEST, description="where there are more, so many are drawn")
+    seed: int = Field(default=0, ge=0, description="of that draw")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        given = [key for key in ("queries", "documents", "relevance") if getattr(self, key) is not None]
+        if (self.pairs is not None) == bool(given) or len(given) not in (0, 3):
+            raise ValueError("give either pairs, or all of queries, documents and relevance")
+        if (self.label is None) != (self.least is None):
+            raise ValueError("label and least belong together: the column of the scores, and the lowest that is right")
+        return self
+
+    @property
+    def files(self) -> list[tuple[str, list[str]]]:
+        if self.pairs is not None:
+            return [(self.pairs, [*self.text, *([self.label] if self.label else [])])]
+        columns = {"queries": self.row, "documents": self.row, "relevance": self.judged}
+        return [(str(getattr(self, key)), list(wanted)) for key, wanted in columns.items()]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """`texts` holds the queries, then the documents."""
+
+    texts: list[str]
+    relevance: Relevance
+    hash: str
+
+    @property
+    def leading(self) -> int:
+        """The queries are encoded first, so that no document has to be kept."""
+        return self.relevance.queries
+
+    @property
+    def queries(self) -> list[str]:
+        return self.texts[: self.leading]
+
+    @property
+    def documents(self) -> list[str]:
+        return self.texts[self.leading :]
+
+
+class Retrieval(VectorKind):
+    name = "retrieval"
+    settings: ClassVar[type[ProbeTask]] = RetrievalTask
+    counted = "queries"
+    headline: ClassVar[Headline] = Headline(
+        key="ndcg_at_10",
+        title="nDCG@10",
+        short="nDCG@10",
+        share=False,
+        others={
+            "mrr_at_10": "MRR@10",
+            "recall_at_1": "recall@1",
+            "recall_at_10": "recall@10",
+            "recall_at_100": "recall@100",
+        },
+        method="nearest frozen vectors by cosine",
+    )
+
+    def check(self, task: ProbeTask) -> None:
+        check_files(task)
+        self.read(task)
+
+    def read(self, task: Any) -> Ranked:
+        """
+        Raises:
+            InputError: a text is empty, a query has no right document, an id is unknown or stands twice, or there are
+                too few queries.
+        """
+        return _of_pairs(self.name, task) if task.pairs is not None else _of_files(self.name, task)
+
+    def about(self, data: Ranked) -> Record:
+        return {"n_test": data.relevance.queries, "n_documents": data.relevance.documents}
+
+    def collector(self, data: Ranked) -> Collector:
+        return _Collector(self, data)
+
+    def judge(self, data: Ranked, vectors: Vectors) -> Record:
+        collector = self.collector(data)
+        collector.add(np.arange(len(data.texts)), vectors)
+        return collector.finish()
+
+    def baselines(self, data: Ranked) -> Mapping[str, Callable[[], Record]]:
+        parts = data.queries, data.documents, data.relevance, self.headline.key
+        return {
+            "bm25": lambda: ranking.baseline(ranking.bm25, *parts),
+            "tfidf": lambda: ranking.baseline(ranking.tfidf, *parts),
+        }
+
+    def difference(self, a: Record, b: Record, pooling: str) -> Record:
+        return statistics.mean_difference(*(unpack_floats(record["evidence"][pooling]) for record in (a, b)))
+
+    def lacks(self, record: Record) -> str:
+        return lacks_evidence(record, list(record.get("evidence", {})))
+
+    def summary(self, record: Mapping[str, Any]) -> str:
+        documents = record.get("n_documents", "?")
+        return f"{record.get('n_test', '?')} queries, each of which looks for its right one among {documents} documents"
+
+    def held_out(self, task: Any) -> Iterable[str]:
+        return self.read(task).texts
+
+
+class _Collector(Collector):
+    """Keeps the queries' vectors, and of the documents the best of each query."""
+
+    def __init__(self, kind: VectorKind, data: Ranked) -> None:
+        self._kind, self._data = kind, data
+        self._queries: dict[str, np.ndarray] = {}
+        self._best: dict[str, ranking.Best] = {}
+        self._seen = 0
+
+    def add(self, rows: np.ndarray, vectors: Vectors) -> None:
+        leading = self._data.leading
+        first = rows < leading
+        for pooling, found in vectors.items():
+            kept = self._queries.setdefault(pooling, np.empty((leading, found.shape[1]), dtype=np.float32))
+            kept[rows[first]] = found[first]
+        self._seen += int(first.sum())
+        if first.all():
+            return
+        assert self._seen == leading, "the queries come first"
+        for pooling, found in vectors.items():
+            if pooling not in self._best:
+                self._best[pooling] = ranking.Best(self._queries[pooling])
+            # Without a copy where documents alone have come.
+            self._best[pooling].add(rows[~first] - leading, found[~first] if first.any() else found)
+
+    def finish(self) -> Record:
+        """For each pooling the means over the queries; evidence: the headline of each query."""
+        found: Record = {"evidence": {}}
+        for pooling, best in self._best.items():
+            of_queries = ranking.figures(best.ranked(), self._data.relevance)
+            found[pooling] = ranking.entry(of_queries, self._kind.headline.key)
+            found["evidence"][pooling] = pack_floats(of_queries[self._kind.headline.key])
+        return found
+
+
+def from_right_pairs(kind: str, task: ProbeTask, pairs: list[tuple[str, str]], n_queries: int, seed: int) -> Ranked:
+    """Queries and documents by their texts: a text that occurs twice is one, with all its right partners.
+
+    Raises:
+        InputError: there are too few queries.
+    """
+    documents = {text: number for number, text in enumerate(dict.fromkeys(document for _, document in pairs))}
+    queries = {text: number for number, text in enumerate(dict.fromkeys(query for query, _ in pairs))}
+    right = {(queries[query], documents[document]): 1.0 for query, document in pairs}
+    return _ranked(kind, task, list(queries), list(documents), right, n_queries, seed)
+
+
+def _of_pairs(kind: str, task: RetrievalTask) -> Ranked:
+    uri, columns = task.files[0]
+    pairs = []
+    for row in tables.rows(uri, columns):
+        if task.label is not None and number(row.values[2], row, task.label) < (task.least or 0.0):
+            continue
+        query, document = (full_text(row.values[i], row, task.text[i]) for i in (0, 1))
+        pairs.append((query, document))
+    return from_right_pairs(kind, task, pairs, task.n_queries, task.seed)
+
+
+def _of_files(kind: str, task: RetrievalTask) -> Ranked:
+    sources = dict(zip(("queries", "documents", "relevance"), task.files, strict=True))
+    ids: dict[str, dict[str, int]] = {}
+    texts: dict[str, list[str]] = {}
+    for side in ("queries", "documents"):
+        ids[side], texts[side] = {}, []
+        for row in tables.rows(*sources[side]):
+            name = str(row.values[0])
+            if ids[side].setdefault(name, len(ids[side])) != len(texts[side]):
+                raise InputError(f"{row.place}: the id {name} stands there twice.")
+            texts[side].append(full_text(row.values[1], row, task.row[1]))
+    # Documents with the same text are told apart by nothing: what is right for one is right for all.
+    twins: dict[str, list[int]] = {}
+    for place, text in enumerate(texts["documents"]):
+        twins.setdefault(text, []).append(place)
+    right: dict[tuple[int, int], float] = {}
+    for row in tables.rows(*sources["relevance"]):
+        query, document = (str(value) for value in row.values[:2])
+        grade = number(row.values[2], row, task.judged[2])
+        for side, name in (("queries", query), ("documents", document)):
+            if name not in ids[side]:
+                raise InputError(f"{row.place}: there is no {name} among the {side} of the probe task {task.name}.")
+        if grade > 0:
+            for place in twins[texts["documents"][ids["documents"][document]]]:
+                key = (ids["queries"][query], place)
+                right[key] = max(grade, right.get(key, 0.0))
+    answered = {query for query, _ in right}
+    for name, place in ids["queries"].items():
+        if place not in answered:
+            raise InputError(
+                f"The query {name} of the probe task {task.name} has no right document in {task.relevance}; add one, "
+                "or leave the query out."
+            )
+    return _ranked(kind, task, texts["queries"], texts["documents"], right, task.n_queries, task.seed)
+
+
+def _ranked(
+    kind: str,
+    task: ProbeTask,
+    queries: list[str],
+    documents: list[str],
+    right: dict[tuple[int, int], float],
+    n_queries: int,
+    seed: int,
+) -> Ranked:
+    if len(queries) < FEWEST:
+        raise InputError(
+            f"The probe task {task.name} has {len(queries)} queries with a right document; it needs {FEWEST}."
+        )
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(queries))[:n_queries])
+    place = np.full(len(queries), -1)
+    place[chosen] = np.arange(len(chosen))
+    pairs = sorted(
+        (int(place[query]), document, grade) for (query, document), grade in right.items() if place[query] >= 0
+    )
+    query, document, grade = zip(*pairs, strict=True)
+    relevance = Relevance(np.array(query), np.array(document), np.array(grade), len(chosen), len(documents))
+    texts = [*(queries[i] for i in chosen), *documents]
+    return Ranked(texts, relevance, digest(kind, len(chosen), texts, pairs))

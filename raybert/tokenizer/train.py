@@ -1,0 +1,187 @@
+"""A tokenizer of one's own: learned from text, or an older one with more words."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tokenizers import Tokenizer as Theirs
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from raybert.errors import InputError
+from raybert.tokenizer.fast import CONFIG, EXTENDS, JSON, FastTokenizer, shared, template
+from raybert.tokenizer.files import MODEL_INPUTS
+from raybert.tokenizer.gpt2 import CONFIG as OWN_CONFIG
+from raybert.tokenizer.gpt2 import SPECIAL_TOKENS, Tokenizer, hugging_face
+from raybert.tokenizer.vocabulary import TextTokenizer
+
+PASSES = {"bpe": 1, "wordpiece": 2}  # over the text, of each kind
+ROLES = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
+PIECES = 3  # a word of so many pieces is worth a token of its own, if it stands there more than once
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+
+def train(
+    texts: Callable[[], Iterable[str]], *, vocab_size: int, kind: str = "bpe", lowercase: bool = False
+) -> FastTokenizer:
+    """Learn a vocabulary. The same texts, in any order, give the same bytes.
+
+    Args:
+        texts: begins to go through them; `PASSES` times.
+        kind: "bpe", byte-pair encoding on bytes, which knows every text; or "wordpiece", BERT's.
+
+    Raises:
+        InputError: the vocabulary is smaller than the alphabet, or larger than what the texts have.
+    """
+    if kind not in PASSES:
+        raise InputError(f"--kind is one of {', '.join(PASSES)}, not {kind}.")
+    least = len(ROLES) + 256
+    if kind == "bpe" and vocab_size < least:
+        raise InputError(f"--vocab-size {vocab_size} is below {least}: 256 bytes and {len(ROLES)} special tokens.")
+    tokenizer, roles = _bpe(texts, vocab_size, lowercase) if kind == "bpe" else _wordpiece(texts, vocab_size, lowercase)
+    size = tokenizer.get_vocab_size()
+    if size < vocab_size:
+        raise InputError(
+            f"The text supports {size:,} tokens, fewer than --vocab-size {vocab_size:,}; lower it, or give more text."
+        )
+    template(tokenizer, roles)
+    names = {f"{role}_token": token for role, token in roles.items()}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "model_input_names": MODEL_INPUTS}
+    return _made(json.loads(tokenizer.to_str()), config, roles)
+
+
+def _bpe(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -> tuple[Theirs, dict[str, str]]:
+    tokenizer = Theirs(models.BPE())
+    if lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=sorted(ROLES.values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(), trainer)
+    return tokenizer, ROLES
+
+
+def _wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -> tuple[Theirs, dict[str, str]]:
+    roles = {**ROLES, "unk": "[UNK]"}
+    names = sorted(roles.values())
+
+    def trained(size: int, first: list[str]) -> Theirs:
+        tokenizer = Theirs(models.WordPiece({}, unk_token=roles["unk"]))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece(prefix="##")
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=first, show_progress=False)
+        tokenizer.train_from_iterator(texts(), trainer)
+        return tokenizer
+
+    # The library numbers characters as it meets them in a hash map, which is another order each time, and of merges
+    # that are as frequent it takes the one of lower numbers. So the characters are found first, and given in order.
+    characters = sorted(set(trained(0, names).get_vocab()) - set(names))
+    least = len(names) + len(characters)
+    if least > vocab_size:
+        raise InputError(
+            f"--vocab-size {vocab_size} is below {least}: the characters of the text, within words and at their start, "
+            f"and {len(names)} special tokens; raise it, or use --kind bpe, whose alphabet is 256 bytes."
+        )
+    described = json.loads(trained(vocab_size, [*names, *characters]).to_str())
+    described["added_tokens"] = [token for token in described["added_tokens"] if token["content"] in names]
+    return Theirs.from_str(json.dumps(described)), roles
+
+
+def _made(described: dict[str, Any], config: dict[str, Any], roles: dict[str, str]) -> FastTokenizer:
+    content = json.dumps(described, ensure_ascii=False, indent=1).encode() + b"\n"
+    return shared(content, json.dumps(config, indent=2).encode() + b"\n", tuple(roles.items()), "the new tokenizer")
+
+
+def count_words(texts: Iterable[str]) -> Counter[str]:
+    """How often each word (of two letters or more) stands in the texts, as it is written."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(_WORD.findall(text))
+    return counts
+
+
+def extend(base: TextTokenizer, counts: Counter[str], words: int) -> FastTokenizer:
+    """The tokenizer with new tokens behind its last: the most frequent words that it cuts into three or more pieces.
+
+    Raises:
+        InputError: its kind of model cannot be extended, or the text has no such words.
+    """
+    described, config, roles = _description(base)
+    kind = described["model"]["type"]
+    if kind not in ("WordPiece", "BPE", "Unigram"):
+        raise InputError(f"A tokenizer of the kind {kind} cannot be extended; WordPiece, BPE and Unigram can.")
+    written = _writer(described)
+    gathered: Counter[str] = Counter()
+    for word, count in counts.items():
+        if piece := written(word):
+            gathered[piece] += count
+    text_of = {written(word): word for word in sorted(counts, reverse=True)}
+    known = _vocabulary(described)
+    chosen: list[str] = []
+    for piece in sorted(gathered, key=lambda piece: (-gathered[piece], piece)):
+        if len(chosen) == words or gathered[piece] < 2:
+            break
+        if piece not in known and len(base.encode(f" {text_of[piece]}")) >= PIECES:
+            chosen.append(piece)
+    if not chosen:
+        raise InputError(
+            f"No word that stands in the text twice is cut into {PIECES} or more pieces; there is nothing to add."
+        )
+    _add(described, chosen, base.size)
+    return _made(described, config | {EXTENDS: base.hash}, roles)
+
+
+def _description(base: TextTokenizer) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """tokenizer.json, tokenizer_config.json and the special tokens by role."""
+    if isinstance(base, FastTokenizer):
+        files = base.files()
+        return json.loads(files[JSON]), json.loads(files[CONFIG]), dict(base.tokens)
+    assert isinstance(base, Tokenizer)
+    roles = {name[1:-1].lower(): name for name in SPECIAL_TOKENS.values()}
+    return json.loads(hugging_face().to_str()), dict(OWN_CONFIG), roles
+
+
+def _vocabulary(described: dict[str, Any]) -> set[str]:
+    vocabulary = described["model"]["vocab"]
+    return set(vocabulary) if isinstance(vocabulary, dict) else {entry[0] for entry in vocabulary}
+
+
+def _writer(described: dict[str, Any]) -> Callable[[str], str]:
+    """How the vocabulary writes a word that stands after a space; empty for what is no single word to it."""
+    theirs = Theirs.from_str(json.dumps(described))
+
+    def written(word: str) -> str:
+        text = f" {word}"
+        if theirs.normalizer is not None:
+            text = theirs.normalizer.normalize_str(text)
+        parts = theirs.pre_tokenizer.pre_tokenize_str(text) if theirs.pre_tokenizer else [(text, None)]
+        return parts[0][0] if len(parts) == 1 else ""
+
+    return written
+
+
+def _add(described: dict[str, Any], chosen: list[str], first: int) -> None:
+    model = described["model"]
+    if model["type"] == "Unigram":
+        best = max(score for _, score in model["vocab"][4:])
+        model["vocab"] += [[piece, best] for piece in chosen]
+        return
+    # The library would number specials anew that only the list of added tokens has.
+    model["vocab"].update({token["content"]: token["id"] for token in described.get("added_tokens") or ()})
+    model["vocab"].update({piece: number for number, piece in enumerate(chosen, first)})
+    if model["type"] == "BPE":
+        model["ignore_merges"] = True  # a whole word that is in the vocabulary is one token
+
+
+def cost(tokenizer: TextTokenizer, texts: list[str]) -> tuple[float, float]:
+    """What texts cost: tokens for each word between white space; characters for each token, in any script."""
+    tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    words, characters = (sum(len(part) for part in parts) for parts in (map(str.split, texts), texts))
+    return tokens / max(1, words), characters / max(1, tokens)

@@ -1,0 +1,110 @@
+"""What a run's settings leave to its shards and to the weights that it begins with: the encoder's dimensions."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raybert import storage
+from raybert.config import Config
+from raybert.data.shards import ShardSet
+from raybert.errors import InputError
+from raybert.model.config import BertConfig
+from raybert.storage import hub
+from raybert.tokenizer import TextTokenizer
+from raybert.tokenizer import files as tokenizers
+from raybert.tokenizer.fast import FastTokenizer
+
+# Of the run, not of the weights that it begins with.
+OF_THE_RUN = ("dropout", "initializer_range")
+FAMILY = "bert"  # transformers' model_type; DistilBERT and RoBERTa number their positions otherwise, or have no types
+WEIGHTS = ("config.json", "model.safetensors", *tokenizers.FILES)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model that runs can begin with: its dimensions and its tokenizer, without its weights."""
+
+    config: BertConfig
+    tokenizer: TextTokenizer
+
+
+def complete(config: Config, shards: ShardSet) -> Config:
+    """The settings with every dimension that is not the default's stated. Nothing is read but two small files.
+
+    Raises:
+        InputError: the model that the run begins with cannot be read, has other dimensions than the settings state, or
+            another tokenizer than the shards.
+    """
+    rows = shards.vocabulary.size
+    found: dict[str, Any] = {"vocab_size": rows}
+    if where := config.model.start_from:
+        start = read_start(where)
+        _require_tokenizer(start.tokenizer, where, shards)
+        found = {name: value for name, value in asdict(start.config).items() if name not in OF_THE_RUN}
+        found["vocab_size"] = max(rows, start.config.vocab_size)
+    for name, given in config.model.given().items():
+        if found.get(name, given) != given:
+            raise _differs(config, shards, name, given, found[name])
+    usual = asdict(BertConfig()) | config.model.given()
+    stated = {name: value for name, value in found.items() if usual[name] != value}
+    return config.model_copy(update={"model": config.model.model_copy(update=stated)}) if stated else config
+
+
+def _differs(config: Config, shards: ShardSet, name: str, given: object, found: object) -> InputError:
+    where = config.model.start_from
+    if not where:
+        return InputError(
+            f"model.{name}={given} and the tokenizer of the shards in {shards.uri} has {found} tokens; leave "
+            f"model.{name} out."
+        )
+    key = name if getattr(config.model, name) is not None else "size"
+    return InputError(
+        f"model.start_from={where} has {name}={found} and this run asks for {given}; its dimensions become the run's: "
+        f"leave model.{key} out (model.{key}=null)."
+    )
+
+
+def read_start(where: str) -> Start:
+    """The dimensions and the tokenizer of a checkpoint, or of a transformers BERT directory.
+
+    Raises:
+        InputError: it is neither, or uses what raybert's encoder does not have.
+    """
+    uri = hub.local(where, WEIGHTS)
+    path = storage.join(uri, "config.json")
+    if not storage.exists(path):
+        raise InputError(f"{where} is no checkpoint and no transformers directory: it has no config.json.")
+    try:
+        described = storage.read_json(path)
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}.") from error
+    kind = described.get("model_type") if isinstance(described, dict) else None
+    # Both import torch, for which a start without such weights does not wait.
+    if kind == FAMILY:
+        from raybert.model import interop
+
+        config = interop.read_config(described, where)
+    elif kind == "raybert":
+        from raybert.model import files
+
+        with storage.local_copy(uri, [files.CONFIG]) as directory:
+            config = files.read_config(directory, where)
+    else:
+        raise InputError(
+            f"{where} is of model_type {kind!r}, and training can go on from raybert's checkpoints and transformers' "
+            f"directories of model_type {FAMILY}."
+        )
+    return Start(config, tokenizers.load(uri))
+
+
+def _require_tokenizer(mine: TextTokenizer, where: str, shards: ShardSet) -> None:
+    if shards.vocabulary.hash == mine.hash:
+        return
+    theirs = shards.tokenizer()
+    if isinstance(theirs, FastTokenizer) and theirs.extends == mine.hash:
+        return
+    raise InputError(
+        f"The shards in {shards.uri} were prepared with the tokenizer {shards.tokenizer_name} "
+        f"({shards.tokenizer_hash[:12]}, {shards.vocabulary.size:,} tokens), and model.start_from={where} has "
+        f"{mine.name} ({mine.hash[:12]}, {mine.size:,} tokens): ids would mean other words. Prepare the text again: "
+        f"raybert prepare --tokenizer {where} --seq-len {shards.seq_len} --input ... --output ..."
+    )
