@@ -27,7 +27,7 @@ Input = Annotated[list[str], typer.Option(help="file, directory or glob of text,
 Output = Annotated[str, typer.Option(help="directory of the tokenizer, at any URI")]
 TextColumn_ = Annotated[str, typer.Option("--text-column", help="column or field that holds the text")]
 SplitTxt = Annotated[str, typer.Option(help="cut .txt files into documents at blank-lines or lines")]
-SampleTokens = Annotated[int, typer.Option(help="tokens of text to read, about")]
+SampleTokens = Annotated[int, typer.Option(min=1, help="tokens of text to read, about")]
 Seed = Annotated[int, typer.Option(help="which part of the text is read")]
 
 

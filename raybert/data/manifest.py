@@ -61,7 +61,10 @@ class AnyTokenizer(TokenizerEntry):
     def _check(self) -> Self:
         specials = {getattr(self.ids, role) for role in ("cls", "sep", "mask", "pad")}
         ranges = [0, *(edge for pair in self.ids.drawn for edge in pair), self.size]
-        if len(specials) < 4 or max(specials) >= self.size or not self.ids.drawn or ranges != sorted(ranges):
+        empty = any(first >= stop for first, stop in self.ids.drawn)
+        drawn = any(first <= special < stop for special in specials for first, stop in self.ids.drawn)
+        wrong = not self.ids.drawn or ranges != sorted(ranges) or empty or drawn
+        if len(specials) < 4 or max(specials) >= self.size or wrong:
             raise ValueError("the ids are not those of one vocabulary")
         return self
 

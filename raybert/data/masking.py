@@ -29,14 +29,15 @@ def mask(
 
     Where the vocabulary knows its word starts, whole words are chosen in a uniformly drawn order, and one that has more
     tokens than are left to choose is passed over, so that fewer than round(fraction n) may be masked
-    (https://github.com/google-research/bert, create_pretraining_data.py). If no word is that short, the first tokens
-    of one are. What becomes of a token is drawn for each on its own.
+    (https://github.com/google-research/bert, create_pretraining_data.py). A sample without a word that short, as in
+    scripts without spaces, has tokens chosen instead. What becomes of a token is drawn for each on its own.
 
     Args:
         ids: (N, T) as `raybert.data.pairs.assemble` lays them out, with cut and length (N,). A sample's result does not
             depend on T, but for the padding.
         keys: (N,) uint64.
-        fraction: of all samples, or (N,). Tokens that are masked with one are masked with a larger one too.
+        fraction: of all samples, or (N,). Tokens that are masked with one are masked with a larger one too, unless
+            whole words are chosen.
 
     Returns:
         masked ids (N, T); positions (N, P) int32 ascending, then -1; labels (N, P) of the ids' type, then [PAD].
@@ -123,6 +124,6 @@ def _choose_words(
         used[open_rows[fits]] += sizes[word[fits]]
     chosen = text & taken[of_token].reshape(text.shape)
     for row in np.flatnonzero(used == 0):
-        at = words[order[begins[row]]] - row * len(place)
-        chosen[row, at : at + wanted[row]] = True
+        (places,) = np.nonzero(text[row])
+        chosen[row, places[np.argsort(score[row, places], kind="stable")[: wanted[row]]]] = True
     return np.flatnonzero(chosen)

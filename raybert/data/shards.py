@@ -236,7 +236,7 @@ def verify_shards(shard_set: ShardSet, *, sizes_only: bool = False) -> None:
     """Check every shard against the manifest: its size, and unless ``sizes_only`` its SHA-256, columns and rows.
 
     Raises:
-        InputError: naming the first shard that is missing or differs.
+        InputError: naming the first shard that is missing or differs; or the set's tokenizer cannot be read.
     """
     for shard in (shard for split in SPLITS for shard in shard_set.shards(split)):
         uri = storage.join(shard_set.uri, shard.name)
@@ -253,6 +253,7 @@ def verify_shards(shard_set: ShardSet, *, sizes_only: bool = False) -> None:
                 raise InputError(f"The shard {uri} is corrupt (its SHA-256 differs); prepare the data again.")
             if (rows := _footer(uri).num_rows) != shard.rows:
                 raise InputError(f"The shard {uri} has {rows} rows, and its manifest says {shard.rows}.")
+    shard_set.tokenizer()  # raises where its files are damaged or gone
 
 
 def read_unit(uri: str, unit: Unit, vocabulary: Vocabulary = GPT2) -> UnitRows:

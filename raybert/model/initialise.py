@@ -47,6 +47,8 @@ def extend_rows(bert: Bert, state: dict[str, Tensor], pieces: list[list[int]], f
     table, bias = bert.word_embeddings.weight, bert.mlm_bias
     table[:first], bias[:first] = state["word_embeddings.weight"][:first].to(table), state["mlm_bias"][:first].to(bias)
     for number, old in enumerate(pieces, first):
+        if not old:
+            continue  # a token of which the old vocabulary knows nothing stays random
         table[number], bias[number] = table[old].mean(0), bias[old].mean()
 
 

@@ -95,6 +95,7 @@ def check_data(planned: Sequence[Trial]) -> None:
     """
     configs = [trial.config for trial in planned]
     _require_one_loss(configs)
+    tokenizers: dict[str, str] = {}
     for config in {(c.data.shards, c.model): c for c in configs}.values():
         _, shards = check_shards(config)
         if not shards.rows("validation"):
@@ -102,6 +103,13 @@ def check_data(planned: Sequence[Trial]) -> None:
                 f"A sweep compares validation losses, and the shard set {shards.uri} has no validation windows; "
                 "prepare again with more documents or a larger --validation-fraction."
             )
+        tokenizers.setdefault(shards.tokenizer_hash, shards.uri)
+    if len(tokenizers) > 1:
+        one, other, *_ = tokenizers.values()
+        raise InputError(
+            f"A sweep compares validation losses, and {one} and {other} were prepared with different tokenizers, whose "
+            "losses a token mean different things; give each a sweep or a run of its own, and compare their probes."
+        )
 
 
 def _require_one_loss(configs: Sequence[Config]) -> None:

@@ -39,6 +39,8 @@ class FastTokenizer(TextTokenizer):
         self.tokens = dict(roles)
         self._theirs = _load(content, where)
         self._described = json.loads(content)
+        # Older files do not say of what kind their model is.
+        self._described["model"].setdefault("type", type(self._theirs.model).__name__)
         vocabulary = self._theirs.get_vocab(with_added_tokens=True)
         if missing := [token for token in roles.values() if token not in vocabulary]:
             raise InputError(f"The special token {missing[0]} of the tokenizer in {where} is not in its vocabulary.")
@@ -79,6 +81,11 @@ class FastTokenizer(TextTokenizer):
 
     @functools.cached_property
     def word_starts(self) -> np.ndarray:
+        if self._described["model"].get("end_of_word_suffix"):
+            raise InputError(
+                f"The tokenizer in {self.where} marks where words end, and objective.whole_word needs to know where "
+                "they begin; leave objective.whole_word out."
+            )
         begins = _word_test(self._described)
         added = {token["id"] for token in self._described.get("added_tokens") or ()}
         return np.array(
@@ -101,9 +108,15 @@ class FastTokenizer(TextTokenizer):
 
     def encode_sentences(self, text: str, ends: list[int]) -> tuple[np.ndarray, list[int]]:
         found = self._theirs.encode(text, add_special_tokens=False)
-        ids = np.array(self._as_text(found.ids), np.uint32 if self.size > 65_535 else np.uint16)
+        ids = np.array(found.ids, np.uint32 if self.size > 65_535 else np.uint16)
         # A token goes to the sentence in which it begins, as far as its normalised text tells.
         starts = np.maximum.accumulate(np.fromiter((span[0] for span in found.offsets), np.int64, len(found.ids)))
+        special = self._special[ids]
+        if special.any():  # as `_as_text`
+            if "unk" in self.roles:
+                ids[special] = self.roles["unk"]
+            else:
+                ids, starts = ids[~special], starts[~special]
         counts = starts.searchsorted(ends)
         counts[-1:] = len(ids)
         return ids, [count for count in dict.fromkeys(counts.tolist()) if count]
@@ -121,6 +134,10 @@ class FastTokenizer(TextTokenizer):
             if not 0 <= number < self.size:
                 raise ValueError(f"token id {number} is not in the vocabulary of {self.size} ids")
         return str(self._theirs.decode(ids, skip_special_tokens=False))
+
+    def ids(self) -> dict[str, int]:
+        """The id of each token, as the vocabulary writes it."""
+        return {token: number for number, token in self._tokens_by_id.items()}
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The tokens as the vocabulary writes them."""
@@ -156,7 +173,8 @@ def _load(content: bytes, where: str) -> Theirs:
 
 def _hash(described: Mapping[str, Any], roles: Mapping[str, int]) -> str:
     """Of all that decides which ids a text has; not of what only decoding, padding or the specials around it need."""
-    model = {key: value for key, value in described["model"].items() if value is not None}
+    # What newer files state and older ones leave out is false or none.
+    model = {key: value for key, value in described["model"].items() if value is not None and value is not False}
     if "merges" in model:  # "a b", or ["a", "b"], as newer files have it
         model["merges"] = [part if isinstance(part, str) else " ".join(part) for part in model["merges"]]
     added = [
@@ -170,11 +188,11 @@ def _hash(described: Mapping[str, Any], roles: Mapping[str, int]) -> str:
 def _word_test(described: Mapping[str, Any]) -> Any:
     """Whether a token, as the vocabulary writes it, begins a word."""
     model = described["model"]
-    kinds = json.dumps([described.get("pre_tokenizer"), described.get("normalizer")])
+    kinds = json.dumps([described.get("pre_tokenizer"), described.get("normalizer")], ensure_ascii=False)
     if '"ByteLevel"' in kinds:
         table = byte_of_character()
         return lambda token: begins_word(bytes(table.get(character, 32) for character in token))
-    if '"Metaspace"' in kinds or model["type"] == "Unigram":
+    if '"Metaspace"' in kinds or "▁" in kinds or model["type"] == "Unigram":
         return lambda token: token.startswith("▁") or begins_word(token[:1].encode())
     if prefix := model.get("continuing_subword_prefix"):
         return lambda token: not token.startswith(prefix)

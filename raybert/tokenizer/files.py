@@ -8,12 +8,21 @@ from raybert import storage
 from raybert.errors import InputError
 from raybert.storage import hub
 from raybert.tokenizer.fast import CONFIG, JSON, NEEDED, FastTokenizer, shared, template
-from raybert.tokenizer.gpt2 import END_OF_TEXT, GPT2, NUM_TEXT_TOKENS, SPECIAL_TOKENS, Tokenizer, vocabulary_files
+from raybert.tokenizer.gpt2 import (
+    END_OF_TEXT,
+    GPT2,
+    NUM_TEXT_TOKENS,
+    SPECIAL_TOKENS,
+    VOCAB_SIZE,
+    Tokenizer,
+    vocabulary_files,
+)
 from raybert.tokenizer.vocabulary import TextTokenizer
 
 DIRECTORY = "tokenizer"  # of a shard set or a checkpoint, where its tokenizer is another than raybert's own
 VOCAB, SPECIALS = "vocab.txt", "special_tokens_map.json"
 FILES = (JSON, VOCAB, CONFIG, SPECIALS)
+WRITTEN = (JSON, CONFIG)  # of those, what raybert itself writes
 ROLES = (*NEEDED, "unk")
 # What BERT and RoBERTa call them, for directories that do not say it.
 USUAL = {
@@ -43,8 +52,10 @@ def load(where: str) -> TextTokenizer:
         if JSON in found or VOCAB in found:
             return of_files(found, place)
     config = storage.join(uri, "config.json")
-    if storage.exists(config) and _json(storage.read_bytes(config), config).get("model_type") == "raybert":
-        return Tokenizer()  # a checkpoint without one of its own
+    described = _json(storage.read_bytes(config), config) if storage.exists(config) else {}
+    # A checkpoint without one of its own; one of another vocabulary was imported without its tokenizer.
+    if described.get("model_type") == "raybert" and described.get("vocab_size", VOCAB_SIZE) == VOCAB_SIZE:
+        return Tokenizer()
     raise InputError(f"{where} holds no tokenizer: it has neither {JSON} nor {VOCAB}.")
 
 
@@ -69,7 +80,7 @@ def of_files(found: Mapping[str, bytes], where: str) -> TextTokenizer:
     special = _json(found[SPECIALS], f"{where}/{SPECIALS}") if SPECIALS in found else {}
     if JSON not in found and VOCAB not in found:
         raise InputError(f"{where} holds no tokenizer: it has neither {JSON} nor {VOCAB}.")
-    content = found.get(JSON) or _of_vocab(found[VOCAB], config, where)
+    content = found.get(JSON) or _of_vocab(found[VOCAB], {**special, **config}, where)
     described = _json(content, f"{where}/{JSON}", f"The tokenizer in {where} cannot be read")
     if _is_gpt2(described):
         return Tokenizer()
@@ -104,6 +115,9 @@ def _is_gpt2(described: Mapping[str, Any]) -> bool:
     added = {token["id"]: token["content"] for token in described.get("added_tokens") or ()}
     if added != SPECIAL_TOKENS and added != {**SPECIAL_TOKENS, NUM_TEXT_TOKENS - 1: END_OF_TEXT}:
         return False
+    before = described.get("pre_tokenizer") or {}
+    if described.get("normalizer") or before.get("type") != "ByteLevel" or before.get("add_prefix_space"):
+        return False
     own = json.loads(vocabulary_files()[0].read_text("utf-8"))
     vocabulary: Any = described["model"].get("vocab")
     return {token: number for token, number in vocabulary.items() if number not in SPECIAL_TOKENS} == own
@@ -134,7 +148,7 @@ def _of_vocab(content: bytes, config: Mapping[str, Any], where: str) -> bytes:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     try:
-        tokens = content.decode().splitlines()
+        tokens = content.decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{where}/{VOCAB} is no text: {error}.") from error
     vocabulary: dict[str, int] = {}

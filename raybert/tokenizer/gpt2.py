@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -207,8 +208,12 @@ def _word_starts() -> np.ndarray:
 
 
 def begins_word(token: bytes) -> bool:
-    """Whether a token of bytes begins a word: it starts with white space, or with punctuation, which stands alone."""
-    return token[:1].isspace() or (token[:1].isascii() and not token[:1].isalnum())
+    """Whether a token of bytes begins a word: it starts with white space, with punctuation or a symbol, which stand
+    alone, or with an ideograph, which BERT takes for a word."""
+    if token[:1].isascii():
+        return not token[:1].isalnum()
+    first = token[:4].decode("utf-8", "ignore")[:1]
+    return bool(first) and (unicodedata.category(first)[0] in "PSZ" or "CJK" in unicodedata.name(first, ""))
 
 
 @functools.cache

@@ -1,7 +1,9 @@
 """A tokenizer of one's own: learned from text, or an older one with more words."""
 
+import functools
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,7 +21,7 @@ from raybert.tokenizer.vocabulary import TextTokenizer
 PASSES = {"bpe": 1, "wordpiece": 2}  # over the text, of each kind
 ROLES = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
 PIECES = 3  # a word of so many pieces is worth a token of its own, if it stands there more than once
-_WORD = re.compile(r"[^\W\d_]{2,}")
+NEVER = -1e6  # the log probability of a token that text is not to be cut into
 
 
 def train(
@@ -101,10 +103,17 @@ def _made(described: dict[str, Any], config: dict[str, Any], roles: dict[str, st
 
 def count_words(texts: Iterable[str]) -> Counter[str]:
     """How often each word (of two letters or more) stands in the texts, as it is written."""
-    counts: Counter[str] = Counter()
+    counts, word = Counter[str](), _word()
     for text in texts:
-        counts.update(_WORD.findall(text))
+        counts.update(word.findall(text))
     return counts
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """A letter, and letters and combining marks behind it: \\w leaves out the vowel signs of many scripts."""
+    marks = "".join(re.escape(chr(code)) for code in range(0x300, 0x10000) if unicodedata.category(chr(code))[0] == "M")
+    return re.compile(rf"[^\W\d_](?:[^\W\d_]|[{marks}])+")
 
 
 def extend(base: TextTokenizer, counts: Counter[str], words: int) -> FastTokenizer:
@@ -135,7 +144,18 @@ def extend(base: TextTokenizer, counts: Counter[str], words: int) -> FastTokeniz
             f"No word that stands in the text twice is cut into {PIECES} or more pieces; there is nothing to add."
         )
     _add(described, chosen, base.size)
-    return _made(described, config | {EXTENDS: base.hash}, roles)
+    made = _made(described, config | {EXTENDS: base.hash}, roles)
+    # A model goes on with the old ids, so each has to mean what it meant.
+    before, after = _description_ids(base), {number: token for token, number in made.ids().items()}
+    if made.size != base.size + len(chosen) or any(after.get(number) != token for number, token in before.items()):
+        raise InputError(f"The tokenizer {base.name} cannot be extended: its ids would not stay what they are.")
+    return made
+
+
+def _description_ids(base: TextTokenizer) -> dict[int, str]:
+    """The token of each id, as the vocabulary writes it."""
+    ids = base.ids() if isinstance(base, FastTokenizer) else hugging_face().get_vocab(with_added_tokens=True)
+    return {number: token for token, number in ids.items()}
 
 
 def _description(base: TextTokenizer) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
@@ -171,6 +191,11 @@ def _add(described: dict[str, Any], chosen: list[str], first: int) -> None:
     model = described["model"]
     if model["type"] == "Unigram":
         best = max(score for _, score in model["vocab"][4:])
+        # Here an id is a place in the list. Added tokens that only their own list has come behind it, and text never
+        # takes one: so unlikely is it.
+        known = {piece for piece, _ in model["vocab"]}
+        added = sorted((token["id"], token["content"]) for token in described.get("added_tokens") or ())
+        model["vocab"] += [[content, NEVER] for _, content in added if content not in known]
         model["vocab"] += [[piece, best] for piece in chosen]
         return
     # The library would number specials anew that only the list of added tokens has.

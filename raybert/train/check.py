@@ -8,7 +8,7 @@ from typing import Any
 from raybert import storage
 from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping, look_up
-from raybert.config_sections import NEIGHBOURS, ProbeConfig
+from raybert.config_sections import INITS, NEIGHBOURS, ProbeConfig
 from raybert.config_text import read_overridden
 from raybert.console import say
 from raybert.data.shards import ShardSet, open_shards, read_unit, verify_shards
@@ -260,5 +260,5 @@ def _check_resume(config: Config, shards: ShardSet) -> None:
 def _model(config: Config) -> dict[str, Any]:
     """What a run's model and its first weights follow from."""
     model = config.model
-    begins = {key: getattr(model, key) for key in ("start_from", "embedding_init", "attention_init")}
+    begins = {key: getattr(model, key) for key in ("start_from", *INITS)}
     return asdict(model.bert()) | begins

@@ -16,7 +16,8 @@ from raybert.tokenizer.fast import FastTokenizer
 # Of the run, not of the weights that it begins with.
 OF_THE_RUN = ("dropout", "initializer_range")
 FAMILY = "bert"  # transformers' model_type; DistilBERT and RoBERTa number their positions otherwise, or have no types
-WEIGHTS = ("config.json", "model.safetensors", *tokenizers.FILES)
+SAFETENSORS = "model.safetensors"
+WEIGHTS = ("config.json", SAFETENSORS, *tokenizers.FILES)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,17 @@ def read_start(where: str) -> Start:
             f"{where} is of model_type {kind!r}, and training can go on from raybert's checkpoints and transformers' "
             f"directories of model_type {FAMILY}."
         )
-    return Start(config, tokenizers.load(uri))
+    tokenizer = tokenizers.load(uri)
+    if not storage.exists(storage.join(uri, SAFETENSORS)):
+        raise InputError(f"{where} has no {SAFETENSORS}; save the model as one safetensors file.")
+    if config.vocab_size < tokenizer.size:
+        raise InputError(
+            f"{where} has {config.vocab_size:,} rows of token embeddings, and its tokenizer {tokenizer.size:,} tokens; "
+            "resize the model's embeddings and save it again."
+        )
+    if config.type_vocab_size < 2:
+        raise InputError(f"{where} knows {config.type_vocab_size} token type, and pairs of texts need two.")
+    return Start(config, tokenizer)
 
 
 def _require_tokenizer(mine: TextTokenizer, where: str, shards: ShardSet) -> None:

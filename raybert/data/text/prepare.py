@@ -235,7 +235,8 @@ def _already_there(output: str, about: dict[str, Any], tokenizer_hash: str, prog
 def _remove_leftovers(output: str) -> None:
     """Clear what an interrupted or an older prepare left; the manifest first, so that no half set is ever valid."""
     names = [uri for uri in storage.list_dir(output) if _OURS.fullmatch(uri.rpartition("/")[2])]
-    names += [storage.join(output, tokenizers.DIRECTORY, name) for name in tokenizers.FILES]
+    if names:  # of a shard set; else whatever lies in tokenizer/ is somebody else's
+        names += [storage.join(output, tokenizers.DIRECTORY, name) for name in tokenizers.WRITTEN]
     for uri in sorted(names, key=lambda uri: not uri.endswith(MANIFEST)):
         storage.remove(uri)
 
