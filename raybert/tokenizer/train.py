@@ -21,7 +21,6 @@ from raybert.tokenizer.vocabulary import TextTokenizer
 PASSES = {"bpe": 1, "wordpiece": 2}  # over the text, of each kind
 ROLES = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
 PIECES = 3  # a word of so many pieces is worth a token of its own, if it stands there more than once
-NEVER = -1e6  # the log probability of a token that text is not to be cut into
 
 
 def train(
@@ -145,10 +144,14 @@ def extend(base: TextTokenizer, counts: Counter[str], words: int) -> FastTokeniz
         )
     _add(described, chosen, base.size)
     made = _made(described, config | {EXTENDS: base.hash}, roles)
-    # A model goes on with the old ids, so each has to mean what it meant.
+    # A model goes on with the old ids, so each has to mean what it meant. Of a Unigram an id is a place in the list of
+    # pieces, and specials that only the list of added tokens has come behind it.
     before, after = _description_ids(base), {number: token for token, number in made.ids().items()}
     if made.size != base.size + len(chosen) or any(after.get(number) != token for number, token in before.items()):
-        raise InputError(f"The tokenizer {base.name} cannot be extended: its ids would not stay what they are.")
+        raise InputError(
+            f"The tokenizer {base.name} cannot be extended: new words would take the ids of its special "
+            "tokens, which are not among its model's pieces."
+        )
     return made
 
 
@@ -191,11 +194,6 @@ def _add(described: dict[str, Any], chosen: list[str], first: int) -> None:
     model = described["model"]
     if model["type"] == "Unigram":
         best = max(score for _, score in model["vocab"][4:])
-        # Here an id is a place in the list. Added tokens that only their own list has come behind it, and text never
-        # takes one: so unlikely is it.
-        known = {piece for piece, _ in model["vocab"]}
-        added = sorted((token["id"], token["content"]) for token in described.get("added_tokens") or ())
-        model["vocab"] += [[content, NEVER] for _, content in added if content not in known]
         model["vocab"] += [[piece, best] for piece in chosen]
         return
     # The library would number specials anew that only the list of added tokens has.

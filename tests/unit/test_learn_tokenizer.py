@@ -3,10 +3,13 @@
 import json
 import random
 import re
+import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 
 import raybert
 from raybert.cli import run_app
@@ -21,6 +24,7 @@ from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.objective import Objective
+from raybert.sweep.run import check_data
 from raybert.tokenizer import GPT2, Tokenizer, load
 from raybert.tokenizer.files import load_for_training
 from raybert.tokenizer.train import cost, count_words, extend, train
@@ -103,6 +107,7 @@ def test_the_commands_read_what_prepare_reads(tmp_path, capsys):
     assert drawn.unseen
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DOMAIN = f"said the government . {'hypercalcaemia, ' * 9} {'parathyroidectomy ' * 8}"
 
 
@@ -132,6 +137,31 @@ def test_the_most_frequent_words_become_tokens_and_no_other_text_changes(bases, 
     assert made.encode(rest) == base.encode(rest)
     assert made.vocabulary.is_text[[base.size, base.size + 1]].all()
     assert set(made.vocabulary.random_ids) == {*base.vocabulary.random_ids, base.size, base.size + 1}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_unigram_whose_ids_would_move_is_not_extended(tmp_path, inside):
+    specials = [(f"[{role}]", 0.0) for role in ("CLS", "SEP", "MASK", "PAD")]
+    letters = [*((f"▁{letter}", -3.0) for letter in "abh"), *((letter, -4.0) for letter in LETTERS)]
+    pieces = [("<unk>", 0.0), *(specials if inside else []), *letters]
+    theirs = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    theirs.add_special_tokens(["[CLS]", "[SEP]", "[MASK]", "[PAD]"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    base = load(str(tmp_path))
+    if not inside:
+        with pytest.raises(InputError, match="new words would take the ids of its special tokens"):
+            extend(base, count_words([DOMAIN]), 2)
+        return
+    made = extend(base, count_words([DOMAIN]), 2)
+    assert made.pieces(range(base.size)) == base.pieces(range(base.size))
+    assert made.roles == base.roles
+    assert made.encode("hypercalcaemia") == [base.size]
+    assert made.encode("a habit [MASK]") == base.encode("a habit [MASK]")
+
+
+def test_words_keep_their_combining_marks():
+    assert count_words(["हिन्दी भाषा, தமிழ் 12 x"]) == {"हिन्दी": 1, "भाषा": 1, "தமிழ்": 1}
 
 
 def test_nothing_to_add_is_a_sentence(bases):
@@ -239,6 +269,28 @@ def test_a_directory_of_transformers_is_a_start(bases, tmp_path):
     assert read_model(str(tmp_path / "theirs")).tokenizer.hash == tokenizer.hash
 
 
+def test_a_start_that_cannot_be_one_is_refused_before_the_first_step(bases, tmp_path):
+    tokenizer = bases["wordpiece"]
+    found = make_set(tmp_path / "shards", tokenizer)
+    start = tmp_path / "start"
+
+    def refused(sentence):
+        with pytest.raises(InputError, match=sentence):
+            complete(settings(tmp_path, found, start_from=str(start)), found)
+
+    save_model(start, tokenizer)
+    (start / "model.safetensors").unlink()
+    refused("has no model.safetensors")
+    save_model(start, tokenizer, type_vocab_size=1)
+    refused("pairs of texts need two")
+    save_model(start, tokenizer)
+    described = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps(described | {"vocab_size": tokenizer.size - 1}))
+    refused("rows of token embeddings, and its tokenizer")
+    shutil.rmtree(start / "tokenizer")
+    refused("holds no tokenizer")
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -254,6 +306,15 @@ def test_other_families_are_refused(bases, tmp_path, change, sentence):
     found = make_set(tmp_path / "shards", bases["wordpiece"])
     with pytest.raises(InputError, match=sentence):
         complete(settings(tmp_path, found, start_from=str(tmp_path / "it")), found)
+
+
+def test_a_sweep_compares_losses_of_one_tokenizer(bases, tmp_path):
+    found = [make_set(tmp_path / kind, bases[kind]) for kind in ("wordpiece", "bpe")]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    trials = [SimpleNamespace(config=settings(tmp_path, shards, **sizes)) for shards in found]
+    check_data(trials[:1])
+    with pytest.raises(InputError, match=r"wordpiece and .*bpe were prepared with different tokenizers"):
+        check_data(trials)
 
 
 def test_a_start_that_is_nowhere_is_a_sentence(bases, tmp_path, monkeypatch):
@@ -287,7 +348,7 @@ def test_published_weights_come_in_and_go_out_unchanged(minilm, tmp_path):
     assert (sizes.hidden_size, sizes.num_attention_heads, sizes.vocab_size) == (384, 12, 30_522)
     bert = Bert(sizes)
     bert.tokenizer = found.tokenizer()
-    begin(bert, config, "")
+    begin(bert, config, found, "")
     raybert.save(bert, str(tmp_path / "ours"))
     assert run_app(["export", str(tmp_path / "ours"), str(tmp_path / "out")]) == 0
     before, after = (

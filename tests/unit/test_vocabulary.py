@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Theirs
+from tokenizers import models
 
 import raybert
 from raybert.config import from_mapping
@@ -28,6 +30,7 @@ from raybert.model.config import BertConfig
 from raybert.spectral import count
 from raybert.tokenizer import GPT2, Tokenizer, load
 from raybert.tokenizer.files import load_for_training
+from raybert.tokenizer.gpt2 import begins_word
 from raybert.train.check import check_inputs
 from raybert.train.complete import complete
 from raybert.train.ledger import digest
@@ -113,8 +116,16 @@ def test_the_same_tokenizer_has_the_same_hash_however_it_is_stored(minilm, tmp_p
     again = load(str(tmp_path / "again"))
     assert (again.hash, again.roles) == (found.hash, found.roles)
     assert pickle.loads(pickle.dumps(found)).hash == found.hash
+    older = json.loads(Path(minilm, "tokenizer.json").read_text())
+    del older["model"]["type"]  # as files of older versions are
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "tokenizer.json").write_text(json.dumps(older))
+    assert load(str(tmp_path / "older")).hash == found.hash
     Tokenizer().save(tmp_path / "own")
     assert isinstance(load(str(tmp_path / "own")), Tokenizer)
+    lowered = json.loads((tmp_path / "own" / "tokenizer.json").read_text())
+    (tmp_path / "own" / "tokenizer.json").write_text(json.dumps(lowered | {"normalizer": {"type": "Lowercase"}}))
+    assert load(str(tmp_path / "own")).encode("TAXES") == Tokenizer().encode("taxes")
     lower = load(str(tmp_path))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
     assert load(str(tmp_path)).hash != lower.hash
@@ -424,10 +435,36 @@ def test_all_tokens_of_a_word_are_masked_or_none(sets, kind):
     assert whole.mean() > 0.98
     partly = np.flatnonzero((inside & (chosen != np.roll(chosen, 1, axis=1))).any(1))
     for row in partly:
-        (at,) = np.nonzero(chosen[row])
-        assert (np.diff(at) == 1).all()
-        assert starts[row, at[0]]
-        assert len(at) == wanted[row]
+        sizes = np.bincount(np.cumsum(starts[row])[text[row]])[1:]
+        assert sizes.min() > wanted[row]
+        assert chosen[row].sum() == wanted[row]
+
+
+def test_where_no_word_is_short_enough_any_tokens_are_masked():
+    """Thai, for one, has no spaces: to a vocabulary of bytes a sentence is a word."""
+    rng = np.random.default_rng(0)
+    ids = np.full((200, 64), GPT2.pad, np.uint16)
+    ids[:, :64] = rng.integers(300, 40_000, (1, 64))
+    ids[:, 0], ids[:, 31], ids[:, 63] = GPT2.cls, GPT2.sep, GPT2.sep
+    one_word = replace(GPT2, word_starts=np.zeros(GPT2.size, bool))
+    keys = rng.integers(0, 2**63, 200).astype(np.uint64)
+    _, positions, _ = mask(ids, np.full(200, 32), np.full(200, 64), keys, 0.15, one_word)
+    assert (positions >= 0).sum(1).tolist() == [9] * 200
+    counts = np.bincount(positions[positions >= 0], minlength=64)
+    assert counts[[0, 31, 63]].sum() == 0
+    assert counts[np.setdiff1d(np.arange(64), [0, 31, 63])].min() > 10, "every place of the text has its turn"
+
+
+@pytest.mark.parametrize(("token", "begins"), [("今天", True), ("。", True), (" é", True), ("é", False)])
+def test_ideographs_and_punctuation_of_any_script_begin_a_word(token, begins):
+    assert begins_word(token.encode()) == begins
+
+
+def test_a_bpe_that_marks_the_ends_of_words_has_no_whole_words(tmp_path):
+    model = models.BPE({"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[MASK]": 3, "a</w>": 4}, [], end_of_word_suffix="</w>")
+    Theirs(model).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match=r"marks where words end.*leave objective.whole_word out"):
+        _ = load(str(tmp_path)).word_starts
 
 
 def test_each_word_is_as_likely_as_any_other(sets):
