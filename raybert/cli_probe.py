@@ -106,7 +106,7 @@ def run(
 @app.command(epilog="Example: raybert probe compare runs/a/checkpoints/best runs/b/checkpoints/best --task bbc_news")
 def compare(
     a: Annotated[str, typer.Argument(help="checkpoint, transformers directory, or a run's probes/TASK-STEP.json")],
-    b: Annotated[str, typer.Argument(help="the same; its accuracy minus A's is shown")],
+    b: Annotated[str, typer.Argument(help="the same; its headline minus A's is shown")],
     task: Annotated[str, typer.Option(help="probe task, where checkpoints are given")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -166,6 +166,7 @@ def _load_task(spec: str) -> "ProbeTask":
 def _probe(checkpoint: str, task: "ProbeTask") -> dict[str, object]:
     from raybert import probe
 
+    storage.absolute(checkpoint)  # refuses what is no path, before a bar is shown
     console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), console=console) as bar:
         shown = bar.add_task(f"reading {task.name}", total=None)

@@ -54,6 +54,10 @@ class ProbeTask(BaseModel):
         """Every URI that is read, with the columns that it must have."""
         return []
 
+    def stamps(self) -> list[str]:
+        """What is behind the URIs now; it changes with them."""
+        return [tables.stamp(uri) for uri, _ in self.files]
+
     @property
     def hash(self) -> str:
         """Identity of the task as it is written down (not of the texts behind the URIs)."""

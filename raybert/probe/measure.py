@@ -14,7 +14,7 @@ import torch
 from raybert.encode import POOLINGS, Text
 from raybert.encode.encoders import Encoder, Sequences
 from raybert.encode.vectors import embed, part
-from raybert.errors import InputError
+from raybert.errors import InputError, RunFailed
 from raybert.probe import kinds
 from raybert.probe.kind import Data, ProbeTask, Record, TrainedKind, VectorKind, leading
 
@@ -54,7 +54,7 @@ def measure(
     Sequences that several tasks hold are encoded once.
 
     Raises:
-        RunFailed: a training's budget was over before there was anything to judge.
+        RunFailed: a vector is not finite, or a training's budget was over before there was anything to judge.
     """
     collectors = []
     for material in materials:
@@ -75,6 +75,8 @@ def measure(
                 progress((first + share * (last - first)) / count)
 
         vectors = embed(encoder, part(sequences, first, last), device=device, progress=said)
+        if wrong := [name for name, found in vectors.items() if not np.isfinite(found).all()]:
+            raise RunFailed(f"The encoder's vectors ({wrong[0]}) are not finite, so nothing can be judged by them.")
         for collector, place in zip(collectors, places, strict=True):
             rows = np.flatnonzero((place >= first) & (place < last))
             if np.array_equal(place[rows], np.arange(first, last)):

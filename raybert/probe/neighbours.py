@@ -27,6 +27,9 @@ class NeighboursTask(ProbeTask):
     n_test: int = Field(default=1000, ge=FEWEST, description="spans; where there are more, so many are drawn")
     seed: int = Field(default=0, ge=0, description="of that draw")
 
+    def stamps(self) -> list[str]:
+        return [open_shards(self.shards).manifest_hash] if self.shards else []
+
 
 class Neighbours(Retrieval):
     name = "neighbours"

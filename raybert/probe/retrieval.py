@@ -5,7 +5,7 @@ Exact: every document is compared with every query, block by block, and the best
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -29,6 +29,9 @@ from raybert.probe.kind import (
 from raybert.probe.ranking import Relevance
 from raybert.probe.similarity import number
 from raybert.probe.texts import full_text
+
+if TYPE_CHECKING:
+    from raybert.probe.nearest import Best
 
 
 class RetrievalTask(ProbeTask):
@@ -158,7 +161,7 @@ class _Collector(Collector):
     def __init__(self, kind: VectorKind, data: Ranked) -> None:
         self._kind, self._data = kind, data
         self._queries: dict[str, np.ndarray] = {}
-        self._best: dict[str, ranking.Best] = {}
+        self._best: dict[str, Best] = {}
         self._seen = 0
 
     def add(self, rows: np.ndarray, vectors: Vectors) -> None:
@@ -171,9 +174,11 @@ class _Collector(Collector):
         if first.all():
             return
         assert self._seen == leading, "the queries come first"
+        from raybert.probe.nearest import Best  # with torch, which who only reads the headline does without
+
         for pooling, found in vectors.items():
             if pooling not in self._best:
-                self._best[pooling] = ranking.Best(self._queries[pooling])
+                self._best[pooling] = Best(self._queries[pooling])
             # Without a copy where documents alone have come.
             self._best[pooling].add(rows[~first] - leading, found[~first] if first.any() else found)
 

@@ -263,7 +263,7 @@ def wait_for_probes(planned: Sequence[Trial], *, timeout: float | None = None) -
     end = None if timeout is None else time.monotonic() + timeout
     for trial in planned:
         run = trial.config.run
-        if trial.config.probe.tasks:
+        if trial.config.probe.tasks or trial.config.probe.suite:
             left = None if end is None else max(0.0, end - time.monotonic())
             client.wait(trial.config.run_uri, run.storage, timeout=left)
 

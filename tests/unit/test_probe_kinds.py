@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from raybert.probe import baselines, kinds, measure, plan, ranking, record, stat
 from raybert.probe.baselines import Cache
 from raybert.probe.compare import compare
 from raybert.probe.evaluate import evaluate, evaluate_all, prepare
+from raybert.probe.nearest import Best
+from raybert.probe.service import work
 from raybert.probe.show import comparison_table, format_block, result_table, results_table
 from raybert.probe.tasks import held_out, load_task
 from raybert.report.trackers import probe_figures
@@ -215,12 +218,31 @@ def test_retrieval_finds_what_sentence_transformers_finds(encoder, tmp_path):
     assert found["baselines"]["bm25"]["ndcg_at_10"] > 0.3
 
 
+def test_vectors_that_are_not_finite_are_no_result(encoder, tmp_path):
+    broken = copy.deepcopy(encoder)
+    with torch.no_grad():
+        broken.module.pooler.weight[0, 0] = float("nan")
+    material = prepare(load_task(similarity(tmp_path)), broken.tokenize, 64)
+    with pytest.raises(RunFailed, match=r"vectors \(pooler\) are not finite"):
+        measure.measure(broken, [material])
+
+
+def test_texts_of_shards_that_were_replaced_are_read_again(tmp_path):
+    task = load_task(f"neighbours@{make_shards(str(tmp_path / 'shards')).uri}")
+    entry = SimpleNamespace(positions=64, tokenizer="")
+    before = work.texts_key(task, entry)
+    assert work.texts_key(task, entry) == before
+    make_shards(str(tmp_path / "shards"), rows=200)
+    assert work.texts_key(task, entry) != before
+    assert work.texts_key(task, SimpleNamespace(positions=64, tokenizer="another")) != work.texts_key(task, entry)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 7), st.integers(1, 90), st.integers(1, 30), st.integers(0, 99))
 def test_the_best_are_the_same_whatever_the_blocks(kept, documents, block, seed):
     rng = np.random.default_rng(seed)
     queries, vectors = rng.normal(size=(5, 8)).astype(np.float32), rng.normal(size=(documents, 8)).astype(np.float32)
-    best = ranking.Best(queries, kept)
+    best = Best(queries, kept)
     for first in range(0, documents, block):
         numbers = np.arange(first, min(first + block, documents))
         best.add(numbers, vectors[numbers])

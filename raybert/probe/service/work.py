@@ -20,7 +20,6 @@ from ray.exceptions import (
 from raybert import storage
 from raybert.encode.encoders import open_encoder, tokenize
 from raybert.errors import last_line
-from raybert.probe import tables
 from raybert.probe.baselines import Cache
 from raybert.probe.evaluate import Material, Start, evaluate_all, prepare
 from raybert.probe.kind import ProbeTask
@@ -43,7 +42,7 @@ def read_texts(task: ProbeTask, entry: Entry) -> ray.ObjectRef:
 def texts_key(task: ProbeTask, entry: Entry) -> str:
     """Identity of the texts: the task, its files as they are now, the tokenizer, and the longest sequence."""
     try:
-        stamps = [tables.stamp(uri) for uri, _ in task.files]
+        stamps = task.stamps()
     except Exception as error:  # the attempt to read them will tell what is wrong
         stamps = [repr(error)]
     return f"{task.hash}:{min(task.max_tokens, entry.positions)}:{entry.tokenizer}:{stamps}"
