@@ -137,14 +137,15 @@ def _tokenize(task: ProbeTask, data: Data, tokenize: Tokenize, max_tokens: int) 
     """In parts, so that no list of all ids is ever made.
 
     Raises:
-        InputError: a text holds no token.
+        InputError: a text that is not one of a classification holds no token.
     """
     parts = []
     for first in range(0, len(data.texts), TOKENISED_AT_ONCE):
         texts = data.texts[first : first + TOKENISED_AT_ONCE]
         part = tokenize(texts, max_tokens)
-        shortest = int(part.lengths.argmin())
-        if part.lengths[shortest] <= (2 if isinstance(texts[0], str) else 3):
+        shortest, specials = int(part.lengths.argmin()), 2 if isinstance(texts[0], str) else 3
+        # A text of many that are classified may say nothing; one of a pair or a query cannot be judged.
+        if task.kind != kinds.DEFAULT and part.lengths[shortest] <= specials:
             raise InputError(
                 f"A text of the probe task {task.name} holds no token that the encoder knows: {texts[shortest]!r}."
             )
