@@ -255,7 +255,7 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     assert storage.read_bytes(elsewhere) == content
 
     assert run_app(["pretrain", path, "model.embedding_init=random"]) == 2
-    assert "exists with model=" in capsys.readouterr().err
+    assert "exists with model.embedding_init=spectral and cannot go on with random" in capsys.readouterr().err
     few = ["run.name=few", f"data.shards={make_shards(str(tmp_path_factory.mktemp('few'))).uri}"]
     assert run_app(["pretrain", path, *few]) == 2
     assert "set model.embedding_init=random" in capsys.readouterr().err
