@@ -241,7 +241,7 @@ def test_test_texts_of_a_probe_are_left_out(tmp_path, capsys):
     assert left.counts["documents"]["held_out"] == left.settings["held_out"]["texts"] == 6
     assert "held_out" not in whole.settings
     assert run_app(command) == 0
-    assert "already prepared" in capsys.readouterr().out
+    assert "already prepared" in " ".join(capsys.readouterr().out.split())
     one = "".join(json.dumps({"text": texts[i], "label": label}) + "\n" for i, label in ((20, 0), (21, 1)))
     (tmp_path / "test.jsonl").write_text(one)
     assert run_app(command) == 2
