@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from raybert import storage
 from raybert.data import manifest
 from raybert.errors import InputError
-from raybert.tokenizer import GPT2, TextTokenizer, Tokenizer, Vocabulary
+from raybert.tokenizer import GPT2, TextTokenizer, Vocabulary
 from raybert.tokenizer import files as tokenizers
 
 MANIFEST = "manifest.json"
@@ -106,13 +106,20 @@ class ShardSet:
         return self.vocabulary.hash
 
     def tokenizer(self) -> TextTokenizer:
-        """The tokenizer of the set, from its own copy.
+        """
+        Raises:
+            InputError: as `kept_tokenizer`.
+        """
+        return tokenizers.own_or(self.kept_tokenizer())
+
+    def kept_tokenizer(self) -> TextTokenizer | None:
+        """The set's own copy; none where its tokenizer is raybert's own, which takes time to load and not all need.
 
         Raises:
             InputError: the copy is damaged, or another one than the set was made with.
         """
         if self.vocabulary == GPT2:
-            return Tokenizer()
+            return None
         uri = storage.join(self.uri, tokenizers.DIRECTORY)
         found = tokenizers.load(uri)
         if found.hash != self.tokenizer_hash:
@@ -253,7 +260,7 @@ def verify_shards(shard_set: ShardSet, *, sizes_only: bool = False) -> None:
                 raise InputError(f"The shard {uri} is corrupt (its SHA-256 differs); prepare the data again.")
             if (rows := _footer(uri).num_rows) != shard.rows:
                 raise InputError(f"The shard {uri} has {rows} rows, and its manifest says {shard.rows}.")
-    shard_set.tokenizer()  # raises where its files are damaged or gone
+    shard_set.kept_tokenizer()  # raises where its files are damaged or gone
 
 
 def read_unit(uri: str, unit: Unit, vocabulary: Vocabulary = GPT2) -> UnitRows:

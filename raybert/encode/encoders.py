@@ -18,6 +18,7 @@ from raybert.errors import InputError
 from raybert.model import files
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
+from raybert.model.directory import describe
 from raybert.tokenizer import VOCAB_SIZE, TextTokenizer
 from raybert.tokenizer import files as tokenizers
 
@@ -142,14 +143,7 @@ def open_encoder(uri: str) -> Encoder:
     Raises:
         InputError: it is neither, it is damaged, or it has another vocabulary than the tokenizer.
     """
-    config = storage.join(uri, files.CONFIG)
-    if not storage.exists(config):
-        raise InputError(f"{uri} is no checkpoint and no transformers directory: it has no {files.CONFIG}.")
-    try:
-        described = storage.read_json(config)
-    except ValueError as error:
-        raise InputError(f"{config} is not JSON: {error}.") from error
-    if isinstance(described, dict) and described.get("model_type") == "bert":
+    if describe(uri, uri).get("model_type") == "bert":
         return _open_transformers(uri)
     return RaybertEncoder(files.load(uri))
 

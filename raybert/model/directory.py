@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from raybert import storage
 from raybert.errors import DamagedCheckpoint, InputError
@@ -19,6 +20,22 @@ TRAINING_STATE = "training_state.pt"
 SUMS = "SHA256SUMS"  # what `sha256sum -c` takes
 REQUIRED = (CONFIG, WEIGHTS, TRAINING_STATE)  # of a checkpoint that training can resume from
 BEFORE = ".before-"
+
+
+def describe(uri: str, where: str) -> dict[str, Any]:
+    """What config.json says of a checkpoint, or of a directory of transformers; `where` is what errors call it.
+
+    Raises:
+        InputError: there is none, or it is not JSON.
+    """
+    path = storage.join(uri, CONFIG)
+    if not storage.exists(path):
+        raise InputError(f"{where} is no checkpoint and no transformers directory: it has no {CONFIG}.")
+    try:
+        described = storage.read_json(path)
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}.") from error
+    return described if isinstance(described, dict) else {}
 
 
 def write_directory(uri: str, fill: Callable[[Path], None]) -> int:

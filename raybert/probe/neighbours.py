@@ -92,7 +92,7 @@ def _halves(shards: ShardSet, task: NeighboursTask) -> Iterable[tuple[str, str]]
         windows = read_unit(shards.uri, unit, shards.vocabulary)
         for row in here:
             tokens = windows.tokens[windows.token_offsets[row] : windows.token_offsets[row + 1]]
-            if len(tokens) < SHORTEST or found == task.n_test:
+            if len(tokens) < SHORTEST:
                 continue
             ends = windows.ends[windows.end_offsets[row] : windows.end_offsets[row + 1]][:-1].astype(np.int64)
             cut = int(ends[np.abs(ends - len(tokens) // 2).argmin()]) if len(ends) else len(tokens) // 2
@@ -100,3 +100,5 @@ def _halves(shards: ShardSet, task: NeighboursTask) -> Iterable[tuple[str, str]]
             if before and behind:
                 found += 1
                 yield before, behind
+                if found == task.n_test:
+                    return

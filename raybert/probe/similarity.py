@@ -6,7 +6,6 @@ Spearman's correlation of the two, as STS is judged (Reimers et al. 2016, https:
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -27,7 +26,7 @@ from raybert.probe.kind import (
     pack_floats,
     unpack_floats,
 )
-from raybert.probe.texts import full_text
+from raybert.probe.texts import choose, full_text
 
 CONSTANT = "All pairs have the same cosine, so Spearman's correlation is not defined and counts as 0."
 
@@ -80,12 +79,7 @@ class Similarity(VectorKind):
         Raises:
             InputError: a text is empty, a score is no number, all scores are the same, or there are too few pairs.
         """
-        rows = tables.rows(task.test, [*task.text, task.label])
-        if task.seed is None:
-            chosen = list(islice(rows, task.n_test))
-        else:
-            every = list(rows)
-            chosen = [every[i] for i in np.random.default_rng(task.seed).permutation(len(every))[: task.n_test]]
+        chosen = choose(tables.rows(task.test, [*task.text, task.label]), task.n_test, task.seed)
         if len(chosen) < FEWEST:
             raise InputError(
                 f"The probe task {task.name} has {len(chosen)} pairs in {task.test}; a correlation needs {FEWEST}."

@@ -64,13 +64,11 @@ def paired_bootstrap(correct_a: np.ndarray, correct_b: np.ndarray) -> Comparison
     shares = [only_a / n, only_b / n, (n - only_a - only_b) / n]
     draws = np.random.default_rng(0).multinomial(n, shares, size=ROUNDS)
     differences = (draws[:, 1] - draws[:, 0]) / n
-    low, high = np.quantile(differences, [0.025, 0.975])
-    # The share of resamples on the other side of zero, twice; one is added so that it is never exactly 0.
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    low, high = interval(differences)
     return Comparison(
         difference=(only_b - only_a) / n,
-        interval=(float(low), float(high)),
-        p_value=float(min(1.0, 2 * (tail + 1) / (ROUNDS + 1))),
+        interval=(low, high),
+        p_value=p_value(differences),
         only_a=only_a,
         only_b=only_b,
         n=n,
@@ -96,12 +94,14 @@ def interval(draws: np.ndarray) -> list[float]:
 
 def difference(a: float, b: float, draws: np.ndarray) -> dict[str, Any]:
     """b - a beside the draws of that difference: difference, interval (95 %) and p_value (two-sided, of none)."""
+    return {"difference": b - a, "interval": interval(draws), "p_value": p_value(draws)}
+
+
+def p_value(draws: np.ndarray) -> float:
+    """Two-sided, of no difference: the share of the draws of one that lie on the other side of zero, twice. One is
+    added so that it is never exactly 0."""
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    return {
-        "difference": b - a,
-        "interval": interval(draws),
-        "p_value": float(min(1.0, 2 * (tail + 1) / (len(draws) + 1))),
-    }
+    return float(min(1.0, 2 * (tail + 1) / (len(draws) + 1)))
 
 
 def mean_interval(values: np.ndarray) -> list[float]:

@@ -3,10 +3,10 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -115,6 +115,7 @@ def test_texts(task: LabelledTask) -> Iterator[str]:
         yield from [text] if isinstance(text, str) else text
 
 
+T = TypeVar("T")
 Sample = tuple[Text, str]
 
 
@@ -131,11 +132,16 @@ def _sample(task: LabelledTask, uri: str, size: int | None) -> tuple[list[Sample
             else:
                 yield sample
 
-    if task.seed is None:
-        return list(islice(good(), size)), dropped
-    samples = list(good())
-    order = np.random.default_rng(task.seed).permutation(len(samples))[:size]
-    return [samples[i] for i in order], dropped
+    samples = choose(good(), size, task.seed)
+    return samples, dropped
+
+
+def choose(items: Iterable[T], size: int | None, seed: int | None) -> list[T]:
+    """`size` of the items (all, when None): the first ones, or with a seed random ones."""
+    if seed is None:
+        return list(islice(items, size))
+    every = list(items)
+    return [every[i] for i in np.random.default_rng(seed).permutation(len(every))[:size]]
 
 
 def _to_sample(task: LabelledTask, row: tables.Row) -> Sample | None:

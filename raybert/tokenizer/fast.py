@@ -135,10 +135,6 @@ class FastTokenizer(TextTokenizer):
                 raise ValueError(f"token id {number} is not in the vocabulary of {self.size} ids")
         return str(self._theirs.decode(ids, skip_special_tokens=False))
 
-    def ids(self) -> dict[str, int]:
-        """The id of each token, as the vocabulary writes it."""
-        return {token: number for number, token in self._tokens_by_id.items()}
-
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The tokens as the vocabulary writes them."""
         return [self._tokens_by_id[int(number)] for number in ids]
@@ -197,15 +193,3 @@ def _word_test(described: Mapping[str, Any]) -> Any:
     if prefix := model.get("continuing_subword_prefix"):
         return lambda token: not token.startswith(prefix)
     return lambda token: True
-
-
-def template(tokenizer: Theirs, roles: Mapping[str, str]) -> None:
-    """Make it put [CLS] A [SEP] B [SEP] around texts, as a BERT's does."""
-    from tokenizers import processors
-
-    cls, sep = roles["cls"], roles["sep"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
-    )

@@ -7,14 +7,16 @@ from typing import Any
 from raybert import storage
 from raybert.errors import InputError
 from raybert.storage import hub
-from raybert.tokenizer.fast import CONFIG, JSON, NEEDED, FastTokenizer, shared, template
+from raybert.tokenizer.fast import CONFIG, JSON, NEEDED, FastTokenizer, shared
 from raybert.tokenizer.gpt2 import (
     END_OF_TEXT,
     GPT2,
+    MODEL_INPUTS,
     NUM_TEXT_TOKENS,
     SPECIAL_TOKENS,
     VOCAB_SIZE,
     Tokenizer,
+    template,
     vocabulary_files,
 )
 from raybert.tokenizer.vocabulary import TextTokenizer
@@ -91,9 +93,6 @@ def of_files(found: Mapping[str, bytes], where: str) -> TextTokenizer:
     missing = {key: token for key, token in named.items() if key not in config}
     written = json.dumps(config | missing, indent=2).encode() + b"\n" if missing else found[CONFIG]
     return shared(content, written, tuple(roles.items()), where)
-
-
-MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 
 
 def _is_there(place: str, name: str) -> bool:

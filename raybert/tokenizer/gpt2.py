@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ PAD_ID = 50_260
 VOCAB_SIZE = 50_261
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = {CLS_ID: "[CLS]", SEP_ID: "[SEP]", MASK_ID: "[MASK]", PAD_ID: "[PAD]"}
+MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 # What transformers is told of a tokenizer whose specials have these names.
 CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     **{f"{name[1:-1].lower()}_token": name for name in SPECIAL_TOKENS.values()},
-    "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+    "model_input_names": MODEL_INPUTS,
 }
 
 _ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -154,7 +155,7 @@ def vocabulary_files() -> tuple[Path, Path]:
 
 def hugging_face() -> Any:
     """The same tokenizer as the library `tokenizers` has it: the same ids, [CLS] A [SEP] B [SEP], token types."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Theirs
 
     encoder, merges = vocabulary_files()
@@ -169,12 +170,20 @@ def hugging_face() -> Any:
     tokenizer.add_special_tokens(
         [AddedToken(name, special=True, normalized=False, lstrip=name == "[MASK]") for name in names]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", CLS_ID), ("[SEP]", SEP_ID)],
-    )
+    template(tokenizer, {"cls": "[CLS]", "sep": "[SEP]"})
     return tokenizer
+
+
+def template(tokenizer: Any, roles: Mapping[str, str]) -> None:
+    """Make a tokenizer of the library `tokenizers` put [CLS] A [SEP] B [SEP] around texts, as a BERT's does."""
+    from tokenizers import processors
+
+    cls, sep = roles["cls"], roles["sep"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+    )
 
 
 @functools.cache

@@ -12,10 +12,9 @@ from tokenizers import Tokenizer as Theirs
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from raybert.errors import InputError
-from raybert.tokenizer.fast import CONFIG, EXTENDS, JSON, FastTokenizer, shared, template
-from raybert.tokenizer.files import MODEL_INPUTS
+from raybert.tokenizer.fast import CONFIG, EXTENDS, JSON, FastTokenizer, shared
 from raybert.tokenizer.gpt2 import CONFIG as OWN_CONFIG
-from raybert.tokenizer.gpt2 import SPECIAL_TOKENS, Tokenizer, hugging_face
+from raybert.tokenizer.gpt2 import MODEL_INPUTS, Tokenizer, hugging_face, template
 from raybert.tokenizer.vocabulary import TextTokenizer
 
 PASSES = {"bpe": 1, "wordpiece": 2}  # over the text, of each kind
@@ -142,23 +141,17 @@ def extend(base: TextTokenizer, counts: Counter[str], words: int) -> FastTokeniz
         raise InputError(
             f"No word that stands in the text twice is cut into {PIECES} or more pieces; there is nothing to add."
         )
+    before = _made(described, config, roles).pieces(range(base.size))
     _add(described, chosen, base.size)
     made = _made(described, config | {EXTENDS: base.hash}, roles)
     # A model goes on with the old ids, so each has to mean what it meant. Of a Unigram an id is a place in the list of
     # pieces, and specials that only the list of added tokens has come behind it.
-    before, after = _description_ids(base), {number: token for token, number in made.ids().items()}
-    if made.size != base.size + len(chosen) or any(after.get(number) != token for number, token in before.items()):
+    if made.size != base.size + len(chosen) or made.pieces(range(base.size)) != before:
         raise InputError(
             f"The tokenizer {base.name} cannot be extended: new words would take the ids of its special "
             "tokens, which are not among its model's pieces."
         )
     return made
-
-
-def _description_ids(base: TextTokenizer) -> dict[int, str]:
-    """The token of each id, as the vocabulary writes it."""
-    ids = base.ids() if isinstance(base, FastTokenizer) else hugging_face().get_vocab(with_added_tokens=True)
-    return {number: token for token, number in ids.items()}
 
 
 def _description(base: TextTokenizer) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
@@ -167,8 +160,7 @@ def _description(base: TextTokenizer) -> tuple[dict[str, Any], dict[str, Any], d
         files = base.files()
         return json.loads(files[JSON]), json.loads(files[CONFIG]), dict(base.tokens)
     assert isinstance(base, Tokenizer)
-    roles = {name[1:-1].lower(): name for name in SPECIAL_TOKENS.values()}
-    return json.loads(hugging_face().to_str()), dict(OWN_CONFIG), roles
+    return json.loads(hugging_face().to_str()), dict(OWN_CONFIG), dict(ROLES)
 
 
 def _vocabulary(described: dict[str, Any]) -> set[str]:

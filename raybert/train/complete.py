@@ -7,6 +7,7 @@ from raybert import storage
 from raybert.config import Config
 from raybert.data.shards import ShardSet
 from raybert.errors import InputError
+from raybert.model import directory
 from raybert.model.config import BertConfig
 from raybert.storage import hub
 from raybert.tokenizer import TextTokenizer
@@ -16,8 +17,7 @@ from raybert.tokenizer.fast import FastTokenizer
 # Of the run, not of the weights that it begins with.
 OF_THE_RUN = ("dropout", "initializer_range")
 FAMILY = "bert"  # transformers' model_type; DistilBERT and RoBERTa number their positions otherwise, or have no types
-SAFETENSORS = "model.safetensors"
-WEIGHTS = ("config.json", SAFETENSORS, *tokenizers.FILES)
+FILES = (directory.CONFIG, directory.WEIGHTS, *tokenizers.FILES)
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,9 @@ def read_start(where: str) -> Start:
     Raises:
         InputError: it is neither, or uses what raybert's encoder does not have.
     """
-    uri = hub.local(where, WEIGHTS)
-    path = storage.join(uri, "config.json")
-    if not storage.exists(path):
-        raise InputError(f"{where} is no checkpoint and no transformers directory: it has no config.json.")
-    try:
-        described = storage.read_json(path)
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
-    kind = described.get("model_type") if isinstance(described, dict) else None
+    uri = hub.local(where, FILES)
+    described = directory.describe(uri, where)
+    kind = described.get("model_type")
     # Both import torch, for which a start without such weights does not wait.
     if kind == FAMILY:
         from raybert.model import interop
@@ -87,16 +81,16 @@ def read_start(where: str) -> Start:
     elif kind == "raybert":
         from raybert.model import files
 
-        with storage.local_copy(uri, [files.CONFIG]) as directory:
-            config = files.read_config(directory, where)
+        with storage.local_copy(uri, [directory.CONFIG]) as local:
+            config = files.read_config(local, where)
     else:
         raise InputError(
             f"{where} is of model_type {kind!r}, and training can go on from raybert's checkpoints and transformers' "
             f"directories of model_type {FAMILY}."
         )
     tokenizer = tokenizers.load(uri)
-    if not storage.exists(storage.join(uri, SAFETENSORS)):
-        raise InputError(f"{where} has no {SAFETENSORS}; save the model as one safetensors file.")
+    if not storage.exists(storage.join(uri, directory.WEIGHTS)):
+        raise InputError(f"{where} has no {directory.WEIGHTS}; save the model as one safetensors file.")
     if config.vocab_size < tokenizer.size:
         raise InputError(
             f"{where} has {config.vocab_size:,} rows of token embeddings, and its tokenizer {tokenizer.size:,} tokens; "

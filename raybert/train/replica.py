@@ -19,7 +19,6 @@ from raybert.model.config import BertConfig
 from raybert.model.files import read_weights
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
-from raybert.tokenizer import GPT2
 from raybert.train import checkpoint as checkpoints
 from raybert.train import optimizer as optimizers
 from raybert.train.exchange import compress_gradients
@@ -62,8 +61,7 @@ def build_replica(
     dtype = _agree_on_dtype(config, device, world_size)
     torch.manual_seed(config.train.seed)
     bert = Bert(config.model.bert()).to(device)
-    # A worker has no need to load raybert's own.
-    bert.tokenizer = None if shards.vocabulary == GPT2 else shards.tokenizer()
+    bert.tokenizer = shards.kept_tokenizer()
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
     restored = _restore(config, bert, optimizer, shards, token_vectors)
     return Replica(_wrap(config, bert, device), optimizer, bert.config, dtype, restored)

@@ -8,11 +8,12 @@ from raybert.data.shards import ShardSet, read_unit
 from raybert.model import files as checkpoints
 from raybert.model import initialise
 from raybert.model.bert import Bert
+from raybert.model.directory import describe
 from raybert.spectral import files
 from raybert.spectral.recipe import Recipe
 from raybert.storage import hub
 from raybert.tokenizer import files as tokenizers
-from raybert.train.complete import FAMILY, WEIGHTS
+from raybert.train.complete import FAMILY, FILES
 
 # Tokens of the training split whose frequencies stand for those of all.
 COUNTED_TOKENS = 1_000_000
@@ -69,12 +70,12 @@ def read_model(where: str) -> Bert:
     Raises:
         InputError: it is neither, or is damaged.
     """
-    uri = hub.local(where, WEIGHTS)
-    if storage.read_json(storage.join(uri, checkpoints.CONFIG)).get("model_type") != FAMILY:
+    uri = hub.local(where, FILES)
+    if describe(uri, where).get("model_type") != FAMILY:
         return checkpoints.load(uri)
     from raybert.model import interop
 
-    with storage.local_copy(uri, list(WEIGHTS)) as directory:
+    with storage.local_copy(uri, list(FILES)) as directory:
         theirs, _ = interop.read_transformers(str(directory))
         model = interop.from_transformers(theirs)
     model.tokenizer = tokenizers.load(uri)
