@@ -74,8 +74,8 @@ class Side:
     ) -> None:
         self.name, self.config, self.seconds, self.tokens, self.step = name, config, begun, 0, 0
         self._device, self._objective = default_device(), config.objective.objective()
-        self._samples = sample_spec(config)
-        self._reader = SampleReader(shards, seed=config.data.seed, spec=self._samples)
+        self._reader = SampleReader(shards, seed=config.data.seed, spec=sample_spec(config, shards.vocabulary))
+        self._samples = self._reader.spec
         self._dtype = pick_dtype(config.train.dtype, self._device)
         self._bert, self._theirs = bert.to(self._device), to_transformers(bert).to(self._device) if peer else None
         trained: Any = self._theirs or self._bert

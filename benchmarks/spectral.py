@@ -22,7 +22,7 @@ from raybert.data.text.prepare import prepare
 from raybert.spectral import count, table
 from raybert.spectral.factorise import OVERSAMPLING
 from raybert.spectral.recipe import Recipe
-from raybert.tokenizer import NUM_TEXT_TOKENS
+from raybert.tokenizer import GPT2, NUM_TEXT_TOKENS
 
 SEQ_LEN, TENTH = 128, 10
 
@@ -30,7 +30,9 @@ SEQ_LEN, TENTH = 128, 10
 def peer(shards: ShardSet, recipe: Recipe) -> dict[str, float]:
     """Seconds of counting the whole set, and of factorising what a tenth of it gave."""
     units = recipe.sample(shards)
-    stream = count.lay_out((read_unit(shards.uri, unit) for unit in units[: len(units) // TENTH]), recipe.reach)
+    stream = count.lay_out(
+        (read_unit(shards.uri, unit, GPT2) for unit in units[: len(units) // TENTH]), recipe.reach, GPT2
+    )
     begun = time.perf_counter()
     chosen = count.pick_columns(count.frequencies(stream, NUM_TEXT_TOKENS), recipe.columns)
     column_of = np.full(count.GAP + 1, -1)

@@ -31,7 +31,7 @@ def collator_side(shards: ShardSet) -> Callable[[], float]:
 
     from raybert.model.interop import fast_tokenizer
 
-    rows = [read_unit(shards.uri, unit) for unit in shards.units()[:4]]
+    rows = [read_unit(shards.uri, unit, shards.vocabulary) for unit in shards.units()[:4]]
     windows = [part for unit in rows for part in np.split(unit.tokens, unit.token_offsets[1:-1])]
     stored = Dataset.from_dict({"input_ids": [window.astype(np.int32) for window in windows[: BATCH * PEER_STEPS]]})
     collate = DataCollatorForLanguageModeling(fast_tokenizer(T), mlm_probability=0.15)

@@ -22,11 +22,11 @@ def train_plainly(config: Config, steps: int | None = None) -> list[dict[str, fl
     Args:
         steps: how many; all of the run's if None. The schedule is that of the whole run.
     """
-    train, spec, objective = config.train, sample_spec(config), config.objective.objective()
+    train, objective, shards = config.train, config.objective.objective(), open_shards(config.data.shards)
     torch.manual_seed(train.seed)
     model = Pretraining(Bert(config.model.bert()), objective)
     adam = optimizer.build(model.bert, **config.optimizer.model_dump())
-    reader = SampleReader(open_shards(config.data.shards), seed=config.data.seed, spec=spec)
+    reader = SampleReader(shards, seed=config.data.seed, spec=sample_spec(config, shards.vocabulary))
     schedule = config.schedule.model_dump() | {"warmup_steps": config.warmup_steps}
     found = []
     for step in range(train.steps if steps is None else steps):
@@ -37,7 +37,7 @@ def train_plainly(config: Config, steps: int | None = None) -> list[dict[str, fl
         sums, _ = train_step(
             model,
             adam,
-            [to_torch(part, torch.device("cpu"), spec) for part in parts],
+            [to_torch(part, torch.device("cpu"), reader.spec) for part in parts],
             lr=lr_at(step, peak_lr=config.optimizer.lr, total_steps=train.steps, **schedule),
             grad_clip=train.grad_clip,
             dtype=torch.float32,

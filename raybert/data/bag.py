@@ -4,7 +4,7 @@ import numpy as np
 
 from raybert.data.block import Columns
 from raybert.data.rng import draw, fold
-from raybert.tokenizer import GPT2, Vocabulary
+from raybert.tokenizer import Vocabulary
 
 _BAG = 30
 # A token that more of a micro-batch's texts have than this says little about any one of them.
@@ -19,7 +19,7 @@ def originals(columns: Columns) -> np.ndarray:
     return ids
 
 
-def draw_bags(columns: Columns, count: int, seed: int, vocabulary: Vocabulary = GPT2) -> np.ndarray:
+def draw_bags(columns: Columns, count: int, seed: int, vocabulary: Vocabulary) -> np.ndarray:
     """(N, count) different tokens of each text, -1 where it has fewer.
 
     A token counts as content when at most a quarter of these texts have it: that needs no list of words, and holds for

@@ -3,10 +3,10 @@
 import numpy as np
 
 from raybert.data.block import Columns
-from raybert.tokenizer import GPT2, Vocabulary
+from raybert.tokenizer import Vocabulary
 
 
-def split(columns: Columns, vocabulary: Vocabulary = GPT2) -> Columns:
+def split(columns: Columns, vocabulary: Vocabulary) -> Columns:
     """N samples [CLS] A [SEP] B [SEP] -> 2N rows: [CLS] A [SEP] in the even ones, [CLS] B [SEP] in the odd ones.
 
     Each keeps the predictions that lie in it, so nothing but B's own [CLS] is added to a step's work. `cut` is the

@@ -4,7 +4,7 @@ import numpy as np
 
 from raybert.data.rng import below, bits, draw, extend, fold, uniform
 from raybert.data.spec import MASKED_FRACTION
-from raybert.tokenizer import GPT2, Vocabulary
+from raybert.tokenizer import Vocabulary
 
 _CHOOSE, _TREAT, _REPLACE = 20, 21, 22
 
@@ -19,8 +19,8 @@ def mask(
     cut: np.ndarray,
     length: np.ndarray,
     keys: np.ndarray,
-    fraction: float | np.ndarray = MASKED_FRACTION,
-    vocabulary: Vocabulary = GPT2,
+    fraction: float | np.ndarray,
+    vocabulary: Vocabulary,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mask round(fraction n) of each sample's n text tokens (one at least), chosen uniformly without replacement.
 

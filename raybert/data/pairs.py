@@ -16,7 +16,7 @@ import numpy as np
 
 from raybert.data.rng import below, bits
 from raybert.data.shards import UnitRows
-from raybert.tokenizer import GPT2, Vocabulary
+from raybert.tokenizer import Vocabulary
 
 _CUT, _PARTNER, _LABEL = 10, 11, 12
 # Draws of a partner before a sample whose B every partner repeats is made IsNext.
@@ -85,7 +85,7 @@ def layout(segments: Segments) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assemble(
-    unit: UnitRows, segments: Segments, not_next: np.ndarray, seq_len: int, vocabulary: Vocabulary = GPT2
+    unit: UnitRows, segments: Segments, not_next: np.ndarray, seq_len: int, vocabulary: Vocabulary
 ) -> np.ndarray:
     """Lay out [CLS] A [SEP] B [SEP] [PAD]... as ids (N, T) of the unit's type."""
     place = np.arange(seq_len)  # (T,)

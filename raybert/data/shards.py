@@ -263,7 +263,7 @@ def verify_shards(shard_set: ShardSet, *, sizes_only: bool = False) -> None:
     shard_set.kept_tokenizer()  # raises where its files are damaged or gone
 
 
-def read_unit(uri: str, unit: Unit, vocabulary: Vocabulary = GPT2) -> UnitRows:
+def read_unit(uri: str, unit: Unit, vocabulary: Vocabulary) -> UnitRows:
     """The windows of one unit of the shard set at ``uri``: one range request, and one for the footer of a new shard.
 
     Raises:
@@ -310,7 +310,7 @@ def _check_rows(rows: UnitRows, unit: Unit, path: str, vocabulary: Vocabulary) -
         raise InputError(f"{where} holds sentence ends that do not fit its tokens.")
 
 
-def rows_of(table: pa.Table, vocabulary: Vocabulary = GPT2) -> UnitRows:
+def rows_of(table: pa.Table, vocabulary: Vocabulary) -> UnitRows:
     """A table with the columns of SCHEMA as flat arrays."""
     tokens, token_offsets = _flat(table["tokens"], vocabulary.dtype)
     ends, end_offsets = _flat(table["ends"], np.dtype(np.uint16))

@@ -51,13 +51,13 @@ class SampleSpec:
     bag_of_neighbour: bool = False  # ... of the other half's text instead of its own
     whole_word: bool = False  # all tokens of a word are predicted, or none
     seed: int = 0  # of the draw of these words
-    vocabulary: Vocabulary = GPT2  # of the shards
+    vocabulary: Vocabulary = GPT2  # a reader puts its shards' in its place
 
 
 ORIGINAL = SampleSpec()
 
 
-def sample_spec(config: Config, vocabulary: Vocabulary = GPT2) -> SampleSpec:
+def sample_spec(config: Config, vocabulary: Vocabulary) -> SampleSpec:
     """What the objective of a run asks of its samples, with the ids of its shards."""
     given, train = config.objective, config.train
     last = given.mlm_rate if given.mlm_rate_end is None else given.mlm_rate_end

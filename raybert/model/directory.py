@@ -4,6 +4,7 @@ Nothing here imports torch, so that the driver can check a checkpoint without it
 """
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training_state.pt"
 SUMS = "SHA256SUMS"  # what `sha256sum -c` takes
+LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 REQUIRED = (CONFIG, WEIGHTS, TRAINING_STATE)  # of a checkpoint that training can resume from
 BEFORE = ".before-"
 
@@ -36,6 +38,24 @@ def describe(uri: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}.") from error
     return described if isinstance(described, dict) else {}
+
+
+def tensor_names(uri: str, where: str) -> list[str]:
+    """The names in the header of a directory's safetensors file; the tensors themselves are not read.
+
+    Raises:
+        InputError: the file is missing or is no safetensors file.
+    """
+    try:
+        with storage.open_uri(storage.join(uri, WEIGHTS)) as file:
+            size = int.from_bytes(file.read(8), "little")  # https://github.com/huggingface/safetensors#format
+            if size > LARGEST_HEADER:
+                raise ValueError(f"its header would have {size:,} bytes")
+            return [name for name in json.loads(file.read(size)) if name != "__metadata__"]
+    except FileNotFoundError as error:
+        raise InputError(f"{where} has no {WEIGHTS}; save the model as one safetensors file.") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{where}/{WEIGHTS} is no safetensors file: {error}.") from error
 
 
 def write_directory(uri: str, fill: Callable[[Path], None]) -> int:

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from raybert.data.shards import UnitRows
-from raybert.tokenizer import GPT2, Vocabulary
+from raybert.tokenizer import Vocabulary
 
 GAP = 65_535  # between windows, where no text token can be; of a vocabulary with wider ids its size
 # Occurrences that are counted at once: their neighbours and the rows that they are counted into stay in a core's cache.
@@ -37,7 +37,7 @@ def gap_of(vocabulary: Vocabulary) -> int:
     return max(GAP, vocabulary.size)
 
 
-def lay_out(units: Iterable[UnitRows], reach: int, vocabulary: Vocabulary = GPT2) -> np.ndarray:
+def lay_out(units: Iterable[UnitRows], reach: int, vocabulary: Vocabulary) -> np.ndarray:
     """The tokens of all windows, one after the other, with `reach` gaps before, between and behind them."""
     gap, kind = gap_of(vocabulary), vocabulary.dtype
     parts = []

@@ -41,7 +41,7 @@ def load(where: str) -> TextTokenizer:
 
     Args:
         where: a directory at any URI with tokenizer.json or vocab.txt; a checkpoint or an export of raybert; the name
-            of a model on the Hugging Face Hub; or `gpt2`, raybert's own.
+            of a model on the Hugging Face Hub; or `gpt2`, raybert's own (a directory of that name is `./gpt2`).
 
     Raises:
         InputError: there is none, or it cannot be read.

@@ -17,7 +17,8 @@ from raybert.probe.kind import ProbeTask
 from raybert.probe.suites import load_suite
 from raybert.probe.tasks import load_task
 from raybert.spectral import recipe
-from raybert.train.complete import complete
+from raybert.train.complete import complete, heads_it_lacks
+from raybert.train.recovery.committed import last_step
 
 # "auto" verifies every hash of a shard set up to this size, about a minute of reading from a bucket.
 FULL_VERIFY_BYTES = 4 * 2**30
@@ -68,6 +69,8 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     verify_shards(shards, sizes_only=sizes_only or hashes_known)
     tasks = _tasks(config)
     _check_resume(config, shards)
+    if config.model.start_from and not last_step(config.run_uri):
+        _say_what_is_random(config.model.start_from)
     if config.objective.pair == "contrastive":
         _check_contrast(config, shards)
     if config.model.embedding_init == "spectral":
@@ -107,6 +110,11 @@ def _check_validation(config: Config, shards: ShardSet) -> None:
             "every.validation=0 to train without validation, or prepare again with more documents or a larger "
             "--validation-fraction."
         )
+
+
+def _say_what_is_random(start: str) -> None:
+    if lacking := heads_it_lacks(start):
+        say(f"{start} was saved without {', '.join(lacking)}; what it lacks begins at random", style="yellow")
 
 
 def _check_contrast(config: Config, shards: ShardSet) -> None:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from raybert import storage
-from raybert.config import Config
+from raybert.config import Config, load_run
 from raybert.data.shards import ShardSet
 from raybert.errors import InputError
 from raybert.model import directory
@@ -13,10 +13,17 @@ from raybert.storage import hub
 from raybert.tokenizer import TextTokenizer
 from raybert.tokenizer import files as tokenizers
 from raybert.tokenizer.fast import FastTokenizer
+from raybert.train.recovery.committed import last_step
 
 # Of the run, not of the weights that it begins with.
 OF_THE_RUN = ("dropout", "initializer_range")
 FAMILY = "bert"  # transformers' model_type; DistilBERT and RoBERTa number their positions otherwise, or have no types
+# Each by one of its tensors, as transformers names it.
+HEADS = {
+    "the pooler": "pooler.dense.weight",
+    "the MLM head": "cls.predictions.transform.dense.weight",
+    "the next-sentence head": "cls.seq_relationship.weight",
+}
 FILES = (directory.CONFIG, directory.WEIGHTS, *tokenizers.FILES)
 
 
@@ -38,16 +45,27 @@ def complete(config: Config, shards: ShardSet) -> Config:
     rows = shards.vocabulary.size
     found: dict[str, Any] = {"vocab_size": rows}
     if where := config.model.start_from:
-        start = read_start(where)
-        _require_tokenizer(start.tokenizer, where, shards)
-        found = {name: value for name, value in asdict(start.config).items() if name not in OF_THE_RUN}
-        found["vocab_size"] = max(rows, start.config.vocab_size)
+        begun = _begun(config)
+        if begun is None:
+            start = read_start(where)
+            _require_tokenizer(start.tokenizer, where, shards)
+        dimensions = begun or start.config
+        found = {name: value for name, value in asdict(dimensions).items() if name not in OF_THE_RUN}
+        found["vocab_size"] = max(rows, dimensions.vocab_size)
     for name, given in config.model.given().items():
         if found.get(name, given) != given:
             raise _differs(config, shards, name, given, found[name])
     usual = asdict(BertConfig()) | config.model.given()
     stated = {name: value for name, value in found.items() if usual[name] != value}
     return config.model_copy(update={"model": config.model.model_copy(update=stated)}) if stated else config
+
+
+def _begun(config: Config) -> BertConfig | None:
+    """The dimensions of a run that goes on from its own checkpoint: the weights it began with may be gone by now."""
+    if not last_step(config.run_uri):
+        return None
+    began = load_run(config.run_uri)
+    return began.model.bert() if began.model.start_from == config.model.start_from else None
 
 
 def _differs(config: Config, shards: ShardSet, name: str, given: object, found: object) -> InputError:
@@ -99,6 +117,19 @@ def read_start(where: str) -> Start:
     if config.type_vocab_size < 2:
         raise InputError(f"{where} knows {config.type_vocab_size} token type, and pairs of texts need two.")
     return Start(config, tokenizer)
+
+
+def heads_it_lacks(where: str) -> list[str]:
+    """What a transformers directory was saved without, of that which pre-training trains beside the encoder.
+
+    Raises:
+        InputError: it is none, or its weights are no safetensors file.
+    """
+    uri = hub.local(where, FILES)
+    if directory.describe(uri, where).get("model_type") != FAMILY:
+        return []
+    names = directory.tensor_names(uri, where)
+    return [head for head, tensor in HEADS.items() if not any(name.endswith(tensor) for name in names)]
 
 
 def _require_tokenizer(mine: TextTokenizer, where: str, shards: ShardSet) -> None:

@@ -86,7 +86,7 @@ def test_a_shard_damaged_after_that_is_named_when_it_is_read(shards, how):
 
     def read_all():
         for unit in shards.units():
-            read_unit(shards.uri, unit)
+            read_unit(shards.uri, unit, shards.vocabulary)
 
     with pytest.raises(InputError, match="train-00000-of-00002"):
         read_all()
@@ -96,7 +96,7 @@ def test_no_flipped_bit_goes_unnoticed(shards):
     """Whatever is read from a shard with one bit changed is what was written, or an error."""
     path, unit = first(shards), shards.units()[1]
     content = storage.read_bytes(path)
-    whole = read_unit(shards.uri, unit)
+    whole = read_unit(shards.uri, unit, shards.vocabulary)
     rng, noticed = np.random.default_rng(0), 0
     for _ in range(300):
         changed = bytearray(content)
@@ -104,7 +104,7 @@ def test_no_flipped_bit_goes_unnoticed(shards):
         storage.write_bytes(path, bytes(changed))
         _footer.cache_clear()
         try:
-            found = read_unit(shards.uri, unit)
+            found = read_unit(shards.uri, unit, shards.vocabulary)
         except InputError:
             noticed += 1
         else:

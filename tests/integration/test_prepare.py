@@ -63,7 +63,7 @@ def test_every_document_of_every_kind_is_in_it(inputs, shards):
     decode, seen = Tokenizer().decode, set()
     for split in ("train", "validation"):
         for unit in shards.units(split):
-            rows = read_unit(shards.uri, unit)
+            rows = read_unit(shards.uri, unit, shards.vocabulary)
             assert (np.diff(rows.token_offsets) <= 45).all()
             for start, end in zip(rows.token_offsets[:-1], rows.token_offsets[1:], strict=True):
                 seen.add(decode(rows.tokens[start:end].tolist()))

@@ -168,7 +168,7 @@ def shards(tmp_path_factory):
 def frequencies(shards):
     counts = np.zeros(shards.vocabulary.size, np.int64)
     for unit in shards.units("train"):
-        counts += np.bincount(read_unit(shards.uri, unit).tokens, minlength=len(counts))
+        counts += np.bincount(read_unit(shards.uri, unit, shards.vocabulary).tokens, minlength=len(counts))
     return counts
 
 

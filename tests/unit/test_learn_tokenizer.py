@@ -5,11 +5,13 @@ import random
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tokenizers
+import yaml
 
 import raybert
 from raybert.cli import run_app
@@ -24,11 +26,13 @@ from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.objective import Objective
+from raybert.ray_internals.names import SNAPSHOT
 from raybert.sweep.run import check_data
 from raybert.tokenizer import GPT2, Tokenizer, load
 from raybert.tokenizer.files import load_for_training
 from raybert.tokenizer.train import cost, count_words, extend, train
 from raybert.train import optimizer
+from raybert.train.check import check_inputs
 from raybert.train.complete import complete
 from raybert.train.start import begin, read_model
 from raybert.train.step import means, train_step
@@ -210,6 +214,47 @@ def test_a_run_takes_the_dimensions_and_weights_of_its_start(bases, tmp_path):
             complete(settings(tmp_path, found, start_from=str(tmp_path / "start"), **given), found)
 
 
+def test_a_run_with_a_checkpoint_does_without_the_weights_that_it_began_with(bases, tmp_path):
+    model = save_model(tmp_path / "start", bases["wordpiece"])
+    found = make_set(tmp_path / "shards", bases["wordpiece"])
+    asked = settings(tmp_path, found, start_from=str(tmp_path / "start"))
+    config = complete(asked, found)
+    run = Path(asked.run_uri)
+    run.mkdir(parents=True)
+    tree = config.model_dump(mode="json") | {"about": {"manifest": found.manifest_hash}}
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    shutil.rmtree(tmp_path / "start")
+    with pytest.raises(InputError, match=r"start is no checkpoint"):  # killed before its first checkpoint
+        check_inputs(asked)
+    snapshot = run / SNAPSHOT
+    snapshot.parent.mkdir(parents=True, exist_ok=True)
+    snapshot.write_text(json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": "step-00000004"}}))
+    assert check_inputs(asked).config.model.bert() == model.config
+    other = settings(tmp_path, found, start_from=str(tmp_path / "other"))
+    with pytest.raises(InputError, match=r"other is no checkpoint"):
+        check_inputs(other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("BertForPreTraining", []), ("BertForMaskedLM", ["pooler", "next"]), ("BertModel", ["MLM head", "next"])],
+)
+def test_what_a_start_was_saved_without_is_said(bases, tmp_path, capsys, kind, said):
+    tokenizer = bases["wordpiece"]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    theirs = getattr(transformers, kind)(transformers.BertConfig(vocab_size=tokenizer.size, **sizes))
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokenizer.save(tmp_path / "theirs")
+    found = make_set(tmp_path / "shards", tokenizer)
+    check_inputs(settings(tmp_path, found, start_from=str(tmp_path / "theirs")))
+    line = " ".join(capsys.readouterr().err.split())
+    for head in ("pooler", "MLM head", "next"):
+        assert (head in line) == (head in said), line
+    (tmp_path / "theirs" / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(InputError, match=r"theirs/model\.safetensors is no safetensors file"):
+        check_inputs(settings(tmp_path, found, start_from=str(tmp_path / "theirs")))
+
+
 def test_shards_of_another_tokenizer_than_the_start_are_refused_with_the_command_that_mends_it(bases, tmp_path):
     """Also where both have as many tokens."""
     save_model(tmp_path / "start", bases["wordpiece"])
@@ -335,7 +380,7 @@ def test_what_was_prepared_before_goes_on_as_before(tmp_path):
     config = complete(settings(tmp_path, found, start_from=str(tmp_path / "start")), found)
     assert config.model.vocab_size is None
     unit = found.units()[0]
-    assert shards.read_unit(found.uri, unit).tokens.dtype == np.uint16
+    assert shards.read_unit(found.uri, unit, found.vocabulary).tokens.dtype == np.uint16
 
 
 def test_published_weights_come_in_and_go_out_unchanged(minilm, tmp_path):

@@ -25,7 +25,7 @@ from raybert.model.losses import Pretraining, contrast, tied_cross_entropy
 from raybert.model.objective import Objective
 from raybert.records import format_line
 from raybert.sweep.run import _require_one_loss
-from raybert.tokenizer import CLS_ID, MASK_ID, NUM_TEXT_TOKENS, PAD_ID, SEP_ID
+from raybert.tokenizer import CLS_ID, GPT2, MASK_ID, NUM_TEXT_TOKENS, PAD_ID, SEP_ID
 from raybert.train import optimizer
 from raybert.train.check import check_inputs
 from raybert.train.flops import run_flops_per_token
@@ -66,7 +66,7 @@ def test_without_next_sentences_every_sample_is_a_whole_window_cut_at_the_same_p
     whole, before = bag.originals(columns), bag.originals(original)
     _, units, rows = reader.plan.locate(np.arange(24))
     for i, (cut, length) in enumerate(zip(columns["cut"], columns["length"], strict=True)):
-        unit = read_unit(shards.uri, shards.units()[units[i]])
+        unit = read_unit(shards.uri, shards.units()[units[i]], shards.vocabulary)
         window = unit.tokens[unit.token_offsets[rows[i]] : unit.token_offsets[rows[i] + 1]]
         np.testing.assert_array_equal(
             whole[i][:length], [CLS_ID, *window[: cut - 2], SEP_ID, *window[cut - 2 :], SEP_ID]
@@ -125,16 +125,16 @@ def test_a_bag_is_content_of_its_own_text_and_no_token_twice(columns, split):
     common[:, 1] = 5  # in every text
     texts = columns | {"input_ids": np.where(columns["masked_positions"][:, :1] == 1, columns["input_ids"], common)}
     texts = halves.split(texts) if split else texts
-    bags, ids = bag.draw_bags(texts, 7, seed=1), bag.originals(texts)
+    bags, ids = bag.draw_bags(texts, 7, seed=1, vocabulary=GPT2), bag.originals(texts)
     assert bags.shape == (len(ids), 7)
     for drawn, own in zip(bags, ids, strict=True):
         found = drawn[drawn >= 0]
         assert len(set(found)) == len(found) == min(7, len({i for i in own if i < NUM_TEXT_TOKENS and i != 5}))
         assert set(found) <= set(own)
         assert 5 not in found
-    np.testing.assert_array_equal(bags, bag.draw_bags(texts, 7, seed=1))
-    assert (bags != bag.draw_bags(texts, 7, seed=2)).any()
-    fewer = [set(row[row >= 0]) for row in bag.draw_bags(texts, 3, seed=1)]
+    np.testing.assert_array_equal(bags, bag.draw_bags(texts, 7, seed=1, vocabulary=GPT2))
+    assert (bags != bag.draw_bags(texts, 7, seed=2, vocabulary=GPT2)).any()
+    fewer = [set(row[row >= 0]) for row in bag.draw_bags(texts, 3, seed=1, vocabulary=GPT2)]
     assert all(few <= set(row) for few, row in zip(fewer, bags, strict=True))
 
 
@@ -325,7 +325,7 @@ def settings_of(**objective):
 def test_the_default_is_the_original():
     config = from_mapping({})
     assert config.objective.objective() == Objective()
-    spec = sample_spec(config)
+    spec = sample_spec(config, GPT2)
     assert (spec.next_sentence, spec.halves, spec.bag_tokens) == (True, False, 0)
     assert spec.masked.at(np.arange(10)) == pytest.approx(ORIGINAL.masked.first)
     assert Objective().of_guessing(50_261, 32) == math.log(50_261) + math.log(2)
@@ -334,7 +334,7 @@ def test_the_default_is_the_original():
 def test_the_settings_become_losses_and_samples():
     config = settings_of(pair="contrastive", mlm_rate=0.3, mlm_rate_end=0.15, bag_weight=0.1, bag_of="neighbour")
     assert config.objective.objective().weights == {"mlm": 1.0, "contrast": 1.0, "bag": 0.1}
-    spec = sample_spec(config)
+    spec = sample_spec(config, GPT2)
     assert spec.masked.at(np.array([0, 320, 640, 703])) == pytest.approx([0.3, 0.225, 0.15, 0.15])
     assert (spec.next_sentence, spec.halves, spec.bag_tokens, spec.bag_of_neighbour) == (False, True, 16, True)
 

@@ -120,7 +120,7 @@ def test_a_planted_manifest_or_shard(plants, tmp_path):
         refused(lambda: verify_shards(shards), unit.shard)
         refused(lambda: verify_shards(shards, sizes_only=True), unit.shard)
         with pytest.raises((InputError, pa.ArrowException)):
-            read_unit(shards.uri, unit)
+            read_unit(shards.uri, unit, shards.vocabulary)
         storage.write_bytes(f"{shards.uri}/manifest.json", plant)
         refused(lambda: open_shards(shards.uri), shards.uri)
 

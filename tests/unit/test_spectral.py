@@ -11,6 +11,7 @@ from raybert.data.shards import UnitRows
 from raybert.errors import InputError
 from raybert.spectral import count, factorise, files
 from raybert.spectral.recipe import Recipe, check
+from raybert.tokenizer import GPT2
 from tests.data import make_shards, random_rows
 
 windows = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=20), min_size=1, max_size=6)
@@ -43,7 +44,7 @@ def dense(parts: list[count.Counts], columns: int) -> np.ndarray:
 
 def counted(tokens: list[list[int]], *, vocabulary: int, columns: int, reach: int, parts: int, cut: int = 0):
     units = [unit_of(part) for part in (tokens[:cut], tokens[cut:]) if part]
-    stream = np.concatenate([count.lay_out([unit], reach) for unit in units])
+    stream = np.concatenate([count.lay_out([unit], reach, GPT2) for unit in units])
     frequency = count.frequencies(stream, vocabulary)
     chosen = count.pick_columns(frequency, columns)
     shares = count.share_rows(frequency, parts)
@@ -187,7 +188,7 @@ def test_enough_text_is_enough(tmp_path):
 
 def test_laid_out_windows_keep_their_distance():
     unit = random_rows(40, 24, documents=5)
-    stream = count.lay_out([unit], 3)
+    stream = count.lay_out([unit], 3, GPT2)
     assert (stream[stream != count.GAP] == unit.tokens).all()
     assert len(stream) == len(unit.tokens) + 3 * (len(unit) + 1)
     assert (stream[:3] == count.GAP).all()

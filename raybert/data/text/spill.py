@@ -17,7 +17,7 @@ import pyarrow as pa
 from raybert.data.rng import fold, uniform
 from raybert.data.shards import SCHEMA, SPLITS, UnitRows, binary_column, rows_of
 from raybert.data.text.windows import Document
-from raybert.tokenizer import GPT2, Vocabulary
+from raybert.tokenizer import Vocabulary
 
 BUCKET_BITS = 10
 BUCKETS = 1 << BUCKET_BITS  # of each split: the most shards that a split can have
@@ -90,7 +90,7 @@ def _concatenate(arrays: list[np.ndarray], order: np.ndarray) -> pa.Array:
     return binary_column(np.concatenate(ordered) if ordered else np.zeros(0), offsets)
 
 
-def merge(slices: Iterable[bytes], vocabulary: Vocabulary = GPT2) -> tuple[UnitRows, int, int]:
+def merge(slices: Iterable[bytes], vocabulary: Vocabulary) -> tuple[UnitRows, int, int]:
     """Gather one shard: the same slice of every spill, sorted by key, exact copies of documents left out.
 
     All windows of all copies of a document have the same keys, so they meet here. Two documents that merely share a
