@@ -3,9 +3,6 @@
 import json
 import os
 import re
-import signal
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +31,8 @@ from raybert.train.checkpoint import load_state
 from raybert.train.ledger import read_account
 from raybert.train.run import train
 from tests.data import make_shards
+from tests.killed import train_with_a_kill
 from tests.plain import train_plainly
-from tests.processes import titled
 from tests.tasks import make_task
 from tests.waiting import LONGEST
 
@@ -276,28 +273,6 @@ def test_two_runs_with_one_seed_have_the_same_losses(alone, folder, shards):
     run = check(settings(folder, shards, "again"))
     train(run)
     assert losses(run.uri).tolist() == losses(alone).tolist()
-
-
-def train_with_a_kill(run, *, behind):
-    """Train while one worker is killed once, behind that step. Returns the steps as they were logged."""
-    killed = []
-
-    def kill_one():
-        while not killed:
-            if any(record["step"] >= behind for record in read_metrics(run.uri)):
-                killed.append(titled(os.getpid(), "RayTrainWorker")[0])
-                os.kill(killed[0], signal.SIGKILL)
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=kill_one, daemon=True)
-    thread.start()
-    train(run)
-    assert killed
-    lines = storage.read_bytes(f"{run.uri}/metrics.jsonl").decode().splitlines()
-    steps = [record["step"] for line in lines if "loss" in (record := json.loads(line))]
-    done = run.config.train.steps
-    assert len(steps) > done, "no step was done again, so nothing was killed in the middle"
-    return steps
 
 
 def test_two_workers_one_of_them_killed_have_the_losses_of_one(alone, folder, shards):

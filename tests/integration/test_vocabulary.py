@@ -1,4 +1,4 @@
-"""A vocabulary of one's own, from text to an export: ids of four bytes, whole words, probes, a resumed run."""
+"""A vocabulary of one's own, from text to an export: ids of four bytes, whole words, probes, a worker that is killed."""
 
 import json
 import random
@@ -14,8 +14,8 @@ from raybert.probe.service import client, queue
 from raybert.records import read_metrics
 from raybert.tokenizer import load as load_tokenizer
 from raybert.train.check import check
-from raybert.train.run import train
 from raybert.verify import verify
+from tests.killed import train_with_a_kill
 from tests.tasks import make_task
 from tests.vocabulary import SENTENCES, write_wordpiece
 from tests.waiting import LONGEST
@@ -40,9 +40,9 @@ def settings(folder, shards, steps, **model):
             "data": {"shards": shards},
             "model": model,
             "objective": {"pair": "none", "whole_word": True},
-            "train": {"steps": steps, "global_batch": 12, "micro_batch": 3, "dtype": "float32"},
+            "train": {"steps": steps, "global_batch": 12, "micro_batch": 3, "dtype": "float32", "max_failures": 1},
             "schedule": {"warmup_steps": 1},
-            "every": {"log": 1, "validation": 4, "probe": 4, "checkpoint": 4},
+            "every": {"log": 1, "validation": 20, "probe": 60, "checkpoint": 20},
             "validation": {"samples": 30},
             "probe": {"tasks": [make_task(folder), "neighbours"]},
         }
@@ -52,7 +52,7 @@ def settings(folder, shards, steps, **model):
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
 
 
-def test_a_run_with_wide_ids_goes_on_verifies_is_probed_and_exported(text, tmp_path, capsys):
+def test_a_run_with_wide_ids_survives_a_kill_verifies_is_probed_and_exported(text, tmp_path, capsys):
     shards, vocabulary = str(tmp_path / "shards"), str(write_wordpiece(tmp_path / "vocabulary", fill=66_000))
     prepared = ["prepare", "--input", text, "--output", shards, "--seq-len", "32", "--validation-fraction", "0.1"]
     assert run_app([*prepared, "--tokenizer", vocabulary]) == 0
@@ -64,16 +64,15 @@ def test_a_run_with_wide_ids_goes_on_verifies_is_probed_and_exported(text, tmp_p
     assert run_app(prepared) == 2
     assert "another tokenizer" in " ".join(capsys.readouterr().err.split())
 
-    train(check(settings(tmp_path, shards, 4, **SIZES)))
-    run = check(settings(tmp_path, shards, 8, **SIZES))
-    train(run)
+    run = check(settings(tmp_path, shards, 60, **SIZES))
+    train_with_a_kill(run, behind=30)
     client.wait(run.uri, str(tmp_path), timeout=LONGEST)
     faults = [finding for finding in verify(run.uri) if finding.fault]
     assert not faults
-    assert [record["step"] for record in read_metrics(run.uri) if "loss" in record] == list(range(1, 9))
-    checkpoint = f"{run.uri}/checkpoints/step-00000008"
+    assert [record["step"] for record in read_metrics(run.uri) if "loss" in record] == list(range(1, 61))
+    checkpoint = f"{run.uri}/checkpoints/step-00000060"
     here = raybert.probe.run(checkpoint, str(tmp_path / "mine.yaml"), device="cpu")
-    records = {record["task"]: record for record in queue.records(run.uri).values() if record["step"] == 8}
+    records = {record["task"]: record for record in queue.records(run.uri).values() if record["step"] == 60}
     assert records["mine"]["mean"]["deviation"] == pytest.approx(here["mean"]["deviation"], rel=1e-4)
     assert 0 < records["neighbours"]["mean"]["mrr_at_10"] <= 1
     model = load(checkpoint)
