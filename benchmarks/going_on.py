@@ -4,6 +4,8 @@ all-MiniLM-L6-v2 (6 layers of 384, a WordPiece of 30,522, saved without its head
 corpus, masked words alone, and beside it the same model from random weights, on the same batches. Its trained weights
 then go on with 1,000 words more, each new row the mean of its pieces' rows, and beside it with random new rows. Losses
 are of the same validation windows of each vocabulary; the limit is the published weights' before the first step.
+What their vectors (mean over the tokens) are worth before and after stands beside: accuracy on AG News, and Spearman's
+correlation on STS-B's development pairs.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import raybert
 from benchmarks.common import DATA, result
 from raybert import cluster
 from raybert.bench import OPTIMIZER
@@ -77,6 +80,14 @@ def train(bert: Bert, shards: ShardSet, steps: int) -> dict[str, float]:
     return {"before": before, "after": after, "last_steps": float(np.mean(losses[-max(1, steps // 10) :]))}
 
 
+def probes(bert: Bert) -> dict[str, float]:
+    """Accuracy and correlation of a model with its tokenizer."""
+    news = raybert.probe.run(bert, f"ag_news@{DATA / 'ag_news'}", device="cpu")
+    pairs = {"name": "stsb", "kind": "similarity", "test": str(DATA / "probes" / "stsb_dev.parquet")}
+    alike = raybert.probe.run(bert, pairs, device="cpu")
+    return {"ag_news": news["mean"]["test_accuracy"], "stsb": alike["mean"]["spearman"]}
+
+
 def with_random_rows(bert: Bert, first: int) -> Bert:
     """Its new rows drawn as those of a new model."""
     torch.manual_seed(0)
@@ -101,10 +112,11 @@ def main() -> None:
         torch.manual_seed(0)
         published = read_model(minilm())
         random = Bert(published.config)
-        scores = {}
+        scores: dict[str, dict[str, float]] = {"probes_before": probes(published)}
         for name, model in (("published", published), ("random", random)):
             scores[name] = train(model, shards, steps)
             print(name, scores[name], flush=True)
+        scores["probes_after"] = probes(published)
         for name in ("mean_rows", "random_rows"):
             torch.manual_seed(0)
             bert = Bert(replace(published.config, vocab_size=more.size))

@@ -1,4 +1,4 @@
-"""A vocabulary of one's own, from text to an export: ids of four bytes, whole words, probes, a worker that is killed."""
+"""A vocabulary of one's own, from text to an export: ids of four bytes, whole words, probes, a killed worker."""
 
 import json
 import random
