@@ -1,5 +1,7 @@
 """What several tests share: the data beside the project, and one local Ray for the whole session."""
 
+import contextlib
+import functools
 import json
 import os
 import sys
@@ -35,6 +37,10 @@ os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "12")
 os.environ.setdefault("RAY_worker_niceness", "0")
 # The processes that a node starts for its first driver ahead have another environment than a run's: no run uses them.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+# All processes that are started from now on begin with tests/start/sitecustomize.py.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent / "start"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
 # Of the tests outside unit/: these use no Ray, or at most a small one of their own; the last ones, when there is room.
@@ -50,8 +56,26 @@ class Halves(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        *folders, name = nodeid.partition("::")[0].split("/")
-        return name if "unit" in folders or name in WITHOUT_CLUSTER + LAST else "ray"
+        return scope(nodeid)
+
+
+def scope(nodeid: str) -> str:
+    *folders, name = nodeid.partition("::")[0].split("/")
+    return name if "unit" in folders or name in WITHOUT_CLUSTER + LAST else "ray"
+
+
+@functools.cache
+def stand_back() -> None:
+    """Take the CPU time that all others leave."""
+    with contextlib.suppress(OSError):  # no Linux, or one without groups of processes that share the CPUs alike
+        os.setsid()
+        Path("/proc/self/autogroup").write_text("19")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Of the two processes for the tests, the one without Ray stands back: the other half is the longer one."""
+    if "PYTEST_XDIST_WORKER" in os.environ and scope(item.nodeid) != "ray":
+        stand_back()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

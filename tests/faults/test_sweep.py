@@ -68,7 +68,7 @@ def wait_until_step(driver, log, run, step):
 def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to_its_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # trials run elsewhere, and must find what was named from here
     make_shards("shards")
-    path = write_sweep(tmp_path, steps=1200, varied={"optimizer.lr": [1.0e6, 0.01]})
+    path = write_sweep(tmp_path, steps=600, varied={"optimizer.lr": [1.0e6, 0.01]})
     sweep = space.load(path)
     second = space.trials(sweep)[1].config.run_uri
     before = free()
@@ -87,7 +87,7 @@ def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to
             run_sweep(space.load(path, changes), resume=resume)
 
     driver = start()
-    wait_until_step(driver, log, second, 405)  # step 400 is saved
+    wait_until_step(driver, log, second, 205)  # step 200 is saved
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     wait_until_free(before)
