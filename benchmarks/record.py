@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from raybert.probe.tasks import load_task
 from raybert.spectral import table
 from raybert.spectral.recipe import Recipe
 from raybert.train import optimizer as optimizers
+from raybert.train.complete import complete
 from raybert.train.flops import run_flops_per_token
 from raybert.train.memory import keep_freed_memory
 from raybert.train.schedule import lr_at
@@ -160,6 +162,7 @@ class Side:
 
     def encoder(self) -> RaybertEncoder:
         bert = self._bert if self._theirs is None else from_transformers(self._theirs)
+        bert.tokenizer = self._bert.tokenizer
         return RaybertEncoder(bert.eval())
 
     @property
@@ -171,7 +174,7 @@ class Side:
 def settings(path: Path, seed: int, seq_len: int, shards: ShardSet) -> Config:
     """A recipe at the common size and sequence length."""
     common = [f"model.max_position_embeddings={seq_len}", "model.size=compact", f"data.shards={shards.uri}"]
-    return load(str(path), [*common, f"train.seed={seed}", f"data.seed={seed}"])
+    return complete(load(str(path), [*common, f"train.seed={seed}", f"data.seed={seed}"]), shards)
 
 
 def make_side(name: str, config: Config, shards: ShardSet, minutes: float, *, peer: bool = False) -> Side:
@@ -182,16 +185,18 @@ def make_side(name: str, config: Config, shards: ShardSet, minutes: float, *, pe
             vectors = table.ensure(shards, Recipe(config.data.seed), folder)
         torch.manual_seed(config.train.seed)
         bert = Bert(config.model.bert())
+        bert.tokenizer = shards.kept_tokenizer()
         begin(bert, config, shards, vectors)
     return Side(name, config, shards, bert, time.perf_counter() - begun, minutes, peer=peer)
 
 
-def probes(few: bool, positions: int, folder: str) -> list[Callable[[RaybertEncoder], dict[str, Any]]]:
+def probes(few: bool, shards: ShardSet, folder: str) -> list[Callable[[RaybertEncoder], dict[str, Any]]]:
     """AG News on all 7,600 test texts, and SST-2; the materials are read once."""
     sizes = {"n_train": 2000, "n_test": 1000} if few else {"n_train": 10_000, "n_test": 7_600}
     news = load_task(f"ag_news@{DATA / 'ag_news'}").model_copy(update=sizes)
     films = load_task(f"sst2@{DATA / 'probes'}")
-    materials = [evaluate.prepare(task, tokenize, positions) for task in ((news,) if few else (news, films))]
+    own = partial(tokenize, tokenizer=shards.tokenizer())
+    materials = [evaluate.prepare(task, own, shards.seq_len) for task in ((news,) if few else (news, films))]
 
     def probe(material: evaluate.Material) -> Callable[[RaybertEncoder], dict[str, Any]]:
         def measure(encoder: RaybertEncoder) -> dict[str, Any]:
@@ -232,7 +237,7 @@ def main() -> None:
 
 def run(shards: ShardSet, folder: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Every side's probes at every mark, for each seed. Each is told on standard error as it comes."""
-    measures, found = probes(chosen.few, shards.seq_len, folder), []
+    measures, found = probes(chosen.few, shards, folder), []
     paths = {"recipe": RECORD, "original": ORIGINAL, "transformers": ORIGINAL}
     for seed in range(chosen.seeds):
         sides = [
