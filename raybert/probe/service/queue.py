@@ -44,6 +44,7 @@ class Request:
     gpus: float = 0.0
     tokenizer: str = ""  # hash of the run's, which lies beside the weights; empty where it is raybert's own
     begins_random: bool = False  # the run's start is an untrained encoder and has no record at step 0
+    best: str = ""  # the metric whose best weights the run keeps, where a probe measures it (`raybert.probe.metrics`)
 
     @property
     def weights(self) -> str:
@@ -98,6 +99,7 @@ def add(request: Request) -> bool:
             "gpus": request.gpus,
             "tokenizer": request.tokenizer,
             "begins_random": request.begins_random,
+            "best": request.best,
             "max_waiting": request.max_waiting,
             "submitted": submitted,
         },
@@ -154,6 +156,7 @@ def read_entry(run_uri: str, step: int) -> Entry:
             gpus=found.get("gpus", 0.0),
             tokenizer=str(found.get("tokenizer", "")),
             begins_random=bool(found.get("begins_random", False)),
+            best=str(found.get("best", "")),
             max_waiting=found["max_waiting"],
             submitted=found["submitted"],
         )
