@@ -14,7 +14,8 @@ from raybert.config_sections import VALIDATION_LOSS
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.objective import TITLES
-from raybert.probe import kinds, metrics
+from raybert.probe import kinds
+from raybert.probe.service import best
 from raybert.records import format_seconds
 from raybert.report.figure import learning_figure
 from raybert.report.read import Probe, RunData, Score, read_run
@@ -49,14 +50,13 @@ def origin(checkpoint: str) -> Origin | None:
 
 
 def _best(run: RunData) -> Origin | None:
-    """Where the best weights come from, as `Saver` and `BestWeights` choose them."""
+    """Where the best weights come from, as `Saver` and the probe service choose them."""
     metric = run.setting("checkpoint.best", VALIDATION_LOSS)
     if metric == VALIDATION_LOSS:
         steps, losses = run.series("validation.loss")
         return Origin(run, steps[losses.index(min(losses))], "the lowest validation loss") if steps else None
-    values = [(probe.step, metrics.value(metric, probe.raw)) for probe in run.probes if probe.step > 0]
-    found = [(value, -step) for step, value in values if value is not None]
-    return Origin(run, -max(found)[1], f"the highest {metric}") if found else None
+    found = best.read(run.uri, metric)
+    return Origin(run, found[0], f"the highest {metric}") if found else None
 
 
 def write_card(checkpoint: str, model: Bert, directory: Path, *, repository: str = "", revision: str = "main") -> None:

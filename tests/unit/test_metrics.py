@@ -9,8 +9,7 @@ from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import load, save
 from raybert.probe import metrics
-from raybert.probe.service import queue
-from raybert.probe.service.best import BestWeights
+from raybert.probe.service import best, queue
 from raybert.probe.tasks import parse_task
 from tests.runs import make_run, probe, score, write_probe
 
@@ -68,16 +67,12 @@ def test_the_weights_of_the_highest_headline_are_kept_whatever_is_killed_in_betw
     run = make_run(tmp_path, name="run", steps=500, validation_every=0, probe_every=0, tasks=())
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("best: validation_loss", "best: topics-1.5.test_accuracy"))
-    best = BestWeights(run)
 
-    def probed(
-        step: int, accuracy: float, *, best: BestWeights = best, metric: str = "topics-1.5.test_accuracy"
-    ) -> queue.Entry:
-        request = queue.Request(run, step, (NAMED,), positions=32, cpus=1, max_waiting=5, best=metric)
-        save(model(step), request.weights)
-        queue.add(request)
-        entry = queue.read_entry(run, step)
+    def probed(step: int, accuracy: float, metric: str = "topics-1.5.test_accuracy") -> queue.Entry:
+        save(model(step), queue.weights_uri(run, step))
+        queue.add(queue.Request(run, step, (NAMED,), positions=32, cpus=1, max_waiting=5, best=metric))
         write_probe(run, probe("topics-1.5", step, 500) | dict.fromkeys(("pooler", "cls", "mean"), score(accuracy)))
+        entry = queue.read_entry(run, step)
         best.keep(entry)
         return entry
 
@@ -85,21 +80,24 @@ def test_the_weights_of_the_highest_headline_are_kept_whatever_is_killed_in_betw
     assert not storage.exists(f"{run}/checkpoints/best"), "the start was kept"
     probed(100, 0.6)
     assert kept(run) == 100
-    probed(200, 0.8)
+    second = probed(200, 0.8)
     probed(300, 0.7)
-    assert kept(run) == 200
-    later = probed(400, 0.8)
+    probed(400, 0.8)
     assert kept(run) == 200, "a later step that is no better replaced it"
-    again = BestWeights(run)  # of a service that was started again
-    entry = queue.read_entry(run, 200)
-    storage.remove(f"{entry.weights}/config.json")  # the one before was killed while it removed them
-    again.keep(entry)
+    # A service that was killed after it had copied the weights does so again, unless it had begun to remove them.
+    storage.remove(f"{run}/probes/best.json")
+    best.keep(second)
     assert kept(run) == 200
-    again.keep(later)
+    storage.remove(f"{run}/probes/best.json")
+    storage.remove(f"{second.weights}/config.json")
+    best.keep(second)
     assert kept(run) == 200
-    probed(500, 0.9, best=again)
+    probed(500, 0.9)
     assert kept(run) == 500
     found = origin(f"{run}/checkpoints/best")
     assert (found.step, found.best) == (500, "the highest topics-1.5.test_accuracy")
-    probed(600, 0.95, metric="")
+    probed(600, 0.95, metric="")  # a run that keeps the best by validation loss, or none
     assert kept(run) == 500
+    probed(700, 0.2, metric="topics-1.5.cls.test_accuracy")  # a run that goes on with another metric
+    assert kept(run) == 700
+    assert origin(f"{run}/checkpoints/best") is None, "by the settings of before"

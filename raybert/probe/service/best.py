@@ -1,6 +1,7 @@
-"""RUN/checkpoints/best where a probe says which weights are the best."""
+"""RUN/checkpoints/best where a probe says which weights are the best; RUN/probes/best.json says which those are."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from raybert import storage
@@ -9,40 +10,47 @@ from raybert.model.directory import CONFIG, SUMS, WEIGHTS, verify_files, write_d
 from raybert.probe import metrics
 from raybert.probe.service import queue
 from raybert.probe.service.queue import Entry
+from raybert.records import is_count, is_number, read_object
 
 
-class BestWeights:
-    """Keeps a run's best weights. All that it knows lies in storage: the records, and the weights of what is queued."""
+def keep(entry: Entry) -> None:
+    """Copy the weights of an entry whose tasks all have their records, if its metric is higher than that of the best.
 
-    def __init__(self, run_uri: str) -> None:
-        self._run_uri, self._metric = run_uri, ""
-        self._known: dict[str, tuple[int, float] | None] = {}  # by a record's file: step and metric
+    The start (step 0) is never kept. A run that goes on with another metric begins anew. Called again, it does the
+    same again, as long as the weights are there.
+    """
+    if not entry.best or entry.step == 0:
+        return
+    records = [queue.read_record(entry.run_uri, task.name, entry.step) for task in entry.tasks]
+    values = [metrics.value(entry.best, record) for record in records if record is not None]
+    value = next((value for value in values if value is not None), None)
+    before = read(entry.run_uri, entry.best)
+    if value is None or (before is not None and value <= before[1]):
+        return
+    try:
+        verify_files(entry.weights, required=(CONFIG, WEIGHTS))
+    except DamagedCheckpoint:
+        return
+    _copy(entry.weights, storage.join(entry.run_uri, "checkpoints", "best"))
+    storage.write_json(_uri(entry.run_uri), {"metric": entry.best, "step": entry.step, "value": value})
 
-    def keep(self, entry: Entry) -> None:
-        """Copy the weights of an entry whose tasks all have their records, if no other step's are better.
 
-        Of two steps that are equally good the earlier one is kept, and the start (step 0) never is. Called again, it
-        does the same again.
-        """
-        if not entry.best or entry.step == 0:
-            return
-        if entry.best != self._metric:
-            self._metric, self._known = entry.best, {}
-        for name, record in queue.records(self._run_uri, self._known).items():
-            found = metrics.value(self._metric, record)
-            self._known[name] = (record["step"], found) if found is not None and record["step"] > 0 else None
-        reached = [one for one in self._known.values() if one is not None]
-        step, _ = max(reached, key=lambda one: (one[1], -one[0]), default=(0, 0.0))
-        if step == entry.step:
-            _copy(entry.weights, storage.join(self._run_uri, "checkpoints", "best"))
+def read(run_uri: str, metric: str) -> tuple[int, float] | None:
+    """Step and value of the run's best weights by this metric; None while there are none."""
+    with suppress(FileNotFoundError, ValueError):
+        found = read_object(_uri(run_uri))
+        step, value = found.get("step"), found.get("value")
+        if found.get("metric") == metric and is_count(step) and is_number(value):
+            return int(step), float(value)  # type: ignore[arg-type]
+    return None
+
+
+def _uri(run_uri: str) -> str:
+    return storage.join(run_uri, "probes", "best.json")
 
 
 def _copy(weights: str, target: str) -> None:
     """Copy a directory of weights, complete or not at all."""
-    try:
-        verify_files(weights, required=(CONFIG, WEIGHTS))
-    except DamagedCheckpoint:  # a service that was killed had begun to remove them, so it had copied them
-        return
     names = [name for _, name in storage.find_files(weights) if name != SUMS]
     with storage.local_copy(weights, names) as source:
 

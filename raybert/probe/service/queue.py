@@ -3,6 +3,7 @@
     RUN/probes/queue/step-00000200.json     waiting or running: the tasks and what they need
     RUN/probes/weights/step-00000200/       a copy of the weights that checkpoint retention never reaches
     RUN/probes/TASK-00000200.json           the record: a result, or why there is none
+    RUN/probes/best.json                    whose weights the run keeps as its best (`raybert.probe.service.best`)
     RUN/probes/service.json                 which probe service serves this run (`raybert.probe.service.owner`)
 
 An entry exists before its submission is acknowledged. It is removed last: after a record for each of its tasks is

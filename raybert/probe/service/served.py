@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from raybert.errors import InputError
 from raybert.probe import kinds
 from raybert.probe.kind import ProbeTask
-from raybert.probe.service import owner, queue, work
-from raybert.probe.service.best import BestWeights
+from raybert.probe.service import best, owner, queue, work
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.queue import Entry, Record
 
@@ -64,7 +63,6 @@ class ServedRun:
         self.texts: dict[str, str] = {}
         self.news: list[Record] = []
         self.not_before, self.errors, self.trouble = 0.0, 0, ""
-        self._best = BestWeights(uri)
         self._failures: dict[tuple[int, str], int] = {}
         self._apart: set[int] = set()  # steps whose tasks are probed one by one, since together they failed
         self._renewed = 0.0
@@ -184,7 +182,7 @@ class ServedRun:
         if queue.open_tasks(now):
             self.entries[entry.step], self.dirty = now, True
             return
-        self._best.keep(entry)
+        best.keep(entry)
         queue.finish(entry)
         self._apart.discard(entry.step)
         self.entries.pop(entry.step, None)
