@@ -107,21 +107,19 @@ def draw_scores(axes: Axes, probes: Sequence[Probe], place: Callable[[list[int],
 def draw_baselines(axes: Axes, baselines: Baselines) -> list[Key]:
     """A line across for each baseline: in the pooling's colour, dashed for the same encoder untrained, and dashed and
     dotted, with a diamond, for what the run began with, unless they are the same."""
-    lines: list[tuple[str, Score | None, str, Mark, Any]] = []
+    lines: list[tuple[str, Score, str, Mark, Any]] = []
     for name, scores, style in (("untrained", baselines.untrained, UNTRAINED), ("start", baselines.start, START)):
         for pooling, score in scores.items():
             if name == "untrained" or score != baselines.untrained.get(pooling):
                 title = f"{name} {POOLING_TITLES.get(pooling, pooling)}"
                 lines.append((title, score, POOLING_COLOURS.get(pooling, "purple"), *style))
     for name, title in kinds.BASELINES.items():
-        mark, style = PLAIN[name]
-        lines.append((title, baselines.plain.get(name), "ink", mark, style))
-    drawn = [line for line in lines if line[1] is not None]
-    for _, score, colour, mark, style in drawn:
-        assert score is not None
+        if name in baselines.plain:
+            lines.append((title, baselines.plain[name], "ink", *PLAIN[name]))
+    for _, score, colour, mark, style in lines:
         diamond = DIAMOND | {"markevery": [0], "clip_on": False, "in_layout": False} if mark == START[0] else {}
         axes.axhline(score.value, color=COLOURS[colour], linestyle=style, linewidth=1.3, **diamond)
-    return [Key(label, colour, mark) for label, _, colour, mark, _ in drawn]
+    return [Key(label, colour, mark) for label, _, colour, mark, _ in lines]
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:

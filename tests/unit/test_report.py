@@ -141,7 +141,7 @@ def test_the_board_stays_as_long_with_tuned_figures(tmp_path):
 
 
 def test_a_contrast_stands_beside_chance(tmp_path):
-    run = make_run(tmp_path, steps=40, probe_every=0)  # of 16 pairs in a micro-batch
+    run = make_run(tmp_path, steps=400, probe_every=0)  # of 16 pairs in a micro-batch
     log = Path(run, "metrics.jsonl")
     for step, loss, right in ((10, 2.7, 0.1), (20, 2.5, 0.2)):
         with log.open("a") as file:
