@@ -1,6 +1,6 @@
 """What trials tell Tune as they go, so that the worse ones are stopped early."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,19 +34,17 @@ class ValidationReports(TuneReportCallback):
             super().after_report(run_context, metrics, checkpoint)
 
 
-class ProbeReports:
-    """Passes on a headline from probe records, as they come from the service; the last step's is left out, too."""
+def probe_report(metric: str, record: Mapping[str, Any], *, steps: int, tokens: int) -> dict[str, Any] | None:
+    """A probe record as Tune is told of it; None where it says nothing of the metric.
 
-    def __init__(self, metric: str, run: Run) -> None:
-        self._metric, self._steps = metric, run.config.train.steps
-        self._tokens = run.config.train.global_batch * run.shards.seq_len  # of a step, as `Saver.save` is told them
-        self._queue = TuneReportCallback()
+    As with validations the last step is left out, and so is the start.
 
-    def tell(self, record: dict[str, Any]) -> None:
-        value, step = metrics.value(self._metric, record), record["step"]
-        if value is not None and 0 < step < self._steps:
-            found = {"step": step, "tokens": step * self._tokens, self._metric: value}
-            self._queue.after_report(None, [found], None)
+    Args:
+        steps: of the whole run.
+        tokens: of a step, as `Saver.save` reports them.
+    """
+    value, step = metrics.value(metric, record), record["step"]
+    return {"step": step, "tokens": step * tokens, metric: value} if value is not None and 0 < step < steps else None
 
 
 @contextmanager
@@ -55,9 +53,15 @@ def reporting(metric: str, run: Run) -> Iterator[Sequence[Any]]:
     if metric == VALIDATION_LOSS:
         yield [ValidationReports(run.config.train.steps)]
         return
-    # From an earlier attempt as well: probes come later than the steps that they belong to.
-    reports = Subscriber("sweep's report", on_probe=ProbeReports(metric, run).tell, history=True)
-    with watching(run.uri, [reports]):
+    queue, train = TuneReportCallback(), run.config.train
+
+    def tell(record: dict[str, Any]) -> None:
+        found = probe_report(metric, record, steps=train.steps, tokens=train.global_batch * run.shards.seq_len)
+        if found is not None:
+            queue.after_report(None, [found], None)
+
+    # History: an earlier attempt may have ended before its probes were done.
+    with watching(run.uri, [Subscriber("sweep's report", on_probe=tell, history=True)]):
         yield []
 
 

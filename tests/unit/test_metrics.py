@@ -11,6 +11,7 @@ from raybert.model.files import load, save
 from raybert.probe import metrics
 from raybert.probe.service import best, queue
 from raybert.probe.tasks import parse_task
+from raybert.sweep.reports import probe_report
 from tests.runs import make_run, probe, score, write_probe
 
 STS = parse_task({"name": "sts", "kind": "similarity", "test": "dev.parquet"}, "here")
@@ -50,6 +51,14 @@ def test_a_record_has_the_metrics_of_its_task_alone():
     assert metrics.value("topics-1.5.test_accuracy", {"task": "topics-1.5", "step": 200, "status": "failed"}) is None
     unknown = {"task": "topics-1.5", "step": 200, "kind": "younger"}
     assert metrics.value("topics-1.5.test_accuracy", unknown) is None
+
+
+def test_a_sweep_is_told_of_probes_between_the_start_and_the_last_step():
+    metric = "topics-1.5.cls.test_accuracy"
+    found = [probe_report(metric, probe("topics-1.5", step, 400), steps=400, tokens=32 * 128) for step in (0, 200, 400)]
+    value = probe("topics-1.5", 200, 400)["cls"]["test_accuracy"]
+    assert found == [None, {"step": 200, "tokens": 200 * 32 * 128, metric: value}, None]
+    assert probe_report("sts.spearman", probe("topics-1.5", 200, 400), steps=400, tokens=1) is None
 
 
 def model(step: int) -> Bert:
