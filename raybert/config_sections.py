@@ -26,6 +26,7 @@ def _absolute_model(where: str) -> str:
 
 # Workers and trials run in other directories than the command that names a path.
 AbsolutePath = Annotated[str, AfterValidator(lambda path: storage.absolute(path) if path else path)]
+VALIDATION_LOSS = "validation_loss"
 NEIGHBOURS = "neighbours"  # the probe task that needs nothing but shards
 Cpus = Annotated[float, Field(gt=0)]
 ModelPlace = Annotated[str, AfterValidator(_absolute_model)]
@@ -278,7 +279,11 @@ class EveryConfig(Section):
 
 class CheckpointConfig(Section):
     keep_last: int = Field(default=2, ge=1)
-    keep_best: bool = Field(default=True, description="keep the checkpoint of the lowest validation loss as well")
+    keep_best: bool = Field(default=True, description="keep the best weights as well, in checkpoints/best")
+    best: str = Field(
+        default=VALIDATION_LOSS,
+        description="what they are best by: validation_loss, or a probe's headline (sts.spearman, sts.mean.spearman)",
+    )
 
 
 class ValidationConfig(Section):

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from raybert import storage
 from raybert.config import AbsolutePath, Config, Section, all_keys, explain, from_mapping
+from raybert.config_sections import VALIDATION_LOSS
 from raybert.config_text import annotation_of, look_up, read_overridden, set_key, typed
 from raybert.errors import InputError
 
@@ -43,7 +44,7 @@ class Dimension(Section):
 
 
 class AshaConfig(Section):
-    """Asynchronous successive halving (https://arxiv.org/abs/1810.05934) on validation loss at equal tokens."""
+    """Asynchronous successive halving (https://arxiv.org/abs/1810.05934) on the sweep's metric at equal tokens."""
 
     enabled: bool = True
     grace_fraction: float = Field(
@@ -61,6 +62,11 @@ class SweepConfig(Section):
     space: dict[str, Dimension] = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
     max_concurrent: Annotated[int, Field(ge=1)] | None = Field(default=None, description="default: what fits")
+    metric: str = Field(
+        default=VALIDATION_LOSS,
+        description="what trials are stopped early by and the best is best by: validation_loss, or a probe's headline "
+        "(sts.spearman, sts.mean.spearman)",
+    )
     asha: AshaConfig = AshaConfig()
 
     @property

@@ -18,6 +18,7 @@ from torch import nn
 
 from raybert import storage
 from raybert.config import Config
+from raybert.config_sections import VALIDATION_LOSS
 from raybert.probe.kind import ProbeTask
 from raybert.probe.service import client, queue
 from raybert.storage.retry import retry
@@ -100,7 +101,12 @@ class Saver:
             return False
         loss, before = record["validation"]["loss"], self.best
         self.best = min(before, loss)
-        return self.config.checkpoint.keep_best and loss < before
+        return self._best_by == VALIDATION_LOSS and loss < before
+
+    @property
+    def _best_by(self) -> str:
+        """The metric whose best weights are kept. Where a probe measures it, its service keeps them."""
+        return self.config.checkpoint.best if self.config.checkpoint.keep_best else ""
 
     def _snapshot(self, record: dict[str, Any], *, full: bool) -> checkpoints.Snapshot:
         """Copy the weights into memory and, for a full checkpoint, what else it needs, as soon as there is room."""
@@ -172,6 +178,7 @@ class Saver:
             max_waiting=self.config.probe.max_waiting,
             tokenizer=weights.tokenizer.hash if weights.tokenizer else "",
             begins_random=self.config.model.begins_random,
+            best=self._best_by if self._best_by != VALIDATION_LOSS else "",
         )
         try:
             self._retry(partial(self._queue_probe, request, weights), "queueing a probe")
