@@ -147,6 +147,14 @@ class TrainConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the initial weights and of dropout")
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     compile: Literal["auto"] | bool = Field(default="auto", description="torch.compile; auto: on GPUs only")
+    packing: Literal["auto"] | bool = Field(
+        default="auto",
+        description="join micro-batches and pack their texts without padding, in a few fixed shapes; auto: on GPUs "
+        "that have a kernel for it",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute each layer twice instead of keeping what it computed: less memory"
+    )
     gradient_exchange: Literal["float32", "bfloat16"] = Field(
         default="float32", description="type in which gradients travel between workers; bfloat16 halves the bytes"
     )

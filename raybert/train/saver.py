@@ -1,6 +1,6 @@
 """What a run leaves behind as it goes: checkpoints, the best weights, and weights for the probe service.
 
-Only the copy into memory is on the way of the step; files are written and uploaded behind it.
+Only the copy into memory is on the way of the step, on a GPU not even that; files are written and uploaded behind it.
 """
 
 import tempfile
@@ -69,6 +69,7 @@ class Saver:
             return
         with self.clock.waiting("checkpoint"):
             weights = checkpoints.snapshot(self.model)
+            weights.wait()
             self.writer.submit(partial(self._request_probe, weights, 0))
 
     def save(self, events: set[str], record: dict[str, Any], *, tokens: int) -> None:
@@ -79,6 +80,7 @@ class Saver:
         if self.writer is not None and (events & {"checkpoint", "probe"} or is_best):
             with self.clock.waiting("checkpoint"):
                 snap = self._snapshot(record, full="checkpoint" in events)
+                checkpoints.hold_updates(self.optimizer, snap)
                 if "probe" in events:
                     self.writer.submit(partial(self._request_probe, snap.weights_alone(), step))
                 if is_best:
