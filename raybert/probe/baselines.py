@@ -21,7 +21,7 @@ from raybert.records import read_object
 
 Record = dict[str, Any]
 # Part of every cache key: raise it when the figures would come out differently for the same texts.
-VERSION = 2
+VERSION = 3
 
 
 class Cache:

@@ -12,7 +12,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -251,11 +251,21 @@ def check_files(task: ProbeTask) -> None:
 
 
 def digest(*parts: object) -> str:
-    """SHA-256 over the parts as Python writes them; lone surrogates count, too."""
+    """SHA-256 over the parts as Python writes them, a list element by element; lone surrogates count, too."""
     found = hashlib.sha256()
     for part in parts:
-        found.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
+        for piece in _written(part) if isinstance(part, list) else (repr(part),):
+            found.update(piece.encode("utf-8", "surrogatepass"))
+        found.update(b"\0")
     return found.hexdigest()
+
+
+def _written(items: list[Any]) -> Iterator[str]:
+    """The pieces of `repr(items)`: of a million texts it would be as large as they are."""
+    yield "["
+    for number, item in enumerate(items):
+        yield f", {item!r}" if number else repr(item)
+    yield "]"
 
 
 def pack_floats(values: np.ndarray) -> str:
