@@ -19,6 +19,7 @@ from raybert.data.stream import ahead, blocks_of, worker_batches
 from raybert.data.tensors import to_torch
 from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.peak import peak_flops
+from raybert.model.schedule import lr_at
 from raybert.probe.kind import ProbeTask
 from raybert.probe.tasks import parse_task
 from raybert.ray_internals.train import preemption_noticed
@@ -33,7 +34,6 @@ from raybert.train.recovery.heartbeat import Pulse
 from raybert.train.recovery.stop import StopVote
 from raybert.train.replica import build_replica
 from raybert.train.saver import Saver
-from raybert.train.schedule import lr_at
 from raybert.train.step import COUNT, all_reduce_sums, means, train_step, validate
 
 # A run whose loss is so many times that of guessing has diverged.

@@ -20,6 +20,7 @@ from raybert.data.spec import SampleSpec
 from raybert.data.tensors import to_torch
 from raybert.data.text.sample import draw
 from raybert.errors import InputError
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
@@ -28,7 +29,6 @@ from raybert.sweep.run import check_data
 from raybert.tokenizer import GPT2, Tokenizer, load
 from raybert.tokenizer.files import load_for_training
 from raybert.tokenizer.train import cost, count_words, extend, train
-from raybert.train import optimizer
 from raybert.train.complete import complete
 from raybert.train.start import begin, read_model
 from raybert.train.step import means, train_step
