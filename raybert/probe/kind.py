@@ -209,17 +209,30 @@ class VectorKind(Kind):
 
 
 class TrainedKind(Kind):
-    """A kind that trains the encoder, so that its probes take long."""
+    """A kind that trains copies of the encoder, so that its probes take long. The trainings need nothing of each other:
+    they may run in processes of their own."""
 
     costly = True
+    trainings: ClassVar[int]
 
     @abstractmethod
-    def train(self, encoder: Any, data: Any, sequences: Any, device: Any, progress: Any) -> Record:
-        """What `VectorKind.judge` returns, from copies of the encoder that were trained on the data's `sequences`.
+    def train(self, number: int, encoder: Any, data: Any, sequences: Any, device: Any, progress: Any) -> Record:
+        """Train a copy of the encoder on the data's `sequences`: what `join` needs of training `number`, for JSON.
+
+        Args:
+            progress: is told the finished share of this training.
 
         Raises:
-            RunFailed: its budget was over before there was anything to judge.
+            RunFailed: its budget was over before there was anything to judge, or it diverged.
         """
+
+    @abstractmethod
+    def join(self, data: Any, trained: Sequence[Record]) -> Record:
+        """What `VectorKind.judge` returns, from all trainings in their order."""
+
+    @abstractmethod
+    def cut_short(self, trained: Record) -> bool:
+        """Whether a training ended before its last step, so that another time it may come further."""
 
 
 def check_files(task: ProbeTask) -> None:

@@ -1,6 +1,6 @@
 """The kinds of probe tasks, by the name that a task's `kind` says. A record that names none is of classification."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybert.encode import POOLINGS
@@ -26,6 +26,20 @@ def of_task(task: ProbeTask) -> Kind:
 def of_record(record: Mapping[str, Any]) -> Kind | None:
     """None for a kind that this version does not know: such a record is passed over."""
     return KINDS.get(record.get("kind", DEFAULT))
+
+
+def passes(tasks: Sequence[ProbeTask]) -> list[list[ProbeTask]]:
+    """The tasks in the order in which they are probed: those that read a common file share a pass of the encoder, which
+    may be shorter than one of each; those that train it come last, each alone."""
+    left = [task for task in tasks if not of_task(task).costly]
+    found = []
+    while left:
+        first = left[0]
+        files = {uri for uri, _ in first.files}
+        together = [first, *(task for task in left[1:] if files & {uri for uri, _ in task.files})]
+        found.append(together)
+        left = [task for task in left if task not in together]
+    return found + [[task] for task in tasks if of_task(task).costly]
 
 
 def poolings(record: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raybert.probe.ranking import KEPT
 
-AT_ONCE = 2_000_000  # cosines in memory at a time, some 50 bytes each
+AT_ONCE = 1_000_000  # cosines in memory at a time, some 50 bytes each
 NUMBER_BITS = 31  # of a document's number in a key
 
 
@@ -49,4 +49,6 @@ def _keys(cosines: Tensor, documents: Tensor) -> Tensor:
 
 
 def _unit(vectors: np.ndarray) -> Tensor:
-    return torch.nn.functional.normalize(torch.from_numpy(vectors.astype(np.float64)), dim=1)
+    found = torch.from_numpy(vectors.astype(np.float64))
+    found /= found.norm(dim=1, keepdim=True).clamp(min=1e-12)  # in place: it is as large as a block twice over
+    return found

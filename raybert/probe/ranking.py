@@ -18,7 +18,7 @@ import numpy as np
 from raybert.probe import statistics
 
 KEPT = 100  # documents of each query, for recall@100
-WEIGHED_AT_ONCE = 20_000  # documents whose TF-IDF weights are in memory at a time
+WEIGHED_AT_ONCE = 4_000_000  # pairs of a query and a document whose TF-IDF products are in memory at a time
 WORD = re.compile(r"\b\w\w+\b")  # as bm25s and scikit-learn cut words
 
 
@@ -130,8 +130,9 @@ def tfidf(queries: list[str], documents: list[str], kept: int = KEPT) -> np.ndar
     kept = min(kept, len(documents))
     found = np.full((len(queries), kept), -1, dtype=np.int64)
     best = np.zeros((len(queries), kept), dtype=np.float32)
-    for first in range(0, len(documents), WEIGHED_AT_ONCE):
-        weights = vectorizer.transform(documents[first : first + WEIGHED_AT_ONCE])
+    at_once = max(1, WEIGHED_AT_ONCE // len(queries))
+    for first in range(0, len(documents), at_once):
+        weights = vectorizer.transform(documents[first : first + at_once])
         products = (weights @ columns).T.tocsr()  # (Q, documents of the block)
         for row in range(len(queries)):
             span = slice(*products.indptr[row : row + 2])

@@ -79,6 +79,7 @@ class Ranked:
     texts: list[str]
     relevance: Relevance
     hash: str
+    dropped: int = 0  # of what was read, what could not be used
 
     @property
     def leading(self) -> int:
@@ -310,7 +311,7 @@ def _ranked(
             key = int(place[of_all]), document
             grades[key] = max(grade, grades.get(key, 0.0))
     pairs = sorted((query, document, grade) for (query, document), grade in grades.items())
-    query, document, grade = (np.array(column) for column in zip(*pairs, strict=True))
-    relevance = Relevance(query, document, grade, len(chosen), len(documents))
+    of_query, of_document, of_grade = (np.array(column) for column in zip(*pairs, strict=True))
+    relevance = Relevance(of_query, of_document, of_grade, len(chosen), len(documents))
     texts = [*(queries[i] for i in chosen), *documents]
     return Ranked(texts, relevance, digest(kind, len(chosen), texts, pairs))

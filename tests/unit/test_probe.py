@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -427,6 +428,7 @@ def test_tasks_that_read_a_common_file_share_a_pass_until_one_fails(task_file, t
     assert set(served.texts) == {"mine", "other"}
     finish_probe(served, error=NodeDiedError("preempted"))
     assert (served.next.task.name, served.next.beside) == ("mine", ())
+    assert served.not_before > time.monotonic()  # as after any other failure
     finish_probe(served, values={"started": 0.0})
     assert (served.next.task.name, served.next.beside) == ("other", ())
     finish_probe(served, values={"started": 0.0})
@@ -455,6 +457,19 @@ def test_texts_that_change_are_read_again(task_file, tmp_path):
     served.advance()
     assert served.next.key != before
     assert served.texts == {"mine": served.next.key}
+
+
+def test_a_request_keeps_its_workers_and_one_without_any_is_refused(task_file, tmp_path):
+    run, task = str(tmp_path), load_task(task_file)
+    for step, workers in ((1, 3), (2, 0)):
+        queue.add(replace(request(run, step, task), workers=workers))
+    assert queue.read_entry(run, 1).workers == 3
+    with pytest.raises(InputError, match="out of range"):
+        queue.read_entry(run, 2)
+    older = json.loads(Path(queue.queue_uri(run, 1)).read_text())
+    del older["workers"]
+    Path(queue.queue_uri(run, 1)).write_text(json.dumps(older))
+    assert queue.read_entry(run, 1).workers == 1
 
 
 def test_a_planted_queue_entry_is_refused(tmp_path):
