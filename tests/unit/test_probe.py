@@ -32,6 +32,7 @@ from raybert.probe.baselines import Cache
 from raybert.probe.classification import ClassificationTask, pack_bits, unpack_bits
 from raybert.probe.compare import compare
 from raybert.probe.evaluate import evaluate, prepare
+from raybert.probe.kind import Whole
 from raybert.probe.service import owner, queue
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.served import Outcome, ServedRun
@@ -437,6 +438,32 @@ def test_tasks_that_read_a_common_file_share_a_pass_until_one_fails(task_file, t
     assert (served.next.entry.step, served.next.task.name) == (1, "tuned")  # when nothing else waits
     finish_probe(served, values={"started": 0.0})
     assert served.next is None
+    assert queue.waiting_steps(run) == []
+
+
+def test_a_service_that_ended_between_encoding_and_judging_leaves_nothing_half_done(
+    task_file, encoder, tmp_path, monkeypatch
+):
+    run, task = str(tmp_path / "run"), load_task(task_file)
+    material, cache = prepare(task, encoder.tokenize, 32), Cache(str(tmp_path / "cache"))
+    before = served_run(run, task)
+    probe, before.next, before.running = before.next, None, before.next
+    with monkeypatch.context() as patch:
+        patch.setattr(Whole, "finish", Mock(side_effect=SystemExit))
+        with pytest.raises(SystemExit):
+            evaluate(encoder, material, cache)
+    assert storage.list_dir(str(tmp_path / "cache")) == []
+    assert queue.records(run) == {}
+    # The next service finds the same probe, which then has the result of one that nothing disturbed.
+    after = ServedRun(run, Owner("me", "here"))
+    after.advance()
+    assert (after.next.entry, after.next.task, after.next.key) == (probe.entry, probe.task, probe.key)
+    found = evaluate(encoder, material, cache)
+    undisturbed = evaluate(encoder, material, Cache(str(tmp_path / "other")))
+    assert {**found, "seconds": 0} == {**undisturbed, "seconds": 0}
+    finish_probe(after, values={"started": 0.0, **found})
+    (record,) = queue.records(run).values()
+    assert record["pooler"] == found["pooler"]
     assert queue.waiting_steps(run) == []
 
 
