@@ -299,14 +299,21 @@ class ValidationConfig(Section):
 
 
 class ProbeConfig(Section):
-    tasks: list[TaskSpec] = Field(
-        default_factory=lambda: [NEIGHBOURS],
-        description="names or YAML files of probe tasks; neighbours is of the run's own shards; [] for none",
+    tasks: list[TaskSpec] | None = Field(
+        default=None,
+        description="names or YAML files of probe tasks; neighbours is of the run's own shards; [] for none. Not set: "
+        "the suite's, or else neighbours, if the shards have text for it",
     )
     suite: TaskSpec = Field(default="", description="name or YAML file of a suite, whose tasks are probed as well")
     cpus: Cpus | Literal["auto"] = Field(default="auto", description="CPUs of one probe")
     gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPUs of one probe; a share of one is enough")
+    workers: int = Field(default=1, ge=1, description="processes at a time, for the seeds of fine-tuning")
     max_waiting: int = Field(default=20, ge=1, description="checkpoints of one run that may wait; older are skipped")
+
+    @property
+    def named(self) -> bool:
+        """Whether the settings name what to probe, if only that it is nothing."""
+        return self.tasks is not None or bool(self.suite)
 
 
 def warmup_steps(given: float, steps: int) -> int:
