@@ -172,6 +172,17 @@ def _beside(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
     return [".".join(map(str, (*loc[:-1], name))) for name in getattr(fields, "model_fields", {})]
 
 
+def meanings(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """The description of every setting, by its dotted key."""
+    found = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= meanings(field.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field.description or ""
+    return found
+
+
 def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every dotted key, sections included."""
     keys = []
