@@ -178,7 +178,7 @@ def _beside(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
 
 def meanings(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
     """The description of every setting, by its dotted key."""
-    found = {}
+    found: dict[str, str] = {}
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found |= meanings(field.annotation, f"{prefix}{name}.")
