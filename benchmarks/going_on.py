@@ -5,7 +5,7 @@ corpus, masked words alone, and beside it the same model from random weights, on
 then go on with 1,000 words more, each new row the mean of its pieces' rows, and beside it with random new rows. Losses
 are of the same validation windows of each vocabulary; the limit is the published weights' before the first step.
 What their vectors (mean over the tokens) are worth before and after stands beside: accuracy on AG News, and Spearman's
-correlation on STS-B's development pairs.
+correlation on STS-B's development pairs; and the same where halves of a window have to find each other as well.
 """
 
 import argparse
@@ -40,7 +40,8 @@ from raybert.train.start import read_model, start_from
 from raybert.train.step import means, train_step, validate
 
 SEQ_LEN, BATCH, LR, WORDS, VALIDATION = 64, 8, 3e-4, 1000, 256
-OBJECTIVE, SAMPLES = Objective(pair="none"), SampleSpec(next_sentence=False)
+WORDS_ALONE = (Objective(pair="none"), SampleSpec(next_sentence=False))
+CONTRAST = (Objective(pair="contrastive"), SampleSpec(next_sentence=False, halves=True))
 
 
 def minilm() -> str:
@@ -50,20 +51,23 @@ def minilm() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def validation_loss(model: Pretraining, shards: ShardSet, dtype: torch.dtype) -> float:
-    device, spec = torch.device("cpu"), replace(SAMPLES, vocabulary=shards.vocabulary)
-    batches = validation_batches(shards, seed=0, batch_size=BATCH, samples=VALIDATION, spec=SAMPLES)
-    sums = validate(model, (to_torch(part, device, spec) for part in batches), dtype, device, OBJECTIVE)
-    return means(sums, OBJECTIVE)["loss"]
+def validation_loss(model: Pretraining, shards: ShardSet, dtype: torch.dtype, samples: SampleSpec) -> float:
+    device, spec = torch.device("cpu"), replace(samples, vocabulary=shards.vocabulary)
+    batches = validation_batches(shards, seed=0, batch_size=BATCH, samples=VALIDATION, spec=samples)
+    sums = validate(model, (to_torch(part, device, spec) for part in batches), dtype, device, model.objective)
+    return means(sums, model.objective)["mlm_loss"]
 
 
-def train(bert: Bert, shards: ShardSet, steps: int) -> dict[str, float]:
+def train(
+    bert: Bert, shards: ShardSet, steps: int, asked: tuple[Objective, SampleSpec] = WORDS_ALONE
+) -> dict[str, float]:
     """Train in place; the validation loss before and after, and the mean training loss of the last steps."""
     device = torch.device("cpu")
-    dtype, model = pick_dtype("auto", device), Pretraining(bert.train(), OBJECTIVE)
+    objective, samples = asked
+    dtype, model = pick_dtype("auto", device), Pretraining(bert.train(), objective)
     adam = optimizer.build(bert, **OPTIMIZER)
-    reader, losses = SampleReader(shards, seed=0, spec=SAMPLES), []
-    before = validation_loss(model, shards, dtype)
+    reader, losses = SampleReader(shards, seed=0, spec=samples), []
+    before = validation_loss(model, shards, dtype, samples)
     schedule: dict[str, Any] = {
         "warmup_steps": steps // 10,
         "decay": "linear",
@@ -74,9 +78,9 @@ def train(bert: Bert, shards: ShardSet, steps: int) -> dict[str, float]:
         batch = to_torch(reader.build(np.arange(step * BATCH, (step + 1) * BATCH)), device, reader.spec)
         keys: dict[str, Any] = {"seed": 0, "step": step, "first_micro_batch": 0, "global_batch": BATCH}
         lr = lr_at(step, peak_lr=LR, total_steps=steps, **schedule)
-        sums, _ = train_step(model, adam, [batch], lr=lr, grad_clip=1.0, dtype=dtype, objective=OBJECTIVE, **keys)
-        losses.append(means(sums, OBJECTIVE)["loss"])
-    after = validation_loss(model, shards, dtype)
+        sums, _ = train_step(model, adam, [batch], lr=lr, grad_clip=1.0, dtype=dtype, objective=objective, **keys)
+        losses.append(means(sums, objective)["mlm_loss"])
+    after = validation_loss(model, shards, dtype, samples)
     return {"before": before, "after": after, "last_steps": float(np.mean(losses[-max(1, steps // 10) :]))}
 
 
@@ -117,6 +121,9 @@ def main() -> None:
             scores[name] = train(model, shards, steps)
             print(name, scores[name], flush=True)
         scores["probes_after"] = probes(published)
+        beside = read_model(minilm())
+        scores["with_contrast"] = train(beside, shards, steps, CONTRAST)
+        scores["probes_with_contrast"] = probes(beside)
         for name in ("mean_rows", "random_rows"):
             torch.manual_seed(0)
             bert = Bert(replace(published.config, vocab_size=more.size))

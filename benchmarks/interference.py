@@ -1,7 +1,8 @@
 """Training while the probe service works without a pause; beside it training while a plain process does the same work.
 
 The trainer has a core to itself; the service, its probes and Ray's own processes share another one, as in a cluster
-with cores to spare. The trainer steps on the plan's batches while checkpoints that it handed over before are probed.
+with cores to spare. The trainer steps on the plan's batches while checkpoints that it handed over before are probed, by
+one kind of task after the other: `kinds` has the share of the undisturbed speed beside each, `ours` is the lowest.
 The peer is training while a process without Ray probes one encoder again and again on that other core: what a busy
 neighbour costs on this machine (memory, caches, hyper-threads), whoever it is. The limit is the undisturbed trainer.
 What handing a checkpoint over takes from the trainer's process stands beside it, in CPU seconds (`hand_over`): a run
@@ -14,6 +15,7 @@ Linux, which can pin threads.
 """
 
 import itertools
+import json
 import multiprocessing
 import os
 import signal
@@ -43,17 +45,22 @@ from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
 from raybert.model.sizes import SIZES
+from raybert.probe import kinds
 from raybert.probe.baselines import Cache
 from raybert.probe.evaluate import evaluate
 from raybert.probe.evaluate import prepare as prepare_texts
+from raybert.probe.kind import ProbeTask
 from raybert.probe.service import client, queue
-from raybert.probe.tasks import load_task
+from raybert.probe.tasks import load_task, parse_task
+from raybert.probe.texts import load_texts
 from raybert.train import checkpoint, optimizer
 from raybert.train.step import train_step
 
 SIZE, T, BATCH = "tiny", 128, 16
 AHEAD = 6  # checkpoints that are queued before a measurement: more than are probed in it
-ROUNDS, PHASE = 3, 4.0  # measurements of each kind, and seconds of each
+AHEAD_COSTLY = 2  # of a kind whose probes take longer than a measurement
+ROUNDS, PHASE = 3, 4.0  # measurements beside each kind, and seconds of each
+WORDS = 60  # of a text of a pair
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,10 @@ class Trainer:
 class Checkpoints:
     """The trainer's weights on their way to the probe service."""
 
-    def __init__(self, trainer: Trainer, folder: str) -> None:
-        self.run, self._root, self._trainer = f"{folder}/run", folder, trainer
-        self._task = load_task("bbc_news")
+    def __init__(self, trainer: Trainer, folder: str, task: ProbeTask) -> None:
+        self.run, self._root, self._trainer = f"{folder}/{task.kind}", folder, trainer
+        self._task = task
+        self._ahead = AHEAD_COSTLY if kinds.of_task(task).costly else AHEAD
         self._writer = checkpoint.BackgroundWriter()
         self._step = 0
         self.seconds: list[float] = []  # of CPU time that each hand-over took, the trainer's thread and the writer's
@@ -111,9 +119,15 @@ class Checkpoints:
 
     def fill(self) -> None:
         """Have enough queued for a measurement, and nothing more to hand over."""
-        while self._step - len(queue.records(self.run)) < AHEAD:
+        while self._step - len(queue.records(self.run)) < self._ahead:
             self.submit()
         self._writer.drain()
+
+    def read_texts(self) -> None:
+        """Have one probed, so that texts and baselines are known, before anything is timed."""
+        self.submit()
+        self._writer.drain()
+        self.wait()
 
     def wait(self) -> None:
         client.wait(self.run, self._root, timeout=120)
@@ -121,6 +135,28 @@ class Checkpoints:
     def running(self) -> bool:
         probes = (probe for status in client.statuses() for run in status["runs"] for probe in run["running"])
         return any(probe["seconds"] is not None for probe in probes)
+
+
+def tasks(folder: str, shards: str) -> list[ProbeTask]:
+    """A task of each kind, of BBC News; a pair is two parts of an article, and its score the number of the topic."""
+    texts = load_texts(load_task("bbc_news"))
+    lines = []
+    for text, label in zip(texts.texts, texts.labels, strict=True):
+        words = str(text).split()
+        first, second = " ".join(words[:WORDS]), " ".join(words[WORDS : 2 * WORDS])
+        if second:
+            lines.append(json.dumps({"text1": first, "text2": second, "label": float(label)}))
+    pairs = Path(folder, "pairs.jsonl")
+    pairs.write_text("\n".join(lines))
+    labelled = {"train": "embedded://bbc_news", "text": "text", "label": "label", "seed": 0, "max_tokens": T}
+    trees = [
+        {**labelled, "n_train": 1500, "n_test": 600},
+        {"kind": "similarity", "test": str(pairs)},
+        {"kind": "retrieval", "pairs": str(pairs), "text": ["text1", "text2"]},
+        {"kind": "neighbours", "shards": shards},
+        {"kind": "finetune", **labelled, "n_train": 160, "n_test": 100, "epochs": 1},
+    ]
+    return [parse_task({"name": tree.get("kind", kinds.DEFAULT), **tree}, "the benchmark") for tree in trees]
 
 
 def probe_for_ever(core: int, ready: Connection) -> None:
@@ -164,12 +200,11 @@ def main() -> None:
     os.sched_setaffinity(0, {cores[1]})  # Ray's processes inherit it
     cluster.connect()
     with tempfile.TemporaryDirectory() as folder, control(cores[1]) as let_control_run:
-        trainer = Trainer(prepare(["embedded://bbc_news"], f"{folder}/shards", seq_len=T).uri)
-        checkpoints = Checkpoints(trainer, folder)
-        checkpoints.submit()  # the task's texts are read once, before anything is timed
-        while not queue.records(checkpoints.run):
-            time.sleep(0.2)
-        checkpoints.wait()
+        shards = prepare(["embedded://bbc_news"], f"{folder}/shards", seq_len=T, validation_fraction=0.2).uri
+        trainer = Trainer(shards)
+        handed = {task.kind: Checkpoints(trainer, folder, task) for task in tasks(folder, shards)}
+        for checkpoints in handed.values():
+            checkpoints.read_texts()
         _pin(cores[0])
         trainer.speed(PHASE)  # warm-up
 
@@ -183,32 +218,33 @@ def main() -> None:
             finally:
                 let_control_run(False)
 
-        def busy() -> Speed:
+        def busy(checkpoints: Checkpoints) -> Speed:
             checkpoints.fill()
             while not checkpoints.running():
                 time.sleep(0.1)
             return trainer.speed(PHASE)
 
-        sides = {"idle": idle, "control": beside_control, "busy": busy}
-        found: dict[str, list[Speed]] = {name: [] for name in sides}
-        # The service is not waited for between its measurements: that would take longer than they do.
-        for name in (*["idle", "control"] * ROUNDS, *["busy"] * ROUNDS):
-            found[name].append(sides[name]())
-        checkpoints.wait()
-        found["idle"].append(idle())
-        probes, hand_over = len(queue.records(checkpoints.run)) - 1, statistics.median(checkpoints.seconds)
+        found: dict[str, list[Speed]] = {"idle": [], "control": [], **{kind: [] for kind in handed}}
+        for _ in range(ROUNDS):
+            found["idle"].append(idle())
+            found["control"].append(beside_control())
+        for kind, checkpoints in handed.items():
+            # The service is not waited for between its measurements: that would take longer than they do.
+            found[kind] = [busy(checkpoints) for _ in range(ROUNDS)]
+            checkpoints.wait()
+            found["idle"].append(idle())
+        probes = {kind: len(queue.records(checkpoints.run)) - 1 for kind, checkpoints in handed.items()}
+        hand_over = statistics.median(second for checkpoints in handed.values() for second in checkpoints.seconds)
     wall, cpu, core = (
         {name: statistics.median(map(figure, speeds)) for name, speeds in found.items()}
         for figure in (attrgetter("wall"), attrgetter("cpu"), lambda speed: speed.wall / speed.cpu)
     )
-    more = {"wall": _rounded(wall), "core": _rounded(core), "probes": probes, "hand_over": hand_over, "target": 0.97}
+    of_idle = {kind: cpu[kind] / cpu["idle"] for kind in handed}
+    more = {"kinds": of_idle, "wall": wall, "core": core, "probes": probes, "hand_over": hand_over, "target": 0.97}
     unit = "tokens per CPU second"
-    result("interference", cpu["busy"], cpu["control"], cpu["idle"], unit, size=SIZE, seq_len=T, **more)
+    lowest = min(cpu[kind] for kind in handed)
+    result("interference", lowest, cpu["control"], cpu["idle"], unit, size=SIZE, seq_len=T, **more)
     ray.shutdown()
-
-
-def _rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def _pin(core: int) -> None:

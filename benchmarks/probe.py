@@ -6,6 +6,9 @@ and their seconds are scaled to 12,500. The limit is matrix products at this mac
 
 `fit_seconds` is what the classifiers of the three poolings take with C = 1 on 10,000 training texts of 384 numbers,
 `tuning_seconds` what the choice of C adds, and `spread_seconds` the vectors' deviation and effective rank.
+
+The figures that begin with `suite` are those of `benchmarks.suite`: four tasks beside the evaluators of
+sentence-transformers.
 """
 
 import time
@@ -14,6 +17,7 @@ from functools import partial
 
 import torch
 
+from benchmarks import suite
 from benchmarks.common import DATA, elsewhere, medians, result, seconds
 from raybert.bench import default_device
 from raybert.encode.encoders import RaybertEncoder
@@ -98,6 +102,7 @@ def main() -> None:
     limit = flops * len(texts) / len(sample) / peak_flops(device, dtype, seconds=1.0)
     extra = classifier_seconds(encoder, task_texts, device)
     extra |= {"one_by_one_to_512": third, "faster_than_peer": second / first, "faster_than_one_by_one": third / first}
+    extra |= suite.compare()
     result("probe", first, second, limit, "s (less is better)", texts=len(texts), dtype=str(dtype), **extra)
 
 

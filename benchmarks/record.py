@@ -1,6 +1,7 @@
 """Accuracy of frozen vectors against minutes of training, on one machine: our recipe, the original's, transformers.
 
-Same texts (the corpus, without any text or label of a probe), same encoder, same minutes. The sides take turns in one
+Same texts (the corpus, without any text or label of a probe), same encoder, same minutes; the recipe's vocabulary is
+learned from the corpus, as jobs/record.yaml says, and the others have GPT-2's. The sides take turns in one
 process: each trains up to the next mark of its own clock and is then probed, which is on nobody's clock. A clock starts
 at finished shards, so the token vectors that a side begins with are on it. Each side's number of steps is what fits
 into the minutes, by three steps that are timed before, and its schedule ends with its last step.
@@ -36,6 +37,7 @@ from raybert.data.shards import ShardSet, open_shards
 from raybert.data.spec import sample_spec
 from raybert.data.tensors import to_torch
 from raybert.data.text.prepare import prepare
+from raybert.data.text.sample import draw
 from raybert.encode import POOLINGS
 from raybert.encode.encoders import RaybertEncoder, tokenize
 from raybert.model.bert import Bert
@@ -46,6 +48,8 @@ from raybert.probe import baselines, evaluate
 from raybert.probe.tasks import load_task
 from raybert.spectral import table
 from raybert.spectral.recipe import Recipe
+from raybert.tokenizer import TextTokenizer
+from raybert.tokenizer.train import train as learn
 from raybert.train import optimizer as optimizers
 from raybert.train.complete import complete
 from raybert.train.flops import run_flops_per_token
@@ -55,6 +59,7 @@ from raybert.train.start import begin
 from raybert.train.step import train_step
 
 THRESHOLD = 0.8121
+VOCABULARY = 32_000  # of the recipe: words of the corpus in lower case
 MARKS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)  # minutes
 TIMED_STEPS = 3
 # Of transformers and of the original: the rates and batches of jobs/compact.yaml, at this sequence length.
@@ -221,30 +226,42 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--sides", nargs="+", default=["recipe", "original", "transformers"])
-    parser.add_argument("--shards", help="a finished shard set of that length; by default one is prepared")
+    parser.add_argument("--shards", help="finished shards of that length, with GPT-2's vocabulary; else prepared")
+    parser.add_argument("--recipe-shards", help="the same, with the recipe's vocabulary")
     parser.add_argument("--few", action="store_true", help="2,000 and 1,000 texts of AG News alone, to try a recipe")
     chosen = parser.parse_args()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        if chosen.shards:
-            shards = open_shards(chosen.shards)
-        else:
-            cluster.connect()
-            shards = prepare(corpus(), f"{folder}/shards", seq_len=chosen.seq_len)
-        curves = run(shards, folder, chosen)
+        cluster.connect()
+        sets = {}
+        if "recipe" in chosen.sides:
+            tokenizer = None if chosen.recipe_shards else learn_vocabulary()
+            sets["recipe"] = shard_set(chosen.recipe_shards, f"{folder}/recipe", chosen.seq_len, tokenizer)
+        if {*chosen.sides} - {"recipe"}:
+            sets["original"] = sets["transformers"] = shard_set(chosen.shards, f"{folder}/shards", chosen.seq_len)
+        curves = run(sets, folder, chosen)
     show(curves, chosen.minutes)
 
 
-def run(shards: ShardSet, folder: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+def learn_vocabulary() -> TextTokenizer:
+    texts = draw(corpus(), "text", "", tokens=10**8, seed=0)
+    return learn(texts.texts, vocab_size=VOCABULARY, kind="wordpiece", lowercase=True)
+
+
+def shard_set(finished: str | None, output: str, seq_len: int, tokenizer: TextTokenizer | None = None) -> ShardSet:
+    return open_shards(finished) if finished else prepare(corpus(), output, seq_len=seq_len, tokenizer=tokenizer)
+
+
+def run(sets: dict[str, ShardSet], folder: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Every side's probes at every mark, for each seed. Each is told on standard error as it comes."""
-    measures, found = probes(chosen.few, shards, folder), []
-    paths = {"recipe": RECORD, "original": ORIGINAL, "transformers": ORIGINAL}
+    measures = {name: probes(chosen.few, shards, folder) for name, shards in sets.items()}
+    paths, found = {"recipe": RECORD, "original": ORIGINAL, "transformers": ORIGINAL}, []
     for seed in range(chosen.seeds):
         sides = [
             make_side(
                 name,
-                settings(paths[name], seed, shards.seq_len, shards),
-                shards,
+                settings(paths[name], seed, sets[name].seq_len, sets[name]),
+                sets[name],
                 chosen.minutes,
                 peer=name == "transformers",
             )
@@ -255,7 +272,7 @@ def run(shards: ShardSet, folder: str, chosen: argparse.Namespace) -> list[dict[
                 side.until(mark)
                 point = {"side": side.name, "seed": seed, "mark": mark, "minutes": side.seconds / 60}
                 point |= {"steps": side.step, "tokens": side.tokens, "flops": side.flops}
-                found.append(point | {"probes": [measure(side.encoder()) for measure in measures]})
+                found.append(point | {"probes": [measure(side.encoder()) for measure in measures[side.name]]})
                 print(json.dumps(round_figures(found[-1])), file=sys.stderr, flush=True)
     return found
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raybert.data.masking import max_masked
-from raybert.data.shards import UnitRows, open_shards, shard_name, write_manifest, write_shard
+from raybert.data.shards import open_shards, shard_name, write_manifest, write_shard
 from raybert.data.stream import (
     CHAPTERS,
     MOST_SAMPLES,
@@ -21,6 +21,7 @@ from raybert.data.stream import (
     train_stream,
     worker_batches,
 )
+from raybert.data.units import UnitRows
 from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig

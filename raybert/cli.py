@@ -194,7 +194,7 @@ def sweep(
     from raybert.sweep.run import check_data
 
     settings = space.load(config, overrides or [])
-    check_data(space.trials(settings))  # before a Ray is started, which takes seconds
+    check_data(settings, space.trials(settings))  # before a Ray is started, which takes seconds
     local = cluster.connect()
     if dry_run:
         from raybert.sweep.run import estimate_sweep

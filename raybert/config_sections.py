@@ -26,6 +26,7 @@ def _absolute_model(where: str) -> str:
 
 # Workers and trials run in other directories than the command that names a path.
 AbsolutePath = Annotated[str, AfterValidator(lambda path: storage.absolute(path) if path else path)]
+VALIDATION_LOSS = "validation_loss"
 NEIGHBOURS = "neighbours"  # the probe task that needs nothing but shards
 Cpus = Annotated[float, Field(gt=0)]
 ModelPlace = Annotated[str, AfterValidator(_absolute_model)]
@@ -176,6 +177,14 @@ class TrainConfig(Section):
         description="type of the matrix products; auto: bfloat16 where the hardware has it and it is faster",
     )
     compile: Literal["auto"] | bool = Field(default="auto", description="torch.compile; auto: on GPUs only")
+    packing: Literal["auto"] | bool = Field(
+        default="auto",
+        description="pack the texts of joined micro-batches without padding, in a few fixed shapes; auto: on GPUs that "
+        "have a kernel for it",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute each layer in the backward pass: less memory, more time"
+    )
     gradient_exchange: Literal["float32", "bfloat16"] = Field(
         default="float32", description="type of the gradients sent between workers; bfloat16 halves the traffic"
     )
@@ -332,7 +341,12 @@ class CheckpointConfig(Section):
     """Which checkpoints are kept."""
 
     keep_last: int = Field(default=2, ge=1, description="checkpoints to keep, the newest ones")
-    keep_best: bool = Field(default=True, description="keep the checkpoint of the lowest validation loss as well")
+    keep_best: bool = Field(default=True, description="keep the best weights as well, in checkpoints/best")
+    best: str = Field(
+        default=VALIDATION_LOSS,
+        description="how to choose the best weights: validation_loss, or a probe's headline (sts.spearman, "
+        "sts.mean.spearman)",
+    )
 
 
 class ValidationConfig(Section):

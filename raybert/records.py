@@ -38,7 +38,7 @@ GAUGES = {
 }
 # Of a line of metrics.jsonl: numbers, if they are there. "validation" holds numbers too; other names are not checked.
 FIGURES = frozenset(
-    [*GAUGES, "samples", "epoch", "elapsed_seconds", "eta_seconds", "workers", "skipped"]
+    [*GAUGES, "samples", "epoch", "elapsed_seconds", "eta_seconds", "workers", "skipped", "filled", "shapes"]
     + [f"wait_{kind}" for kind in ("data", "checkpoint", "report", "validation")]
 ) - {"step"}
 

@@ -4,7 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from raybert.data.shards import ShardSet, UnitRows, open_shards, shard_name, write_manifest, write_shard
+from raybert.data.shards import ShardSet, open_shards, shard_name, write_manifest, write_shard
+from raybert.data.units import UnitRows
 
 
 def random_rows(rows: int, seq_len: int, *, documents: int, seed: int = 0, vocabulary: int = 50_257) -> UnitRows:

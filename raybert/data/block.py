@@ -1,13 +1,16 @@
 """A block of samples as compact columns: built, shipped as Arrow, and widened where they are used."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from raybert.data import masking, pairs
-from raybert.data.shards import UnitRows
 from raybert.data.spec import SampleSpec
+from raybert.data.units import UnitRows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Columns = dict[str, np.ndarray]
 
@@ -74,8 +77,10 @@ def take(columns: Columns, rows: np.ndarray | slice) -> Columns:
     return {name: values[rows] for name, values in columns.items()}
 
 
-def to_table(columns: Columns) -> pa.Table:
+def to_table(columns: Columns) -> "pa.Table":
     """Arrow columns over the same memory; two-dimensional ones as fixed-size binary."""
+    import pyarrow as pa  # here, so that blocks are built where there is no Arrow
+
     arrays = []
     for column in columns.values():
         values = np.ascontiguousarray(column)
@@ -87,8 +92,10 @@ def to_table(columns: Columns) -> pa.Table:
     return pa.table(arrays, names=list(columns))
 
 
-def from_table(table: pa.Table) -> Columns:
+def from_table(table: "pa.Table") -> Columns:
     """Undo `to_table`, without a copy where the table is in one piece."""
+    import pyarrow as pa
+
     columns = {}
     # There are as many labels as positions, which are int32.
     widths = [table.schema.field(name).type.byte_width for name in ("masked_labels", "masked_positions")]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from raybert.data.rng import below, bits
-from raybert.data.shards import UnitRows
+from raybert.data.units import UnitRows
 from raybert.tokenizer import Vocabulary
 
 _CUT, _PARTNER, _LABEL = 10, 11, 12

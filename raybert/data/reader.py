@@ -4,16 +4,28 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raybert.data.block import Columns, build, empty, take, widen
 from raybert.data.plan import Plan
 from raybert.data.rng import fold
-from raybert.data.shards import ShardSet, UnitRows, open_shards, read_unit
 from raybert.data.spec import ORIGINAL, SampleSpec
+from raybert.data.units import Unit, UnitRows
+from raybert.tokenizer import Vocabulary
+
+if TYPE_CHECKING:
+    from raybert.data.shards import ShardSet
 
 CACHED_UNITS = 4  # of 512 windows each, as `prepare` makes them
+
+
+def read_unit(uri: str, unit: Unit, vocabulary: Vocabulary) -> UnitRows:
+    """`raybert.data.shards.read_unit`, whose libraries a reader of other windows does without."""
+    from raybert.data import shards
+
+    return shards.read_unit(uri, unit, vocabulary)
 
 
 class SampleReader:
@@ -22,7 +34,7 @@ class SampleReader:
     A unit is kept while its samples are built: consecutive samples share it.
     """
 
-    def __init__(self, shards: ShardSet, *, seed: int, split: str = "train", spec: SampleSpec = ORIGINAL) -> None:
+    def __init__(self, shards: "ShardSet", *, seed: int, split: str = "train", spec: SampleSpec = ORIGINAL) -> None:
         vocabulary = shards.vocabulary
         if spec.whole_word:
             vocabulary = replace(vocabulary, word_starts=shards.tokenizer().word_starts)
@@ -73,6 +85,8 @@ def iter_batches(
     """
     if global_batch_size % world_size:
         raise ValueError(f"a global batch of {global_batch_size} cannot be divided among {world_size} ranks")
+    from raybert.data.shards import open_shards
+
     reader = SampleReader(open_shards(shards_uri), seed=seed, spec=spec)
     part = global_batch_size // world_size
     step = start_step
@@ -83,7 +97,7 @@ def iter_batches(
 
 
 def validation_batches(
-    shards: ShardSet, *, seed: int, batch_size: int, samples: int, spec: SampleSpec = ORIGINAL
+    shards: "ShardSet", *, seed: int, batch_size: int, samples: int, spec: SampleSpec = ORIGINAL
 ) -> Iterator[Columns]:
     """Compact columns of the first `samples` validation samples of epoch 0: the same ones every time.
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from raybert import storage
 from raybert.data import manifest
+from raybert.data.units import Unit, UnitRows
 from raybert.errors import InputError
 from raybert.tokenizer import GPT2, TextTokenizer, Vocabulary
 from raybert.tokenizer import files as tokenizers
@@ -32,29 +33,6 @@ SPLITS = ("train", "validation")
 COMPRESSION = "zstd"
 COLUMNS = {"tokens": "BYTE_ARRAY", "ends": "BYTE_ARRAY", "doc": "INT64"}
 SCHEMA = pa.schema([("tokens", pa.binary()), ("ends", pa.binary()), ("doc", pa.int64())])
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A row group of a shard: what is read at once."""
-
-    shard: str
-    row_group: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class UnitRows:
-    """Windows as flat arrays: window i has ``tokens[token_offsets[i]:token_offsets[i + 1]]``, and so for its ends."""
-
-    tokens: np.ndarray  # uint16 or uint32
-    token_offsets: np.ndarray  # int64 (n + 1,)
-    ends: np.ndarray  # uint16
-    end_offsets: np.ndarray  # int64 (n + 1,)
-    doc: np.ndarray  # int64 (n,)
-
-    def __len__(self) -> int:
-        return len(self.doc)
 
 
 @dataclass(frozen=True)

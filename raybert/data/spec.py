@@ -1,11 +1,14 @@
 """What a training sample is, beside its seed: how many of its tokens are masked, and what stands for a pair."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raybert.config import Config
 from raybert.tokenizer import GPT2, Vocabulary
+
+if TYPE_CHECKING:
+    from raybert.config import Config
 
 MASKED_FRACTION = 0.15  # https://arxiv.org/abs/1810.04805, section 3.1
 
@@ -57,7 +60,7 @@ class SampleSpec:
 ORIGINAL = SampleSpec()
 
 
-def sample_spec(config: Config, vocabulary: Vocabulary) -> SampleSpec:
+def sample_spec(config: "Config", vocabulary: Vocabulary) -> SampleSpec:
     """What the objective of a run asks of its samples, with the ids of its shards."""
     given, train = config.objective, config.train
     last = given.mlm_rate if given.mlm_rate_end is None else given.mlm_rate_end

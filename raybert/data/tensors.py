@@ -1,12 +1,17 @@
 """Compact columns as the model's tensors. Apart from raybert.data.block, so that data tasks start without torch."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from raybert.data import bag, halves
 from raybert.data.block import Columns
+from raybert.data.packing import Packing, pack
 from raybert.data.spec import ORIGINAL, SampleSpec
+
+SENT = ("input_ids", "cut", "length", "masked_positions", "masked_labels", "next_sentence_label")
 
 
 def to_torch(columns: Columns, device: torch.device, spec: SampleSpec = ORIGINAL) -> dict[str, Tensor]:
@@ -15,21 +20,39 @@ def to_torch(columns: Columns, device: torch.device, spec: SampleSpec = ORIGINAL
     With `halves` there are 2B rows, and `document` (2B,); with `bag_tokens` K there are `bag_labels` (rows, K), -100 =
     none.
     """
+    rows = rows_of(columns, spec)
+    batch = _to_torch(rows, device)
+    for name in ("document", "bag_labels"):
+        if name in rows and (name != "document" or spec.halves):
+            batch[name] = _send(rows[name], device)
+    return batch
+
+
+def packed_to_torch(parts: Sequence[Columns], device: torch.device, packing: Packing) -> list[dict[str, Tensor]]:
+    """Micro-batches, joined and packed (`raybert.data.packing.pack`), as the model takes them."""
+    groups = pack([rows_of(part, packing.spec) for part in parts], packing)
+    return [{name: _widened(name, _send(values, device)) for name, values in group.items()} for group in groups]
+
+
+def _widened(name: str, sent: Tensor) -> Tensor:
+    # The kernel takes starts as int32.
+    return _ids(sent) if name == "input_ids" else sent if name == "starts" else sent.long()
+
+
+def rows_of(columns: Columns, spec: SampleSpec) -> Columns:
+    """The rows of a micro-batch in compact columns: its samples or their halves, with `bag_labels` where asked for."""
     if spec.halves:
         columns = halves.split(columns, spec.vocabulary)
-    batch = _to_torch(columns, device)
-    if spec.halves:
-        batch["document"] = _send(columns["document"], device)
     if spec.bag_tokens:
         bags = bag.draw_bags(columns, spec.bag_tokens, spec.seed, spec.vocabulary)
         if spec.bag_of_neighbour:
             bags = bags.reshape(-1, 2, spec.bag_tokens)[:, ::-1].reshape(bags.shape)
-        batch["bag_labels"] = _send(np.where(bags >= 0, bags, -100), device)
-    return batch
+        columns = columns | {"bag_labels": np.where(bags >= 0, bags, -100)}
+    return columns
 
 
 def _to_torch(columns: Columns, device: torch.device) -> dict[str, Tensor]:
-    sent = {name: _send(values, device) for name, values in columns.items() if name not in ("index", "document")}
+    sent = {name: _send(values, device) for name, values in columns.items() if name in SENT}
     place = torch.arange(columns["input_ids"].shape[1], device=device)
     positions = sent["masked_positions"].long()
     real = place < sent["length"][:, None]

@@ -203,7 +203,7 @@ def embed_job(
     open_encoder(checkpoint)
     described = _describe(settings, source)
     _require_same(described, output)
-    pending = [number for number in range(len(source.pieces)) if not storage.exists(_part(output, number))]
+    pending = [number for number in range(len(source.pieces)) if _rows(_part(output, number)) is None]
     done = len(source.pieces) - len(pending)
     if pending:
         cpus, gpus = largest_resources()
@@ -224,7 +224,7 @@ def embed_job(
             done += 1
             if progress is not None:
                 progress(done, len(source.pieces))
-    return sum(_rows(_part(output, number)) for number in range(len(source.pieces)))
+    return sum(_rows(_part(output, number)) or 0 for number in range(len(source.pieces)))
 
 
 def _dataset(source: rows.Source, numbers: Sequence[int]) -> "ray.data.Dataset":
@@ -336,6 +336,10 @@ def _part(output: str, number: int) -> str:
     return storage.join(output, f"part-{number:05d}.parquet")
 
 
-def _rows(uri: str) -> int:
-    with storage.open_uri(uri) as file:
-        return int(pq.read_metadata(file).num_rows)
+def _rows(uri: str) -> int | None:
+    """How many rows a file of the output holds; None where it is missing or was cut off, and has to be written."""
+    try:
+        with storage.open_uri(uri) as file:
+            return int(pq.read_metadata(file).num_rows)
+    except (FileNotFoundError, pa.ArrowInvalid):  # a Parquet file ends with what says how long it is
+        return None

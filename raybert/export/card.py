@@ -10,10 +10,12 @@ import yaml
 
 from raybert import storage
 from raybert.config import look_up, warmup_steps
+from raybert.config_sections import VALIDATION_LOSS
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.objective import TITLES
 from raybert.probe import kinds
+from raybert.probe.service import best
 from raybert.records import format_seconds
 from raybert.report.figure import learning_figure
 from raybert.report.read import Probe, RunData, Score, read_run
@@ -27,11 +29,11 @@ METRIC_TYPES = {"test_accuracy": "accuracy", "spearman": "spearmanr"}
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a checkpoint comes from: its run and its step; `best` is the checkpoint of the lowest validation loss."""
+    """Where a checkpoint comes from: its run and its step; `best` says by what it is the run's best, if it is."""
 
     run: RunData
     step: int
-    best: bool
+    best: str
 
 
 def origin(checkpoint: str) -> Origin | None:
@@ -42,10 +44,19 @@ def origin(checkpoint: str) -> Origin | None:
         return None
     run = read_run(run_uri)
     if name == "best":
-        steps, losses = run.series("validation.loss")
-        return Origin(run, steps[losses.index(min(losses))], True) if steps else None
+        return _best(run)
     step = name.removeprefix("step-")
-    return Origin(run, int(step), False) if step.isdecimal() else None
+    return Origin(run, int(step), "") if step.isdecimal() else None
+
+
+def _best(run: RunData) -> Origin | None:
+    """Where the best weights come from, as `Saver` and the probe service choose them."""
+    metric = run.setting("checkpoint.best", VALIDATION_LOSS)
+    if metric == VALIDATION_LOSS:
+        steps, losses = run.series("validation.loss")
+        return Origin(run, steps[losses.index(min(losses))], "the lowest validation loss") if steps else None
+    found = best.read(run.uri, metric)
+    return Origin(run, found[0], f"the highest {metric}") if found else None
 
 
 def write_card(checkpoint: str, model: Bert, directory: Path, *, repository: str = "", revision: str = "main") -> None:
@@ -154,7 +165,7 @@ def _training_rows(found: Origin) -> Iterator[tuple[str, ...]]:
     record: Mapping[str, Any] = next((r for r in reversed(run.records) if r["step"] <= found.step and "loss" in r), {})
     yield from _data_rows(run)
     planned = f"{found.step:,} of {run.steps_planned:,}"
-    yield "steps", planned + (" (the lowest validation loss)" if found.best else "")
+    yield "steps", planned + (f" ({found.best})" if found.best else "")
     yield "samples", f"{found.step * batch:,} ({batch} a step)"
     if seq_len:
         yield "tokens", f"{found.step * batch * seq_len:,} positions of {seq_len} a sample, padding included"

@@ -1,8 +1,9 @@
 """Multi-head self-attention over a layout's blocks: the kernel that was measured fastest on each kind of device.
 
-GPUs take `scaled_dot_product_attention` (flash attention). torch's CPU kernel reaches 180 GFLOP/s at T=512 and 80 at
-T=128 and knows no dropout, for which it falls back to float32 products; bfloat16 matmul - softmax - matmul reaches
-360 and more on the same two cores, forward and backward, dropout included.
+Packed sequences have a kernel of their own (`raybert.model.varlen`). Padded ones take `scaled_dot_product_attention`
+on GPUs (flash attention). torch's CPU kernel reaches 180 GFLOP/s at T=512 and 80 at T=128 and knows no dropout, for
+which it falls back to float32 products; bfloat16 matmul - softmax - matmul reaches 360 and more on the same two cores,
+forward and backward, dropout included.
 """
 
 import math
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raybert.model.dropout import apply_mask, apply_mask_
-from raybert.model.layout import Block, Layout
+from raybert.model.layout import Block, Layout, Packed
+from raybert.model.varlen import varlen_attention
 
 
-def attention(qkv: Tensor, heads: int, layout: Layout, rate: float) -> Tensor:
+def attention(qkv: Tensor, heads: int, layout: Layout | Packed, rate: float) -> Tensor:
     """Softmax attention of every sample over itself.
 
     Args:
@@ -26,6 +28,8 @@ def attention(qkv: Tensor, heads: int, layout: Layout, rate: float) -> Tensor:
     Returns:
         (N, D).
     """
+    if isinstance(layout, Packed):
+        return varlen_attention(qkv, heads, layout, rate)
     parts = []
     for block in layout.blocks:
         own = qkv if len(layout.blocks) == 1 else qkv[block.start : block.stop]

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from raybert.model import layout as layouts
 from raybert.model.attention import attention
 from raybert.model.config import BertConfig
 from raybert.model.dropout import Noise, dropout
-from raybert.model.layout import Layout
+from raybert.model.layout import Layout, Packed
 from raybert.model.tied_embedding import TableGradient, lookup
 from raybert.tokenizer import TextTokenizer
 
@@ -33,6 +34,7 @@ class Bert(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # compute layers again on the way back instead of keeping their activations
         self.tokenizer: TextTokenizer | None = None  # of a model that was loaded or is trained; none: raybert's own
         rows = -(-config.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         self.word_embeddings = nn.Embedding(rows, config.hidden_size)
@@ -116,7 +118,6 @@ class Bert(nn.Module):
         With `table` the output layer's gradient is taken up on the way back.
         """
         batch, length = input_ids.shape
-        rate = self.config.dropout if self.training else 0.0
         ids = layout.pick(input_ids)
         words = self.word_embeddings(ids) if table is None else lookup(self.word_embeddings.weight, ids, table)
         hidden = words + self.token_type_embeddings(layout.pick(token_type_ids))
@@ -124,10 +125,21 @@ class Bert(nn.Module):
             hidden = (hidden.view(batch, length, -1) + self.position_embeddings.weight[:length]).flatten(0, 1)
         else:
             hidden = hidden + self.position_embeddings(layout.tokens % length)  # (N, D)
-        hidden = dropout(self.embedding_norm(hidden), rate, layout.keep(hidden.shape[1], rate))
-        for layer in self.layers:
-            hidden = layer(hidden, layout)
         first = layout.rows(torch.arange(0, batch * length, length, device=hidden.device))
+        return self._transform(hidden, layout, first)
+
+    def encode_packed(self, input_ids: Tensor, token_type_ids: Tensor, layout: Packed) -> tuple[Tensor, Tensor]:
+        """The same over S packed sequences: (N,) ids and types -> hidden states (N, D) and pooler output (S, D)."""
+        hidden = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
+        return self._transform(hidden + self.position_embeddings(layout.positions), layout, layout.first)
+
+    def _transform(self, hidden: Tensor, layout: Layout | Packed, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed embeddings (N, D) through norm and layers, and the pooler over the rows `first`."""
+        rate = self.config.dropout if self.training else 0.0
+        hidden = dropout(self.embedding_norm(hidden), rate, layout.keep(hidden.shape[1], rate))
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
+        for layer in self.layers:
+            hidden = _checkpointed(layer, hidden, layout) if again else layer(hidden, layout)
         return hidden, torch.tanh(self.pooler(hidden[first]))
 
     def embed(
@@ -171,6 +183,19 @@ class Bert(nn.Module):
         return F.linear(self.mlm_features(hidden), self.word_embeddings.weight, bias)[..., : self.config.vocab_size]
 
 
+def _checkpointed(layer: nn.Module, hidden: Tensor, layout: Layout | Packed) -> Tensor:
+    """A layer whose activations are computed again on the way back, with the same dropout."""
+    state = layout.noise_state()
+
+    def compute(values: Tensor) -> Tensor:
+        layout.set_noise_state(state)
+        result: Tensor = layer(values, layout)
+        return result
+
+    result: Tensor = checkpoint(compute, hidden, use_reentrant=False)
+    return result
+
+
 def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     """(B, T, D) and (B, P) with -1 = none -> (M, D), row-major."""
     batch, length, size = hidden.shape
@@ -194,7 +219,7 @@ class Layer(nn.Module):
         self.ffn_out = nn.Linear(config.intermediate_size, config.hidden_size)
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+    def forward(self, hidden: Tensor, layout: Layout | Packed) -> Tensor:
         """(N, D) -> (N, D)"""
         size, rate = hidden.shape[1], self.dropout if self.training else 0.0
         mixed = self.attention_out(attention(self.qkv(hidden), self.heads, layout, rate))

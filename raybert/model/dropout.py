@@ -6,6 +6,7 @@ and. On GPUs, and where torch.compile fuses its own, torch's dropout is used.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,15 @@ class Noise:
 
     def __init__(self, seed: int) -> None:
         self._generator = np.random.Generator(np.random.SFC64(seed))
+
+    @property
+    def state(self) -> Any:
+        """What the next masks depend on; set it to draw the same ones again."""
+        return self._generator.bit_generator.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._generator.bit_generator.state = state
 
     def keep(self, count: int, rate: float) -> Tensor:
         """(count,) int8: 0 = drop with probability `rate`, else -1.

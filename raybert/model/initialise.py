@@ -100,7 +100,7 @@ def know_frequencies(bert: Bert, counts: np.ndarray) -> None:
         counts: (V,) how often each token occurs; half an occurrence is added to each.
     """
     last = bert.layers[-1].ffn_norm.weight.mean()  # type: ignore[union-attr, operator]
-    bert.mlm_transform.weight.copy_(torch.eye(bert.config.hidden_size) / last)
+    bert.mlm_transform.weight.copy_(torch.eye(bert.config.hidden_size, device=last.device) / last)
     bert.mlm_bias.copy_(torch.from_numpy(np.log((counts + 0.5) / (counts.sum() + 0.5 * len(counts)))))
 
 

@@ -1,11 +1,13 @@
 """How the tokens of a forward pass belong to samples: padded rows, or real tokens alone.
 
 The encoder works on (N, D) tokens. Padded, N is B x T. On a CPU padding is left out of everything but the attention,
-whose products need rectangles: there every micro-batch is as wide as its own longest sample, and no wider.
+whose products need rectangles: there every micro-batch is as wide as its own longest sample, and no wider. On a GPU,
+whose attention takes sequences of any lengths, they are packed one after the other, N of the same few numbers always.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +51,46 @@ class Layout:
             return None
         parts = [block.noise.keep((block.stop - block.start) * width, rate) for block in self.blocks if block.noise]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def noise_state(self) -> list[Any]:
+        """Where each block's noise is, so that the same masks can be drawn again."""
+        return [block.noise.state for block in self.blocks if block.noise]
+
+    def set_noise_state(self, state: Sequence[Any]) -> None:
+        for noise, own in zip((block.noise for block in self.blocks if block.noise), state, strict=True):
+            noise.state = own
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences one after the other that fill N tokens; as `raybert.data.packing` makes them."""
+
+    starts: Tensor  # (S + 1,) int32: sequence i is the tokens starts[i] to starts[i + 1], of which there may be none
+    longest: int  # no sequence has more tokens
+    sequence: Tensor  # (N,) the sequence that each token is in
+    positions: Tensor  # (N,) its place there
+
+    @property
+    def first(self) -> Tensor:
+        """(S,) the first token of each sequence; any token for a sequence without one."""
+        return self.starts[:-1].long().clamp(max=len(self.sequence) - 1)
+
+    def keep(self, width: int, rate: float) -> None:
+        """torch draws the dropout of packed sequences."""
+
+    def noise_state(self) -> list[Any]:
+        """None: torch's own state is kept by torch's checkpoint."""
+        return []
+
+    def set_noise_state(self, state: Sequence[Any]) -> None:
+        """Nothing to set."""
+
+
+def packed(starts: Tensor, tokens: int, longest: int) -> Packed:
+    """The layout of so many tokens; `starts` as in `Packed`, ending on `tokens`."""
+    place = torch.arange(tokens, device=starts.device, dtype=starts.dtype)
+    sequence = torch.bucketize(place, starts[1:], right=True)
+    return Packed(starts, longest, sequence, place.long() - starts.long()[sequence])
 
 
 def padded(samples: int, length: int, mask: Tensor | None, noise: Noise | None) -> Layout:

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from raybert.model import layout as layouts
 from raybert.model.bert import Bert
 from raybert.model.dropout import Noise
-from raybert.model.layout import Layout
+from raybert.model.layout import Layout, Packed
 from raybert.model.objective import ORIGINAL, Objective
 from raybert.model.tied_embedding import TableGradient
 
 # Label of a place at which there is nothing to predict.
 IGNORED = -100
 # Rows of logits that are made, used and dropped together: in bfloat16 50 MB at 50,304 classes. With fewer the sum of
-# the weight's gradients over chunks, 77 MB read and written for each, costs more than it saves in cache.
-CHUNK = 512
+# the weight's gradients over chunks, 77 MB read and written for each, costs more than it saves in cache. A GPU has no
+# cache for 50 MB, and memory for more.
+CHUNK, GPU_CHUNK = 512, 4096
 
 
 class Pretraining(nn.Module):
@@ -38,7 +39,7 @@ class Pretraining(nn.Module):
         self,
         input_ids: Tensor,
         token_type_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         masked_positions: Tensor,
         masked_labels: Tensor,
         next_sentence_label: Tensor,
@@ -46,6 +47,8 @@ class Pretraining(nn.Module):
         bag_labels: Tensor | None = None,
         parts: Sequence[tuple[int, Noise | None]] | None = None,
         mlm_gradient: Tensor | None = None,
+        starts: Tensor | None = None,
+        part: Tensor | None = None,
     ) -> Tensor:
         """The sum of each loss (nats), its count, and how many were predicted right.
 
@@ -60,6 +63,10 @@ class Pretraining(nn.Module):
                 where padding then costs nothing and no micro-batch depends on the others. None keeps every shape
                 fixed, as GPUs and torch.compile want it, and leaves dropout to torch.
             mlm_gradient: as `tied_cross_entropy` takes it.
+            starts: (S + 1,) of packed sequences (`raybert.data.packing`), which stand for the B rows. `input_ids` and
+                `token_type_ids` are (N,) then, there is no `attention_mask`, `masked_positions` (M,) are places among
+                the N, and what belongs to no sample has the label -100. Every shape is fixed, and dropout is torch's.
+            part: (S,) the micro-batch of each packed sequence, -1 = none; for a contrast.
 
         Returns:
             (3 L,) float32, three for each of `objective.losses`: its sum, through which gradients flow, its count and
@@ -67,6 +74,23 @@ class Pretraining(nn.Module):
             sentences: samples. Of a contrast: pairs; right is a text whose other half is nearest, over both directions
             and all vectors. Of a bag: labels; right are those with their vector's highest logit, one a vector at most.
         """
+        if starts is not None:
+            packed = layouts.packed(starts, len(input_ids), self.bert.config.max_position_embeddings)
+            hidden, pooled = self.bert.encode_packed(input_ids, token_type_ids, packed)
+            features = self.bert.mlm_features(hidden[masked_positions.clamp(min=0)])  # (M, D)
+            weight, bias = self.bert.word_embeddings.weight, self.bert.mlm_bias
+            mlm, mlm_right = tied_cross_entropy(features, weight, bias, masked_labels)
+            sums = [mlm, (masked_positions >= 0).sum().float(), mlm_right]
+            if "nsp" in self.objective.losses:
+                sums += self._next_sentence(pooled, next_sentence_label)
+            if document is not None or bag_labels is not None:
+                vectors = self._packed_vectors(hidden, pooled, packed)
+                if document is not None:
+                    sums += self._packed_contrast(vectors, document, part)
+                if bag_labels is not None:
+                    sums += self._bag(vectors, bag_labels)
+            return torch.stack(sums)
+        assert attention_mask is not None
         batch, length = input_ids.shape
         if parts is None:
             layout = layouts.padded(batch, length, attention_mask, None)
@@ -74,8 +98,8 @@ class Pretraining(nn.Module):
             layout = layouts.unpadded(attention_mask, parts)
         table = TableGradient() if parts is not None and torch.is_grad_enabled() else None
         hidden, pooled = self.bert.encode_tokens(input_ids, token_type_ids, layout, table)
-        starts = torch.arange(0, batch * length, length, device=input_ids.device)[:, None]
-        places = (masked_positions.clamp(min=0) + starts).flatten()  # (B P,)
+        rows = torch.arange(0, batch * length, length, device=input_ids.device)[:, None]
+        places = (masked_positions.clamp(min=0) + rows).flatten()  # (B P,)
         labels = masked_labels.where(masked_positions >= 0, IGNORED).flatten()
         if parts is not None:
             wanted = labels != IGNORED
@@ -97,9 +121,24 @@ class Pretraining(nn.Module):
 
     def _next_sentence(self, pooled: Tensor, labels: Tensor) -> list[Tensor]:
         logits = self.bert.nsp_head(pooled).float()
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
         right = (logits.argmax(-1) == labels).sum()
-        return [loss, torch.full_like(loss, len(labels)), right.float()]
+        return [loss, (labels != IGNORED).sum().float(), right.float()]
+
+    def _packed_vectors(self, hidden: Tensor, pooled: Tensor, layout: Packed) -> list[Tensor]:
+        """(S, D) as `_vectors`; a sequence without tokens has a mean of zeros."""
+        found = {"pooler": pooled}
+        if "mean" in self.objective.pooled:
+            sums = hidden.new_zeros(pooled.shape).index_add(0, layout.sequence, hidden)
+            found["mean"] = sums / layout.starts.diff().clamp(min=1)[:, None]
+        return [found[name] for name in self.objective.pooled]
+
+    def _packed_contrast(self, vectors: list[Tensor], document: Tensor, part: Tensor | None) -> list[Tensor]:
+        """As `_contrast`, of all micro-batches at once, since their sizes may differ and the shapes may not."""
+        assert part is not None
+        sums = [contrast(vector, document, self.objective.temperature, part) for vector in vectors]
+        loss, right = (torch.stack(values).sum() / len(vectors) for values in zip(*sums, strict=True))
+        return [loss, (part[0::2] >= 0).sum().float(), right]
 
     def _vectors(self, hidden: Tensor, pooled: Tensor, layout: Layout, mask: Tensor) -> list[Tensor]:
         """(B, D) of each row, for each of the objective's vectors. The mean is over all tokens, as in probes."""
@@ -131,12 +170,16 @@ class Pretraining(nn.Module):
         return [loss / len(vectors), (labels >= 0).sum().float(), right / len(vectors)]
 
 
-def contrast(vectors: Tensor, document: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def contrast(
+    vectors: Tensor, document: Tensor, temperature: float, part: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE (https://arxiv.org/abs/1807.03748) over the cosines of b pairs: each half finds its other half.
 
     Args:
         vectors: (2b, D), pair i in rows 2i and 2i + 1.
         document: (2b,), equal for rows of one document, which are no negatives of each other.
+        part: (2b,), equal for rows of one micro-batch, which alone are negatives of each other; -1 for what is no
+            pair. None: all are of one.
 
     Returns:
         The sum over pairs of the mean of both directions' cross entropies (nats), in float32, and how many halves have
@@ -147,10 +190,14 @@ def contrast(vectors: Tensor, document: Tensor, temperature: float) -> tuple[Ten
         scores = one @ other.t() / temperature  # (b, b)
         of = document[0::2]
         own = torch.eye(len(of), dtype=torch.bool, device=of.device)
-        scores = scores.masked_fill((of[:, None] == of) & ~own, -torch.inf)
+        apart = of[:, None] == of
         places = torch.arange(len(of), device=of.device)
+        if part is not None:
+            apart = apart | (part[0::2, None] != part[0::2])
+            places = places.where(part[0::2] >= 0, IGNORED)
+        scores = scores.masked_fill(apart & ~own, -torch.inf)
         both = torch.cat([scores, scores.t()])  # (2b, b)
-        loss = F.cross_entropy(both, places.repeat(2), reduction="sum") / 2
+        loss = F.cross_entropy(both, places.repeat(2), reduction="sum", ignore_index=IGNORED) / 2
         right = (both.argmax(-1) == places.repeat(2)).sum() / 2
     return loss, right
 
@@ -207,8 +254,9 @@ class _TiedCrossEntropy(torch.autograd.Function):
         # The sum over chunks is kept in float32 whatever the type of the products.
         d_weight, d_bias = torch.zeros(0), torch.zeros_like(offset, dtype=torch.float32)
         loss, right = torch.zeros((), device=features.device), torch.zeros((), device=features.device)
-        for start in range(0, len(labels), CHUNK):
-            rows, wanted_class = features[start : start + CHUNK], labels[start : start + CHUNK]
+        chunk = CHUNK if features.device.type == "cpu" else GPU_CHUNK
+        for start in range(0, len(labels), chunk):
+            rows, wanted_class = features[start : start + chunk], labels[start : start + chunk]
             real = wanted_class >= 0  # (C, K)
             counts = real.any(1, keepdim=True)  # (C, 1)
             wanted_class = wanted_class.clamp(min=0)
@@ -231,7 +279,7 @@ class _TiedCrossEntropy(torch.autograd.Function):
                     # Added up, since all labels that are ignored are at place 0 of their row.
                     minus = -real.flatten().to(dtype)
                     d_logits.view(-1).index_put_((places.flatten(),), minus, accumulate=True)
-                d_features[start : start + CHUNK] = (d_logits @ table) * counts
+                d_features[start : start + chunk] = (d_logits @ table) * counts
                 factor = (counts if expected is None else counts * expected).to(dtype)
                 part = d_logits.t() @ (rows * factor)
                 d_weight = d_weight.add_(part) if start else part.float()

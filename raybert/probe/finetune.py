@@ -5,7 +5,7 @@ Three times, from three seeds of the head and of the order of the texts, within 
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -81,6 +81,9 @@ class Finetune(TrainedKind):
         others={"spread": "spread over seeds"},
         method="the encoder fine-tuned with a linear head",
     )
+
+    def poolings(self, task: FinetuneTask) -> Sequence[str]:
+        return (task.pooling,)
 
     def check(self, task: Any) -> None:
         check_files(task)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from raybert import storage
 from raybert.data.text.values import refuse_twins
-from raybert.encode import Text
+from raybert.encode import POOLINGS, Text
 from raybert.errors import InputError
 from raybert.probe import tables
 
@@ -85,7 +85,7 @@ def leading(data: Data) -> int:
 
 @dataclass(frozen=True)
 class Headline:
-    """The figure of a kind that stands for it, in 0..1 or -1..1; it is shown times 100."""
+    """The figure of a kind that stands for it, in 0..1 or -1..1, the higher the better; it is shown times 100."""
 
     key: str  # in a pooling's entry of a record
     title: str
@@ -181,6 +181,10 @@ class Kind(ABC):
     @abstractmethod
     def held_out(self, task: Any) -> Iterable[str]:
         """The texts that must not be trained on."""
+
+    def poolings(self, task: Any) -> Sequence[str]:
+        """Those that a record of the task has an entry for."""
+        return POOLINGS
 
     def check(self, task: ProbeTask) -> None:
         """All that can be known before anything is trained.

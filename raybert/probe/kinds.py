@@ -28,6 +28,20 @@ def of_record(record: Mapping[str, Any]) -> Kind | None:
     return KINDS.get(record.get("kind", DEFAULT))
 
 
+def baselines(record: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """The headlines that a record's own are to be compared with: the baseline's name, the pooling (empty where there is
+    no encoder), the figure.
+    """
+    kind, found = of_record(record), record.get("baselines") or {}
+    if kind is None:
+        return []
+    listed = [(name, "", found.get(name)) for name in BASELINES]
+    for name in ("untrained", "start"):
+        listed += [(name, pooling, entry) for pooling, entry in (found.get(name) or {}).items()]
+    values = [(name, pooling, kind.headline.of(entry)) for name, pooling, entry in listed]
+    return [(name, pooling, value) for name, pooling, value in values if value is not None]
+
+
 def poolings(record: Mapping[str, Any]) -> list[str]:
     """The poolings for which a record has its headline: those that are known first, in their order."""
     kind = of_record(record)

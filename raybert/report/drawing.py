@@ -24,6 +24,7 @@ COLOURS = {
     "yellow": "#b37a00",
     "purple": "#b0578d",
 }
+POOLING_TITLES = {"cls": "[CLS]"}  # of those that people do not call as the records do
 POOLING_COLOURS = dict(zip(POOLINGS, ("blue", "orange", "green"), strict=True))
 MARKERS = {"blue": "o", "orange": "s", "green": "D", "purple": "^"}
 STYLE: dict[Any, Any] = {
@@ -64,6 +65,10 @@ class Key:
     mark: Mark = "line"
 
 
+# Of the same encoder untrained, and of what the run began with, which has a diamond at step 0 as well.
+UNTRAINED: tuple[Mark, Any] = ("dash", (0, (2.5, 2)))
+START: tuple[Mark, Any] = ("dashdot", (0, (9, 2, 1.5, 2)))
+DIAMOND: dict[str, Any] = {"marker": "D", "markersize": 5.5, "markerfacecolor": "none"}
 # Of the baselines without an encoder: mark and matplotlib's line style.
 PLAIN: dict[str, tuple[Mark, Any]] = {
     "majority": ("dot", (0, (1, 2))),
@@ -80,7 +85,7 @@ def draw_scores(axes: Axes, probes: Sequence[Probe], place: Callable[[list[int],
     """
     keys = []
     for number, pooling in enumerate(dict.fromkeys(pooling for probe in probes for pooling in probe.scores)):
-        colour = POOLING_COLOURS.get(pooling, "purple")
+        colour, title = POOLING_COLOURS.get(pooling, "purple"), POOLING_TITLES.get(pooling, pooling)
         shown = [(probe.step, probe.scores[pooling]) for probe in probes if pooling in probe.scores]
         y = np.array([score.value for _, score in shown])
         low, high = np.array([score.interval or (score.value,) * 2 for _, score in shown]).T
@@ -93,32 +98,28 @@ def draw_scores(axes: Axes, probes: Sequence[Probe], place: Callable[[list[int],
             markersize=4.5,
             elinewidth=1.3,
             clip_on=False,
-            label=pooling,
+            label=title,
         )
-        keys.append(Key(f"{pooling}, 95 % interval", colour))
+        keys.append(Key(f"{title}, 95 % interval", colour))
     return keys
 
 
 def draw_baselines(axes: Axes, baselines: Baselines) -> list[Key]:
-    """A line across for each baseline: in the pooling's colour, dashed for the same encoder untrained and dashed and
-    dotted for what the run began with, unless they are the same."""
-    lines: list[tuple[str, Score | None, str, Mark, Any]] = [
-        (f"untrained {pooling}", score, POOLING_COLOURS.get(pooling, "purple"), "dash", (0, (5, 3)))
-        for pooling, score in baselines.untrained.items()
-    ]
-    lines += [
-        (f"start {pooling}", score, POOLING_COLOURS.get(pooling, "purple"), "dashdot", (0, (6, 2, 1, 2)))
-        for pooling, score in baselines.start.items()
-        if score != baselines.untrained.get(pooling)
-    ]
+    """A line across for each baseline: in the pooling's colour, dashed for the same encoder untrained, and dashed and
+    dotted, with a diamond, for what the run began with, unless they are the same."""
+    lines: list[tuple[str, Score, str, Mark, Any]] = []
+    for name, scores, style in (("untrained", baselines.untrained, UNTRAINED), ("start", baselines.start, START)):
+        for pooling, score in scores.items():
+            if name == "untrained" or score != baselines.untrained.get(pooling):
+                title = f"{name} {POOLING_TITLES.get(pooling, pooling)}"
+                lines.append((title, score, POOLING_COLOURS.get(pooling, "purple"), *style))
     for name, title in kinds.BASELINES.items():
-        mark, style = PLAIN[name]
-        lines.append((title, baselines.plain.get(name), "ink", mark, style))
-    drawn = [line for line in lines if line[1] is not None]
-    for _, score, colour, _, style in drawn:
-        assert score is not None
-        axes.axhline(score.value, color=COLOURS[colour], linestyle=style, linewidth=1.3)
-    return [Key(label, colour, mark) for label, _, colour, mark, _ in drawn]
+        if name in baselines.plain:
+            lines.append((title, baselines.plain[name], "ink", *PLAIN[name]))
+    for _, score, colour, mark, style in lines:
+        diamond = DIAMOND | {"markevery": [0], "clip_on": False, "in_layout": False} if mark == START[0] else {}
+        axes.axhline(score.value, color=COLOURS[colour], linestyle=style, linewidth=1.3, **diamond)
+    return [Key(label, colour, mark) for label, _, colour, mark, _ in lines]
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:

@@ -15,11 +15,14 @@ from raybert.model.objective import TITLES
 from raybert.probe import kinds
 from raybert.report.drawing import (
     COLOURS,
+    DIAMOND,
     MARKERS,
     PERCENT,
     PLAIN,
     POINTS,
+    START,
     STYLE,
+    UNTRAINED,
     draw_baselines,
     draw_scores,
     smooth,
@@ -98,18 +101,21 @@ def _probes(axes: Axes, run: RunData, task: str, in_tokens: Callable[[Any], np.n
     draw_scores(axes, probes, lambda steps, _: in_tokens(steps))
     # Entries of their own: of the untrained encoder, and of the start, there is a line for each pooling, in its colour.
     plain = {mark: name for name, (mark, _) in PLAIN.items()}
-    names = {"dash": "the same, untrained", "dashdot": "the start"} | {m: kinds.BASELINES[n] for m, n in plain.items()}
-    styles: dict[str, Any] = {"dash": (0, (5, 3)), "dashdot": (0, (6, 2, 1, 2))} | dict(PLAIN.values())
+    names = {UNTRAINED[0]: "the same, untrained", START[0]: "the start"}
+    names |= {mark: kinds.BASELINES[name] for mark, name in plain.items()}
+    styles: dict[str, Any] = dict((UNTRAINED, START, *PLAIN.values()))
     for mark in dict.fromkeys(key.mark for key in draw_baselines(axes, probes[-1].baselines)):
         axes.plot(
             [],
             [],
             color=COLOURS["ink" if mark in plain else "muted"],
             linestyle=styles[mark],
+            linewidth=1.3,
             label=names[mark],
+            **(DIAMOND if mark == START[0] else {}),
         )
     headline = probes[-1].kind.headline
     axes.set_title(f"Probe {task}: {headline.label}, 95 % intervals", loc="left")
     axes.yaxis.set_major_formatter(PERCENT if headline.share else POINTS)
     # Below the axes: no place inside is free of data for every run.
-    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), handlelength=3)

@@ -15,6 +15,7 @@ from raybert.probe import kinds
 from raybert.probe.kind import Headline
 from raybert.records import format_seconds
 from raybert.report.beyond import against_start, verdict
+from raybert.report.drawing import POOLING_TITLES
 from raybert.report.overview import overview
 from raybert.report.plots import Chart, learning_charts, machine_charts, probe_chart
 from raybert.report.read import WAITS, Missed, Probe, RunData, percent, read_run
@@ -40,7 +41,7 @@ def render(run: RunData) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"percent": percent, "svg": Markup}
+    environment.filters |= {"percent": percent, "svg": Markup, "pooling": lambda name: POOLING_TITLES.get(name, name)}
     template = environment.from_string(files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     return template.render(
         run=run,

@@ -47,14 +47,18 @@ class Chart:
 
 def learning_charts(run: RunData) -> list[Chart]:
     """Losses and accuracies; a chart without any data is left out."""
+    # A half finds its other half among those of a micro-batch; those of its own document are left out.
+    halves = run.setting("train.micro_batch", 0)
     charts = (
         _curve(run, "mlm-loss", "Masked-language-model loss", "mlm_loss", "nats per masked token"),
-        _curve(run, "nsp-loss", "Next-sentence loss", "nsp_loss", "nats per pair", chance=float(np.log(2))),
-        _curve(run, "contrast-loss", "Loss of finding the other half", "contrast_loss", "nats per pair"),
+        _curve(run, "nsp-loss", "Next-sentence loss", "nsp_loss", "nats per pair", chance=2),
+        _curve(run, "contrast-loss", "Loss of finding the other half", "contrast_loss", "nats per pair", chance=halves),
         _curve(run, "bag-loss", "Loss of a text's words", "bag_loss", "nats per word"),
         _curve(run, "mlm-accuracy", "Masked tokens predicted right", "mlm_accuracy", "of masked tokens", share=True),
-        _curve(run, "nsp-accuracy", "Sentence pairs told apart", "nsp_accuracy", "of pairs", share=True, chance=0.5),
-        _curve(run, "contrast-accuracy", "Other halves found", "contrast_accuracy", "of pairs", share=True),
+        _curve(run, "nsp-accuracy", "Sentence pairs told apart", "nsp_accuracy", "of pairs", share=True, chance=2),
+        _curve(
+            run, "contrast-accuracy", "Other halves found", "contrast_accuracy", "of pairs", share=True, chance=halves
+        ),
     )
     return [chart for chart in charts if chart is not None]
 
@@ -92,9 +96,13 @@ def probe_chart(probes: Sequence[Probe], name: str, *, wide: bool) -> Chart:
 
 
 def _curve(
-    run: RunData, name: str, title: str, key: str, unit: str, *, share: bool = False, chance: float | None = None
+    run: RunData, name: str, title: str, key: str, unit: str, *, share: bool = False, chance: int = 0
 ) -> Chart | None:
-    """A training curve, raw and smoothed, with the validation points of the same key."""
+    """A training curve, raw and smoothed, with the validation points of the same key.
+
+    Args:
+        chance: among so many the right one is chosen; 0 where nobody says.
+    """
     steps, values = run.series(key)
     validation_steps, validation = run.series(f"validation.{key}")
     if not steps and not validation_steps:
@@ -117,9 +125,10 @@ def _curve(
                 clip_on=False,
             )
             keys.append(Key("validation", "orange", "point" if few else "line"))
-        if chance is not None:
-            axes.axhline(chance, color=COLOURS["muted"], linestyle=(0, (1, 2)), linewidth=1.3)
-            keys.append(Key("chance: 50 %" if share else "chance: ln 2", "muted", "dot"))
+        if chance > 1:
+            guessing = 1 / chance if share else float(np.log(chance))
+            axes.axhline(guessing, color=COLOURS["muted"], linestyle=(0, (1, 2)), linewidth=1.3)
+            keys.append(Key(f"chance: {100 / chance:.3g} %" if share else f"chance: ln {chance}", "muted", "dot"))
         if share:
             axes.yaxis.set_major_formatter(PERCENT)
         axes.set_ylabel(unit)

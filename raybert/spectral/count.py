@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from raybert.data.shards import UnitRows
+from raybert.data.units import UnitRows
 from raybert.tokenizer import Vocabulary
 
 GAP = 65_535  # between windows, where no text token can be; of a vocabulary with wider ids its size

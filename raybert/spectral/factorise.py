@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from raybert.spectral.count import Counts
 
@@ -55,6 +54,8 @@ def principal_vectors(matrix: np.ndarray, rank: int, *, seed: int, threads: int 
     4.4 and 5.1). In each component the entry of largest size is positive. k is less than `rank` when the matrix has not
     so many directions.
     """
+    from threadpoolctl import threadpool_limits  # here, so that `ppmi` does without
+
     rows, columns = matrix.shape
     sketch = min(rank + OVERSAMPLING, rows, columns)
     drawn = np.random.default_rng(seed).standard_normal((columns, sketch), np.float32)

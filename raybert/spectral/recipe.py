@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from raybert.data.rng import bits, fold
-from raybert.data.shards import ShardSet, Unit, read_unit
+from raybert.data.shards import ShardSet, read_unit
+from raybert.data.units import Unit
 from raybert.errors import InputError
 
 # Part of every table's name: raise it when the same shards and recipe would give other vectors.

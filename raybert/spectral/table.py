@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from raybert import storage
 from raybert.config import Config
 from raybert.console import errors
-from raybert.data.shards import ShardSet, Unit, read_unit
+from raybert.data.shards import ShardSet, read_unit
+from raybert.data.units import Unit
 from raybert.errors import InputError, RunFailed, last_line
 from raybert.spectral import count, factorise, files
 from raybert.spectral.recipe import REMEDY, Recipe, too_few

@@ -14,7 +14,7 @@ from raybert.report.read import percent
 from raybert.sweep.figures import figures, png
 from raybert.sweep.rates import best_rates, sentence
 from raybert.sweep.space import SweepConfig, trials
-from raybert.sweep.summary import Outcome, best, tasks_of, to_json
+from raybert.sweep.summary import Outcome, best, sentence_of_best, tasks_of, to_json
 
 
 def write_summary(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> str:
@@ -27,7 +27,7 @@ def write_summary(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> str:
     """
     rates = best_rates(outcomes)
     storage.write_json(storage.join(sweep.uri, "summary.json"), to_json(outcomes))
-    winner = best(outcomes)
+    winner = best(sweep.metric, outcomes)
     if winner is not None:
         config = next(trial.config for trial in trials(sweep) if trial.name == winner.name)
         tree = config.model_dump(mode="json") | {"run": {"name": f"{sweep.name}-winner", "storage": sweep.storage}}
@@ -45,6 +45,7 @@ def write_summary(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> str:
         outcomes=outcomes,
         rates=rates,
         winner=winner,
+        best=sentence_of_best(sweep.metric, outcomes),
         keys=list(sweep.space),
         tasks=tasks_of(outcomes),
         poolings=POOLINGS,

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raybert import storage
 from raybert.cluster import OFF_SPOT, largest_resources
 from raybert.config import Config, warmup_steps
+from raybert.config_sections import VALIDATION_LOSS
 from raybert.data.shards import open_shards
 from raybert.errors import InputError, Interrupted, last_line
+from raybert.probe import metrics
 from raybert.probe.service import client
 from raybert.ray_internals.names import STATE_TRACKING
 from raybert.ray_internals.train import withhold_from_trials
@@ -22,19 +23,17 @@ from raybert.records import END, read_object
 from raybert.report import trackers
 from raybert.spectral import table
 from raybert.storage import lease
-from raybert.storage.retry import retry
+from raybert.sweep.reports import Asha, reporting
 from raybert.sweep.space import SweepConfig, Trial, trials
 from raybert.sweep.stop import INTERRUPTED, LetSave, asked, interruptible
 from raybert.sweep.summary import note_end
-from raybert.train.check import Run, check, check_shards
+from raybert.train.check import Run, check, check_shards, probe_tasks
 from raybert.train.dry_run import Estimate, estimate
 from raybert.train.recovery import stop
 from raybert.train.run import Diverged, train
 
 # A trial's driver waits for its run and computes nothing; Tune does not take 0.
 DRIVER_CPUS = 0.01
-# Seconds that storage may be away when Tune has stopped a trial.
-PATIENCE = 60.0
 
 
 # What a sweep that was broken off may go on with; everything else must be as it was, or trials could not be compared.
@@ -55,43 +54,12 @@ MAY_CHANGE = (
 )
 
 
-class ValidationReports(TuneReportCallback):
-    """Passes on the reports that have a validation loss: those that trials are compared by.
-
-    The one of the last step is left out. Nothing is saved by stopping a trial there, and it has to end in good order:
-    its last probe may not be queued yet.
-    """
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self._steps = steps
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if "validation_loss" in metrics[0] and metrics[0]["step"] < self._steps:
-            super().after_report(run_context, metrics, checkpoint)
-
-
-class Asha(AsyncHyperBandScheduler):
-    """Notes in the directory of a trial that it was pruned."""
-
-    def __init__(self, run_uris: Sequence[str], **options: Any) -> None:
-        super().__init__(**options)
-        self._run_uris = run_uris
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision: str = super().on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP:
-            uri = self._run_uris[trial.config["trial"]]
-            retry(lambda: note_end(uri, "pruned"), f"noting the end of {uri}", seconds=PATIENCE)
-        return decision
-
-
-def check_data(planned: Sequence[Trial]) -> None:
+def check_data(sweep: SweepConfig, planned: Sequence[Trial]) -> None:
     """Look at the manifests of the shard sets that the trials read, which needs no Ray.
 
     Raises:
-        InputError: a shard set is missing, does not fit a trial's model, or has no windows to validate with; or the
-            trials' losses cannot be compared.
+        InputError: a shard set is missing, does not fit a trial's model, or has no windows to validate with; the
+            trials' losses cannot be compared; or a trial's probes do not measure the sweep's metric.
     """
     configs = [trial.config for trial in planned]
     _require_one_loss(configs)
@@ -110,6 +78,9 @@ def check_data(planned: Sequence[Trial]) -> None:
             f"A sweep compares validation losses, and {one} and {other} were prepared with different tokenizers, whose "
             "losses a token mean different things; give each a sweep or a run of its own, and compare their probes."
         )
+    if sweep.metric != VALIDATION_LOSS:
+        for config in {(c.data.shards, repr(c.probe), c.every.probe): c for c in configs}.values():
+            metrics.check("metric", sweep.metric, probe_tasks(config))
 
 
 def _require_one_loss(configs: Sequence[Config]) -> None:
@@ -192,6 +163,7 @@ def _require_same(sweep: SweepConfig, before: dict[str, Any], now: dict[str, Any
         raise InputError(f"The sweep {sweep.uri} was begun with another space; resume it with the file it began with.")
     # A setting that is younger than the sweep had no other value than its default.
     defaults = {f"base.{key}": value for key, value in trackers.flatten(Config().model_dump(mode="json")).items()}
+    defaults["metric"] = VALIDATION_LOSS
     before, now = _in_steps(before), _in_steps(now)
     for key in sorted(before.keys() | now.keys()):
         if (old := before.get(key, defaults.get(key))) != now.get(key):
@@ -231,7 +203,7 @@ def _tuner(sweep: SweepConfig, planned: list[Trial], concurrent: int, *, resume:
     placed = tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}], bundle_label_selector=[OFF_SPOT])
     # Ray writes a trial's environment into its logs. Credentials come by the default chain of each node, not by Tune.
     withhold_from_trials("AWS_")
-    trainable = tune.with_resources(_trainable(planned), placed)
+    trainable = tune.with_resources(_trainable(sweep.metric, planned), placed)
     # A sweep that was broken off before Tune wrote anything down begins anew; its trials' runs go on by themselves.
     if resume and tune.Tuner.can_restore(state):
         return tune.Tuner.restore(state, trainable, resume_unfinished=True, resume_errored=True)
@@ -239,8 +211,8 @@ def _tuner(sweep: SweepConfig, planned: list[Trial], concurrent: int, *, resume:
         trainable,
         param_space={"trial": tune.grid_search(list(range(len(planned))))},
         tune_config=tune.TuneConfig(
-            metric="validation_loss",
-            mode="min",
+            metric=sweep.metric,
+            mode="min" if sweep.metric == VALIDATION_LOSS else "max",
             scheduler=_scheduler(sweep, planned),
             max_concurrent_trials=concurrent,
             trial_dirname_creator=lambda trial: planned[trial.config["trial"]].name,
@@ -301,7 +273,7 @@ def _last(error: BaseException) -> str:
     return ours.partition(": ")[2] if ours else last_line(error)
 
 
-def _trainable(planned: list[Trial]) -> Callable[[dict[str, Any]], None]:
+def _trainable(metric: str, planned: list[Trial]) -> Callable[[dict[str, Any]], None]:
     def run_trial(point: dict[str, Any]) -> None:
         trial = planned[point["trial"]]
         uri = trial.config.run_uri
@@ -311,7 +283,8 @@ def _trainable(planned: list[Trial]) -> Callable[[dict[str, Any]], None]:
         try:
             with lease.held(uri), trackers.following(run.config):
                 storage.remove(storage.join(uri, END))  # of an attempt that failed
-                train(run, [ValidationReports(run.config.train.steps)])
+                with reporting(metric, run) as callbacks:
+                    train(run, callbacks)
         except Diverged:
             return  # the trial's result, recorded in its directory; no fault of the sweep
         except Interrupted as error:

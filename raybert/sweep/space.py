@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from raybert import storage
 from raybert.config import AbsolutePath, Config, Section, all_keys, explain, from_mapping
+from raybert.config_sections import VALIDATION_LOSS
 from raybert.config_text import annotation_of, look_up, read_overridden, set_key, typed
 from raybert.errors import InputError
 
@@ -43,7 +44,7 @@ class Dimension(Section):
 
 
 class AshaConfig(Section):
-    """Asynchronous successive halving (https://arxiv.org/abs/1810.05934) on validation loss at equal tokens."""
+    """Asynchronous successive halving (https://arxiv.org/abs/1810.05934) on the sweep's metric at equal tokens."""
 
     enabled: bool = Field(default=True, description="stop worse trials early; false: train all of them to the end")
     grace_fraction: float = Field(
@@ -70,6 +71,11 @@ class SweepConfig(Section):
     seed: int = Field(default=0, ge=0, description="seed of the draws")
     max_concurrent: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="trials to run at the same time; by default as many as fit"
+    )
+    metric: str = Field(
+        default=VALIDATION_LOSS,
+        description="figure that stops trials early and chooses the best: validation_loss, or a probe's headline "
+        "(sts.spearman, sts.mean.spearman)",
     )
     asha: AshaConfig = AshaConfig()
 

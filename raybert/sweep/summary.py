@@ -1,12 +1,15 @@
 """What became of every trial of a sweep, read from the trials' directories."""
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from raybert import storage
+from raybert.config_sections import VALIDATION_LOSS
 from raybert.errors import InputError, RunFailed
+from raybert.probe import metrics
 from raybert.probe.service import queue
 from raybert.probe.service.queue import Records
 from raybert.records import END, FAILURE, METRICS, Lines, by_step, read_end, read_failure, read_lines
@@ -117,7 +120,8 @@ def _end(uri: str, files: set[str], *, done: bool) -> tuple[str, str]:
         return "diverged", failure["reason"]
     if END in files:
         end = read_end(uri)
-        return end["status"], end["reason"]
+        if end["status"] != "pruned" or not done:  # else its last step came before the word that stopped it
+            return end["status"], end["reason"]
     if failure:
         return "failed", failure["reason"]
     if done:
@@ -135,10 +139,38 @@ def tasks_of(outcomes: Sequence[Outcome]) -> list[str]:
     return list(dict.fromkeys(task for outcome in outcomes for task in outcome.probes))
 
 
-def best(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The finished trial of the lowest validation loss."""
-    finished = [o for o in outcomes if o.status == "finished" and o.comparable]
-    return min(finished, key=lambda o: o.losses[-1], default=None)
+def figure(metric: str, outcome: Outcome) -> float | None:
+    """What the sweep's metric came to in the end, by the last validation or the last probe."""
+    if metric == VALIDATION_LOSS or outcome.loss is None:
+        return outcome.loss
+    found = [metrics.value(metric, probe.raw) for probe in outcome.probes.values()]
+    return next((value for value in found if value is not None), None)
+
+
+def ranked(metric: str, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The trials by the sweep's metric, the best first; those without one come last."""
+    sign = 1 if metric == VALIDATION_LOSS else -1
+
+    def place(outcome: Outcome) -> float:
+        value = figure(metric, outcome)
+        return math.inf if value is None else sign * value
+
+    return sorted(outcomes, key=place)
+
+
+def best(metric: str, outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The finished trial that is best by the sweep's metric."""
+    finished = [o for o in outcomes if o.status == "finished" and o.comparable and figure(metric, o) is not None]
+    return next(iter(ranked(metric, finished)), None)
+
+
+def sentence_of_best(metric: str, outcomes: Sequence[Outcome]) -> str:
+    """Which trial is the best, in words; empty while none is."""
+    winner = best(metric, outcomes)
+    if winner is None:
+        return ""
+    value, name = figure(metric, winner), "validation loss" if metric == VALIDATION_LOSS else metric
+    return f"Best finished trial: {winner.name} with {name} {value:.4f}"
 
 
 def require_none_failed(outcomes: Sequence[Outcome]) -> None:

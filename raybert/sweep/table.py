@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from raybert.config_sections import VALIDATION_LOSS
 from raybert.encode import POOLINGS
 from raybert.probe.show import SHORT
 from raybert.report.terminal import score_cell
 from raybert.sweep.rates import best_rates, sentence
 from raybert.sweep.space import SweepConfig
-from raybert.sweep.summary import Outcome, tasks_of
+from raybert.sweep.summary import Outcome, ranked, sentence_of_best, tasks_of
 
 # Of each table; the page and summary.json have all trials.
 MOST_ROWS = 40
@@ -22,7 +22,7 @@ MOST_ROWS = 40
 
 def summary_table(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> RenderableType:
     """A row a trial, the best first, and the best rate of each size; then the probes beside their baselines."""
-    ordered = sorted(outcomes, key=lambda o: np.inf if o.loss is None else o.loss)
+    ordered = ranked(sweep.metric, outcomes)
     tables = [_probes(task, [o for o in ordered if task in o.probes]) for task in tasks_of(outcomes)]
     return Group(_trials(sweep, ordered), *tables)
 
@@ -35,6 +35,8 @@ def _trials(sweep: SweepConfig, ordered: Sequence[Outcome]) -> Table:
         loss = "" if o.loss is None else f"{o.loss:.4f}"
         table.add_row(o.name, *(escape(_value(o.point[key])) for key in keys), f"{o.steps:,}", loss, o.status)
     lines = [sentence(rate) for rate in best_rates(ordered)]
+    if sweep.metric != VALIDATION_LOSS and (line := sentence_of_best(sweep.metric, ordered)):
+        lines.append(f"{line}.")
     lines += [f"{o.name} {o.status}: {o.reason}" for o in ordered if o.reason][:MOST_ROWS]
     if len(ordered) > MOST_ROWS:
         lines.append(f"{len(ordered) - MOST_ROWS} more trials are in summary.json.")

@@ -13,6 +13,7 @@ from raybert.config_text import read_overridden
 from raybert.console import say
 from raybert.data.shards import ShardSet, open_shards, read_unit, verify_shards
 from raybert.errors import InputError
+from raybert.probe import metrics
 from raybert.probe.kind import ProbeTask
 from raybert.probe.suites import load_suite
 from raybert.probe.tasks import load_task
@@ -59,8 +60,8 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     Raises:
         InputError: the run's storage cannot be written to; the shards are missing, damaged or made for another
             tokenizer, or too long for the model; a probe task is wrong; the run's name is taken by a run that is
-            different; the model that it starts from does not fit; a contrast has no negatives, or token vectors
-            cannot be learned from the shards.
+            different; the model that it starts from does not fit; a contrast has no negatives, token vectors cannot
+            be learned from the shards, or there is no metric that `checkpoint.best` names.
     """
     config, shards = check_shards(config)
     _check_validation(config, shards)
@@ -68,6 +69,8 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     sizes_only = config.data.verify == "sizes" or (config.data.verify == "auto" and shards.bytes > FULL_VERIFY_BYTES)
     verify_shards(shards, sizes_only=sizes_only or hashes_known)
     tasks = _tasks(config)
+    if config.checkpoint.keep_best:
+        metrics.check("checkpoint.best", config.checkpoint.best, tasks)
     _check_resume(config, shards)
     if config.model.start_from and not last_step(config.run_uri):
         _say_what_is_random(config.model.start_from)

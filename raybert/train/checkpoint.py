@@ -4,12 +4,14 @@ A checkpoint is a directory: ``model.safetensors``, ``config.json``, ``tokenizer
 raybert's own) and, where training can go on from it,
 ``training_state.pt`` (optimizer and counters; loaded with ``weights_only=True``, so it can hold no code).
 The step only waits for a copy of the tensors to main memory; writing is
-a background thread's work.
+a background thread's work. On a GPU the copy itself runs beside the next forward and backward pass, and the next update
+of the weights waits for what is left of it.
 """
 
+import functools
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -36,19 +38,61 @@ class Snapshot:
     config: BertConfig
     state: dict[str, Any] | None
     tokenizer: TextTokenizer | None = None
+    copied: torch.cuda.Event | None = None  # before which the copies are not complete; None: they are
+
+    def wait(self) -> None:
+        """Return when the copies are complete."""
+        if self.copied is not None:
+            self.copied.synchronize()
 
     def weights_alone(self) -> "Snapshot":
         """The same without what only training needs; the tensors are shared."""
-        return Snapshot(self.weights, self.config, None, self.tokenizer)
+        return Snapshot(self.weights, self.config, None, self.tokenizer, self.copied)
 
 
 def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **counters: Any) -> Snapshot:
-    """Copy the weights and, with an optimizer, its state and the counters, to main memory."""
+    """Copy the weights and, with an optimizer, its state and the counters, to main memory.
+
+    On a GPU the copies are under way when this returns, see `Snapshot.wait`. Whoever changes the weights next without
+    `hold_updates` has to wait as well.
+    """
     bert = unwrap(model)
+    device = bert.word_embeddings.weight.device
+    if device.type != "cuda":
+        return _copy(bert, optimizer, counters, None)
+    side = _side_stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        return _copy(bert, optimizer, counters, torch.cuda.Event())
+
+
+def _copy(
+    bert: Bert, optimizer: torch.optim.Optimizer | None, counters: dict[str, Any], copied: torch.cuda.Event | None
+) -> Snapshot:
     state = None
     if optimizer is not None:
         state = {"format": STATE_FORMAT, "optimizer": _to_cpu(optimizer.state_dict()), **counters}
-    return Snapshot(weights(bert), bert.config, state, bert.tokenizer)
+    tensors = weights(bert) if copied is None else _to_cpu(bert.state_dict())
+    if copied is not None:
+        copied.record()
+    return Snapshot(tensors, bert.config, state, bert.tokenizer, copied)
+
+
+@functools.lru_cache(maxsize=1)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def hold_updates(optimizer: torch.optim.Optimizer, snap: Snapshot) -> None:
+    """Have the optimizer's next update wait, on the device, until the snapshot holds the weights of before."""
+    if (copied := snap.copied) is None:
+        return
+
+    def wait(*_: Any) -> None:
+        torch.cuda.current_stream().wait_event(copied)
+        handle.remove()
+
+    handle = optimizer.register_step_pre_hook(wait)
 
 
 def unwrap(model: nn.Module) -> Bert:
@@ -61,8 +105,11 @@ def unwrap(model: nn.Module) -> Bert:
 
 def _to_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
+        if value.device.type == "cuda":
+            host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            return host.copy_(value.detach(), non_blocking=True)
         return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _to_cpu(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_to_cpu(item) for item in value]
@@ -71,6 +118,7 @@ def _to_cpu(value: Any) -> Any:
 
 def write(snap: Snapshot, uri: str) -> int:
     """Write the checkpoint directory, whole or not at all, and return its size in bytes."""
+    snap.wait()
 
     def fill(directory: Path) -> None:
         write_tokenizer(snap.tokenizer, directory)

@@ -20,7 +20,6 @@ from raybert.config import Config, from_mapping
 from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
 from raybert.data.spec import sample_spec
-from raybert.data.tensors import to_torch
 from raybert.errors import RunFailed, last_line
 from raybert.model.bert import Bert
 from raybert.model.losses import Pretraining
@@ -30,6 +29,7 @@ from raybert.spectral.recipe import Recipe
 from raybert.spectral.table import find
 from raybert.train import optimizer as optimizers
 from raybert.train.check import Run
+from raybert.train.feed import Feed, choose_packing
 from raybert.train.flops import run_flops_per_token
 from raybert.train.memory import worker_environment
 from raybert.train.step import train_step
@@ -111,43 +111,54 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
     train = config.train
     dtype = pick_dtype(train.dtype, device)
     bert = Bert(config.model.bert()).to(device)
+    bert.gradient_checkpointing = train.gradient_checkpointing
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
     compiled = train.compile if train.compile != "auto" else device.type == "cuda"
     objective, shards = config.objective.objective(), open_shards(config.data.shards)
     samples = sample_spec(config, shards.vocabulary)
     pretraining = Pretraining(bert, objective)
-    model: Any = torch.compile(pretraining) if compiled else pretraining
+    model: Any = torch.compile(pretraining, dynamic=False) if compiled else pretraining
     of_a_step = train.global_batch // (train.micro_batch * train.worker_range[0])
     count = min(of_a_step, MOST_MICRO_BATCHES)
     reader = SampleReader(shards, seed=config.data.seed, spec=samples)
     first = rank * count * train.micro_batch
-    micro_batches = [
-        to_torch(reader.build(np.arange(start, start + train.micro_batch)), device, samples)
+    packing, _ = choose_packing(
+        train.packing,
+        micro_batch=train.micro_batch,
+        seq_len=shards.seq_len,
+        spec=samples,
+        device=device,
+        dtype=dtype,
+        head_size=bert.config.hidden_size // bert.config.num_attention_heads,
+    )
+    feed = Feed(device, samples, packing)
+    parts = [
+        reader.build(np.arange(start, start + train.micro_batch))
         for start in range(first, first + count * train.micro_batch, train.micro_batch)
     ]
 
-    def one_step(step: int, micro_batches: list[Any]) -> None:
+    def one_step(step: int, count: int) -> None:
         sums, _ = train_step(
             model,
             optimizer,
-            micro_batches,
+            feed(parts[:count]),
             lr=config.optimizer.lr / 100,
             grad_clip=train.grad_clip,
             dtype=dtype,
             seed=train.seed,
             step=step,
             first_micro_batch=0,
-            global_batch=len(micro_batches) * train.micro_batch,
+            global_batch=count * train.micro_batch,
             objective=objective,
         )
         sums.tolist()  # waits for the device
 
     def seconds(count: int) -> float:
         """Of a step of so many micro-batches: the mean of a few, after one that is not timed."""
-        one_step(0, micro_batches[:count])
+        one_step(0, count)
         start = time.perf_counter()
         for step in range(1, STEPS + 1):
-            one_step(step, micro_batches[:count])
+            one_step(step, count)
         return (time.perf_counter() - start) / STEPS
 
     whole = seconds(count)

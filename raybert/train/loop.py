@@ -16,7 +16,6 @@ from raybert.data.reader import validation_batches
 from raybert.data.shards import open_shards
 from raybert.data.spec import sample_spec
 from raybert.data.stream import ahead, blocks_of, worker_batches
-from raybert.data.tensors import to_torch
 from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.peak import peak_flops
 from raybert.probe.kind import ProbeTask
@@ -24,8 +23,10 @@ from raybert.probe.tasks import parse_task
 from raybert.ray_internals.train import preemption_noticed
 from raybert.records import FAILURE
 from raybert.train import clock
+from raybert.train.feed import Feed, choose_packing
 from raybert.train.flops import run_flops_per_token
 from raybert.train.interval import Interval, Streak, Totals
+from raybert.train.memory import out_of_memory
 from raybert.train.recorder import Recorder
 from raybert.train.recovery import faults, preemption
 from raybert.train.recovery.committed import checkpoint_name
@@ -56,6 +57,17 @@ def train_loop(settings: dict[str, Any]) -> None:
         raise
     try:
         worker.run()
+    except torch.OutOfMemoryError as error:  # of a GPU, which the next start would find as small
+        train = config.train
+        reason = out_of_memory(
+            error,
+            step=worker.step + 1,
+            micro_batch=train.micro_batch,
+            seq_len=worker.shards.seq_len,
+            checkpointing=train.gradient_checkpointing,
+        )
+        _give_up(config.run_uri, "memory", reason, step=worker.step)
+        raise
     finally:
         worker.close()
 
@@ -85,6 +97,7 @@ class Worker:
         self.samples = sample_spec(config, self.shards.vocabulary)
         self.replica = build_replica(config, self.device, self.world_size, token_vectors, self.shards)
         self.step = self.replica.restored.step
+        self.feed = self._make_feed()
         guessing = self.objective.of_guessing(self.replica.bert.vocab_size, config.train.micro_batch)
         self.loss_limit = DIVERGED * guessing
         self.peak = peak_flops(self.device, self.replica.dtype) * self.world_size
@@ -107,6 +120,21 @@ class Worker:
             flush=self.recorder.flush,
             gauges=self.recorder.gauges,
         )
+
+    def _make_feed(self) -> Feed:
+        train, bert = self.config.train, self.replica.bert
+        packing, fallback = choose_packing(
+            train.packing,
+            micro_batch=train.micro_batch,
+            seq_len=self.shards.seq_len,
+            spec=self.samples,
+            device=self.device,
+            dtype=self.replica.dtype,
+            head_size=bert.hidden_size // bert.num_attention_heads,
+        )
+        if fallback and self.rank == 0:
+            faults.note(self.config.run_uri, "padding", fallback, step=self.step)
+        return Feed(self.device, self.samples, packing)
 
     def _start_pulse(self) -> Pulse:
         train = self.config.train
@@ -191,7 +219,7 @@ class Worker:
         sums, norm = train_step(
             self.replica.model,
             self.replica.optimizer,
-            [to_torch(part, self.device, self.samples) for part in columns],
+            self.feed(columns),
             lr=lr,
             grad_clip=train.grad_clip,
             dtype=self.replica.dtype,
@@ -285,6 +313,7 @@ class Worker:
             "eta_seconds": remaining * self.config.train.global_batch / rate,
             "workers": self.world_size,
             "dtype": str(self.replica.dtype).removeprefix("torch."),
+            **self.feed.lap(),
         }
 
     def _validate(self) -> dict[str, Any]:
@@ -293,7 +322,7 @@ class Worker:
         The machine's limit is measured again as well: at the start of a run others may still be at work on its cores.
         """
         with self.clock.waiting("validation"):
-            batches = (to_torch(part, self.device, self.samples) for part in self._counting_progress(self.validation))
+            batches = (group for part in self._counting_progress(self.validation) for group in self.feed([part]))
             sums = validate(self.replica.model, batches, self.replica.dtype, self.device, self.objective)
             sums = all_reduce_sums(sums, self.world_size)
             peak = peak_flops(self.device, self.replica.dtype, seconds=0.05) * self.world_size

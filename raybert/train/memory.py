@@ -8,6 +8,8 @@ import ctypes
 import os
 import sys
 
+from raybert.errors import one_line
+
 # Read by glibc at the start of a process. One arena, since others cannot hold more than 64 MB in one piece.
 WORKER_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
@@ -37,3 +39,13 @@ def keep_freed_memory() -> bool:
         return False
     options = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26))
     return all(mallopt(option, value) for option, value in options)
+
+
+def out_of_memory(error: BaseException, *, step: int, micro_batch: int, seq_len: int, checkpointing: bool) -> str:
+    """What to do about a GPU that has no more memory at a step."""
+    other = "" if checkpointing else ", or set train.gradient_checkpointing=true"
+    halved = f"halve train.micro_batch to {micro_batch // 2}" if micro_batch > 1 else "take a smaller model.size"
+    return (
+        f"The GPU ran out of memory at step {step}, with train.micro_batch={micro_batch} samples of up to "
+        f"T={seq_len} tokens; {halved}{other}. ({one_line(error)[:200]})"
+    )

@@ -61,7 +61,7 @@ def build_replica(
     dtype = _agree_on_dtype(config, device, world_size)
     torch.manual_seed(config.train.seed)
     bert = Bert(config.model.bert()).to(device)
-    bert.tokenizer = shards.kept_tokenizer()
+    bert.tokenizer, bert.gradient_checkpointing = shards.kept_tokenizer(), config.train.gradient_checkpointing
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
     restored = _restore(config, bert, optimizer, shards, token_vectors)
     return Replica(_wrap(config, bert, device), optimizer, bert.config, dtype, restored)
@@ -98,7 +98,7 @@ def _wrap(config: Config, bert: Bert, device: torch.device) -> nn.Module:
     compiled = config.train.compile if config.train.compile != "auto" else device.type == "cuda"
     pretraining = Pretraining(bert, config.objective.objective())
     model: nn.Module = prepare_model(
-        cast(nn.Module, torch.compile(pretraining)) if compiled else pretraining,
+        cast(nn.Module, torch.compile(pretraining, dynamic=False)) if compiled else pretraining,
         parallel_strategy_kwargs={"gradient_as_bucket_view": True},
     )
     if config.train.gradient_exchange == "bfloat16":

@@ -1,6 +1,6 @@
 """What a run leaves behind as it goes: checkpoints, the best weights, and weights for the probe service.
 
-Only the copy into memory is on the way of the step; files are written and uploaded behind it.
+Only the copy into memory is on the way of the step, on a GPU not even that; files are written and uploaded behind it.
 """
 
 import tempfile
@@ -18,6 +18,7 @@ from torch import nn
 
 from raybert import storage
 from raybert.config import Config
+from raybert.config_sections import VALIDATION_LOSS
 from raybert.probe.kind import ProbeTask
 from raybert.probe.service import client, queue
 from raybert.storage.retry import retry
@@ -68,6 +69,7 @@ class Saver:
             return
         with self.clock.waiting("checkpoint"):
             weights = checkpoints.snapshot(self.model)
+            weights.wait()
             self.writer.submit(partial(self._request_probe, weights, 0))
 
     def save(self, events: set[str], record: dict[str, Any], *, tokens: int) -> None:
@@ -78,6 +80,7 @@ class Saver:
         if self.writer is not None and (events & {"checkpoint", "probe"} or is_best):
             with self.clock.waiting("checkpoint"):
                 snap = self._snapshot(record, full="checkpoint" in events)
+                checkpoints.hold_updates(self.optimizer, snap)
                 if "probe" in events:
                     self.writer.submit(partial(self._request_probe, snap.weights_alone(), step))
                 if is_best:
@@ -100,7 +103,12 @@ class Saver:
             return False
         loss, before = record["validation"]["loss"], self.best
         self.best = min(before, loss)
-        return self.config.checkpoint.keep_best and loss < before
+        return self._best_by == VALIDATION_LOSS and loss < before
+
+    @property
+    def _best_by(self) -> str:
+        """The metric whose best weights are kept. Where a probe measures it, its service keeps them."""
+        return self.config.checkpoint.best if self.config.checkpoint.keep_best else ""
 
     def _snapshot(self, record: dict[str, Any], *, full: bool) -> checkpoints.Snapshot:
         """Copy the weights into memory and, for a full checkpoint, what else it needs, as soon as there is room."""
@@ -172,6 +180,7 @@ class Saver:
             max_waiting=self.config.probe.max_waiting,
             tokenizer=weights.tokenizer.hash if weights.tokenizer else "",
             begins_random=self.config.model.begins_random,
+            best=self._best_by if self._best_by != VALIDATION_LOSS else "",
         )
         try:
             self._retry(partial(self._queue_probe, request, weights), "queueing a probe")

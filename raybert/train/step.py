@@ -28,6 +28,7 @@ INPUTS = (
 )
 
 OPTIONAL = ("document", "bag_labels")  # where the objective asks for them
+PACKED = "starts"  # only packed micro-batches have it
 PADDED = ("input_ids", "token_type_ids", "attention_mask")
 
 # The sums that a step returns: so many for each loss of the objective, in this order.
@@ -52,11 +53,12 @@ def train_step(
 
     Args:
         model: `raybert.model.losses.Pretraining`, wrapped in DistributedDataParallel or bare.
-        micro_batches: dicts of tensors on the model's device (see `raybert.data.block`).
+        micro_batches: dicts of tensors on the model's device (`raybert.data.tensors`), or packed groups of them.
         lr: learning rate of this update.
         dtype: autocast type of the forward pass; float32 switches autocast off.
         seed: with `step` and `first_micro_batch` the key of the dropout masks, so a resumed run, or one on another
-            number of ranks, drops the same units for the same samples.
+            number of ranks, drops the same units for the same samples. A packed group has one mask, so with packed groups
+            the number of ranks counts.
         step: number of the update.
         first_micro_batch: place of this rank's first micro-batch in the global batch.
         global_batch: samples of the step over all ranks.
@@ -132,6 +134,10 @@ def forward_sums(
         mlm_gradient: the gradient that the sum of the MLM loss will be given.
     """
     inputs = [*INPUTS, *(name for name in OPTIONAL if name in micro_batches[0])]
+    if PACKED in micro_batches[0]:
+        if seeds is not None:
+            torch.manual_seed(seeds[0])
+        return model(attention_mask=None, **micro_batches[0])
     if not runs_unpadded(model, micro_batches[0]):
         # One micro-batch, and the random numbers of its device.
         if seeds is not None:
@@ -148,8 +154,11 @@ def forward_sums(
 
 
 def runs_unpadded(model: nn.Module, batch: MicroBatch) -> bool:
-    """Whether padding is left out and micro-batches are joined: on CPUs, whose shapes may differ from call to call."""
-    return batch["input_ids"].device.type == "cpu" and not _is_compiled(model)
+    """Whether padding is left out and micro-batches are joined here: on CPUs, where every call may have other shapes.
+
+    Packed micro-batches are joined already.
+    """
+    return PACKED not in batch and batch["input_ids"].device.type == "cpu" and not _is_compiled(model)
 
 
 def group_micro_batches(model: nn.Module, micro_batches: Sequence[MicroBatch]) -> list[list[int]]:

@@ -14,7 +14,6 @@ from raybert.data import stream
 from raybert.data.block import to_table
 from raybert.data.reader import SampleReader
 from raybert.data.shards import (
-    UnitRows,
     _footer,
     open_shards,
     read_unit,
@@ -25,6 +24,7 @@ from raybert.data.shards import (
 from raybert.data.text import documents as readers
 from raybert.data.text.values import MISSING, NOT_JSON, TOO_LARGE, UNDECODABLE, WRONG_TYPE
 from raybert.data.text.windows import encode_document
+from raybert.data.units import UnitRows
 from raybert.errors import InputError
 from raybert.tokenizer import NUM_TEXT_TOKENS, Tokenizer
 from tests.data import make_shards, random_rows

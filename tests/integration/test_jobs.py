@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 import raybert
+from raybert.probe import kinds
 from raybert.records import read_metrics
 from raybert.train.recovery.committed import last_step
 from tests import clusters
@@ -213,12 +214,8 @@ def test_every_panel_of_the_dashboard_shows_the_run(cluster, training, tmp_path)
 
 def panel_queries() -> dict[str, str]:
     dashboard = json.loads((ROOT / "cluster" / "grafana" / "raybert.json").read_text())
-    assert [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"] == [
-        "train",
-        "ingest",
-        "checkpoint",
-        "probe",
-    ]
+    rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
+    assert rows == ["train", "ingest", "checkpoint", "probes", *(f"probes: {kind}" for kind in kinds.KINDS)]
     assert {"run", "trial"} <= {variable["name"] for variable in dashboard["templating"]["list"]}
     found = {}
     for panel in dashboard["panels"]:

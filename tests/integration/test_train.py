@@ -71,7 +71,8 @@ def settings(folder, shards, name, **sections):
 def alone(folder, shards, tmp_path_factory):
     """One worker, with probes."""
     task = make_task(tmp_path_factory.mktemp("task"))
-    run = check(settings(folder, shards, "alone", probe={"tasks": [task]}))
+    kept = {"keep_last": 1, "best": "mine.mean.test_accuracy"}
+    run = check(settings(folder, shards, "alone", probe={"tasks": [task]}, checkpoint=kept))
     train(run)
     client.wait(run.uri, str(folder), timeout=LONGEST)
     return run.uri
@@ -101,6 +102,10 @@ def test_every_checkpoint_that_was_due_is_probed_though_one_is_kept(alone):
         assert {"majority", "untrained", "start", "tfidf"} == record["baselines"].keys()
         assert record["baselines"]["start"] == record["baselines"]["untrained"], "what a random run begins with"
     assert storage.list_dir(f"{alone}/probes/weights") == []
+    best = max(found.values(), key=lambda record: (record["mean"]["test_accuracy"], -record["step"]))
+    names = (f"step-{STEPS:08d}", "best")
+    last, kept = (storage.read_bytes(f"{alone}/checkpoints/{name}/model.safetensors") for name in names)
+    assert (kept == last) == (best["step"] == STEPS)
 
 
 def test_the_report_and_the_table_tell_of_it(alone):
@@ -148,8 +153,9 @@ def test_embed_as_a_job_goes_on_where_it_was_cut_off(alone, tmp_path, monkeypatc
     assert len(parts) == 5
     before = {part: part.stat().st_mtime_ns for part in parts}
     parts[3].unlink()
+    parts[1].write_bytes(parts[1].read_bytes()[:-100])  # on a disk that was full, or a machine that lost its power
     assert run_app(arguments) == 0
-    assert [part for part in parts if part.stat().st_mtime_ns != before[part]] == [parts[3]]
+    assert [part for part in parts if part.stat().st_mtime_ns != before[part]] == [parts[1], parts[3]]
     assert pq.read_table(out) == table
     assert run_app([*arguments, "--pooling", "cls"]) == 2
     assert "made otherwise (pooling differ)" in capsys.readouterr().err

@@ -9,7 +9,11 @@ import tomllib
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 import typer.main
 
 import raybert
@@ -25,6 +29,7 @@ from raybert.sweep.space import SweepConfig
 from raybert.train.recovery import faults
 from scripts import pages
 from tests.faults.scenarios import SCENARIOS
+from tests.tasks import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("Tutorial", "How-to", "Reference", "Explanation")
@@ -48,6 +53,32 @@ def test_readme_s_python_runs(tmp_path, monkeypatch):
         exec(snippet, names)
         assert names["vectors"].shape == (2, 384)
     assert names["out"]["mlm_logits"].shape == (2, 16, 50_261)
+
+
+def test_an_export_has_the_same_figure_in_mteb(tmp_path, monkeypatch):
+    """The snippet of docs/models.md as it stands there, on pairs in which shared words mean a higher score."""
+    pytest.importorskip(
+        "mteb", reason="mteb is not installed: it brings 300 MB along, so it is no part of raybert[dev]"
+    )
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    words = np.array(" ".join(WORDS.values()).split())
+    shared = rng.integers(0, 7, 60)
+    pairs = [(rng.choice(words, 6), rng.choice(words, 6)) for _ in shared]
+    text1 = [" ".join(first) for first, _ in pairs]
+    text2 = [" ".join([*first[:n], *second[n:]]) for n, (first, second) in zip(shared, pairs, strict=True)]
+    pq.write_table(pa.table({"text1": text1, "text2": text2, "label": shared.astype(float)}), "stsb_dev.parquet")
+    torch.manual_seed(0)
+    model = raybert.Bert(raybert.BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2))
+    raybert.save(model, "run/checkpoints/best")
+    assert run_app(["export", "run/checkpoints/best", "compact-bert"]) == 0
+    (snippet,) = [block for block in blocks(ROOT / "docs" / "models.md", "python") if "mteb" in block]
+    names = {}
+    exec(snippet, names)
+    task = {"name": "stsb", "kind": "similarity", "test": "stsb_dev.parquet"}
+    ours = raybert.probe.run("compact-bert", task, device="cpu")["mean"]["spearman"]
+    assert abs(names["found"].task_results[0].get_score() - ours) < 0.002
+    assert abs(ours) > 0.3
 
 
 def written_commands():

@@ -25,6 +25,7 @@ from raybert.encode.encoders import open_encoder
 from raybert.errors import InputError
 from raybert.export.directories import export_dir, import_dir, push, revision_of
 from raybert.model.files import load, save
+from raybert.probe import baselines
 from raybert.probe.baselines import Cache
 from raybert.probe.evaluate import evaluate, prepare
 from raybert.probe.tasks import load_task
@@ -326,12 +327,12 @@ def test_the_probe_gives_real_weights_the_accuracy_that_they_have(minilm, shared
 
 
 @pytest.mark.skipif(not SLOW, reason="`make soak` does this: it encodes 3,000 texts")
-def test_the_probe_gives_real_weights_the_similarity_that_they_have(minilm, shared_data, tmp_path):
+def test_the_probe_gives_real_weights_the_similarity_that_they_have(minilm, shared_data, tmp_path, monkeypatch, capsys):
     """1,500 pairs of STS-B: 0.8672 by sentence-transformers' EmbeddingSimilarityEvaluator with mean pooling."""
-    encoder = open_encoder(minilm)
+    monkeypatch.setattr(baselines, "local_cache", lambda: Cache(str(tmp_path / "cache")))
     (tmp_path / "sts.yaml").write_text(f"name: sts\nkind: similarity\ntest: {shared_data}/probes/stsb_dev.parquet\n")
-    material = prepare(load_task(str(tmp_path / "sts.yaml")), encoder.tokenize, encoder.positions)
-    record = evaluate(encoder, material, Cache(str(tmp_path)))
+    assert run_app(["probe", "run", minilm, "--task", str(tmp_path / "sts.yaml"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
     assert record["n_test"] == 1_500
     assert record["mean"]["spearman"] == pytest.approx(0.8672, abs=0.005)
 

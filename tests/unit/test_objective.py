@@ -101,7 +101,7 @@ def test_a_sample_s_masks_follow_from_its_index_alone_and_a_larger_fraction_keep
 
 
 def test_halves_hold_all_that_the_samples_held(columns):
-    split = halves.split(columns)
+    split = halves.split(columns, GPT2)
     whole, parts = bag.originals(columns), bag.originals(split)
     for i, (cut, length) in enumerate(zip(columns["cut"], columns["length"], strict=True)):
         one, other = parts[2 * i][: split["length"][2 * i]], parts[2 * i + 1][: split["length"][2 * i + 1]]
@@ -124,7 +124,7 @@ def test_a_bag_is_content_of_its_own_text_and_no_token_twice(columns, split):
     common = columns["input_ids"].copy()
     common[:, 1] = 5  # in every text
     texts = columns | {"input_ids": np.where(columns["masked_positions"][:, :1] == 1, columns["input_ids"], common)}
-    texts = halves.split(texts) if split else texts
+    texts = halves.split(texts, GPT2) if split else texts
     bags, ids = bag.draw_bags(texts, 7, seed=1, vocabulary=GPT2), bag.originals(texts)
     assert bags.shape == (len(ids), 7)
     for drawn, own in zip(bags, ids, strict=True):

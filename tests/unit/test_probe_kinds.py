@@ -130,6 +130,13 @@ def test_every_reader_takes_a_record_of_any_kind(encoder, tmp_path):
         shown = probe_figures(parsed)
         assert shown[f"probe/{parsed['task']}/mean"] == parsed["mean"][headline.key]
         assert f"probe/{parsed['task']}/tfidf" in shown
+        listed = {(name, pooling): value for name, pooling, value in kinds.baselines(parsed)}
+        assert listed["tfidf", ""] == shown[f"probe/{parsed['task']}/tfidf"]
+        assert (
+            listed["start", "cls"]
+            == listed["untrained", "cls"]
+            == parsed["baselines"]["untrained"]["cls"][headline.key]
+        )
     with pytest.raises(InputError, match="different texts"):
         compare(parsed, {**parsed, "texts": "other"})
     with pytest.raises(ValueError, match="less than or equal to 1"):

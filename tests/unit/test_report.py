@@ -1,6 +1,7 @@
 """The page of a run that goes on: it loads itself again, and new results come into it by themselves."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,7 @@ def test_the_first_line_says_what_training_added_beyond_the_start(tmp_path, gain
     assert f"Step 400 against the run&#39;s start, text by text: pooler {100 * gain:+.1f} points" in page
     assert 'class="dashdot"' in page
     assert "start pooler" in page
+    assert "[CLS], 95 % interval" in page
     console = Console(record=True, width=80)
     console.print(closing_table(run))
     text = console.export_text()
@@ -136,6 +138,18 @@ def test_the_board_stays_as_long_with_tuned_figures(tmp_path):
     before = lines(6)
     write_probe(run, started(probe("bbc_news", 2000, 2000)))
     assert lines(6) <= before + 2  # the start, and what parts the tuned figures from the others
+
+
+def test_a_contrast_stands_beside_chance(tmp_path):
+    run = make_run(tmp_path, steps=400, probe_every=0)  # of 16 pairs in a micro-batch
+    log = Path(run, "metrics.jsonl")
+    for step, loss, right in ((10, 2.7, 0.1), (20, 2.5, 0.2)):
+        with log.open("a") as file:
+            file.write(json.dumps({"step": step, "contrast_loss": loss, "contrast_accuracy": right}) + "\n")
+    page = Path(write_report(run)).read_text()
+    assert "chance: ln 16" in page
+    assert "chance: 6.25 %" in page
+    assert "chance: ln 2" in page, "of the next-sentence loss"
 
 
 def test_a_new_probe_comes_into_the_page(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raybert.data.shards import UnitRows
+from raybert.data.units import UnitRows
 from raybert.errors import InputError
 from raybert.spectral import count, factorise, files
 from raybert.spectral.recipe import Recipe, check

@@ -15,6 +15,7 @@ from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
 from raybert.train import optimizer
 from raybert.train.interval import Streak, Totals
+from raybert.train.memory import out_of_memory
 from raybert.train.step import COUNT, SUMS, dropout_seed, means, train_step, validate
 
 CONFIG = BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.0)
@@ -172,6 +173,16 @@ def test_an_update_with_a_gradient_that_is_not_finite_is_left_out(bert):
     assert torch.isfinite(norm)
     assert sums[len(SUMS) + COUNT] == 4
     assert not torch.equal(after[0]["pooler.weight"], before[0]["pooler.weight"])
+
+
+def test_a_gpu_without_memory_says_what_to_halve():
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    sentence = out_of_memory(error, step=3, micro_batch=64, seq_len=512, checkpointing=False)
+    assert all(word in sentence for word in ("step 3", "train.micro_batch=64", "T=512", "to 32", "2.00 GiB"))
+    assert "train.gradient_checkpointing=true" in sentence
+    last = out_of_memory(error, step=3, micro_batch=1, seq_len=512, checkpointing=True)
+    assert "model.size" in last
+    assert "gradient_checkpointing" not in last
 
 
 def test_a_streak_of_bad_steps_is_found_across_log_lines():

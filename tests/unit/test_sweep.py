@@ -22,7 +22,8 @@ from raybert.sweep.rates import best_rates, fit_parabola, sentence
 from raybert.sweep.summary import best, note_end, read_sweep, require_none_failed
 from raybert.sweep.table import summary_table
 from raybert.train.dry_run import Estimate, show_sweep
-from tests.runs import make_run
+from tests.data import make_shards
+from tests.runs import make_run, probe, score, write_probe
 
 BASE = {"train": {"steps": 1000, "global_batch": 32, "micro_batch": 16}, "model": {"size": "tiny"}}
 
@@ -126,11 +127,13 @@ def test_texts_of_a_sweep_are_what_their_settings_ask_for(tmp_path):
 def test_a_setting_that_is_younger_than_a_sweep_does_not_keep_it_from_going_on(tmp_path):
     begun = sweep(tmp_path)
     now = sweeps._describe(begun, space.trials(begun))
-    before = {key: value for key, value in now.items() if not key.startswith("base.model.attention_init")}
+    before = {key: value for key, value in now.items() if key not in ("base.model.attention_init", "metric")}
     assert before != now
     sweeps._require_same(begun, before, now)
     with pytest.raises(InputError, match=r"begun with base.model.attention_init=normal and cannot go on with average"):
         sweeps._require_same(begun, before, now | {"base.model.attention_init": "average"})
+    with pytest.raises(InputError, match=r"begun with metric=validation_loss and cannot go on with sts.spearman"):
+        sweeps._require_same(begun, before, now | {"metric": "sts.spearman"})
 
 
 @given(best=st.floats(-7, -5), bend=st.floats(0.05, 2), count=st.integers(4, 8))
@@ -195,7 +198,42 @@ def test_every_end_of_a_trial_has_its_name(tmp_path):
     with pytest.raises(RunFailed, match=r"2 of 7 trials failed: trial-0003: The data are gone; trial-0004: The worker"):
         require_none_failed(outcomes)
     require_none_failed(outcomes[:3])
-    assert best(outcomes).name == "trial-0000"
+    assert best("validation_loss", outcomes).name == "trial-0000"
+
+
+def test_the_best_trial_is_best_by_the_metric_that_the_sweep_names(tmp_path):
+    loaded = sweep(tmp_path, base=BASE, space={"optimizer.lr": {"grid": RATES}}, metric="bbc_news.cls.test_accuracy")
+    outcomes = ended(loaded)
+    second = space.trials(loaded)[1].config.run_uri
+    Path(second, "outcome.json").unlink()  # as if it had come to its end, with a higher loss and better vectors
+    lines = Path(second, "metrics.jsonl").read_text() + json.dumps({"step": 1000, "validation": {"loss": 9.0}}) + "\n"
+    Path(second, "metrics.jsonl").write_text(lines)
+    write_probe(second, probe("bbc_news", 1000, 1000) | {"cls": score(0.9)})
+    outcomes = read_sweep(loaded)
+    assert [outcome.status for outcome in outcomes[:2]] == ["finished", "finished"]
+    assert best("validation_loss", outcomes).name == "trial-0000"
+    assert best(loaded.metric, outcomes).name == "trial-0001"
+    assert best("bbc_news.pooler.spearman", outcomes) is None
+    told = "Best finished trial: trial-0001 with bbc_news.cls.test_accuracy 0.9000"
+    text = shown(summary_table(loaded, outcomes))
+    assert told in " ".join(text.split())
+    assert text.index("trial-0001") < text.index("trial-0000")
+    assert told in Path(write_summary(loaded, outcomes)).read_text()
+    assert yaml.safe_load((tmp_path / "sweep" / "winner.yaml").read_text())["optimizer"]["lr"] == RATES[1]
+    # The word that stops a trial may come after its last step.
+    note_end(second, "pruned")
+    assert read_sweep(loaded)[1].status == "finished"
+
+
+def test_a_metric_that_no_probe_of_the_trials_measures_is_a_sentence_before_ray_starts(tmp_path):
+    shards = make_shards(str(tmp_path / "shards")).uri
+    base = {**BASE, "data": {"shards": shards}, "probe": {"tasks": ["bbc_news"]}}
+    loaded = sweep(tmp_path, base=base, metric="bbc_news.test_accuracy")
+    sweeps.check_data(loaded, space.trials(loaded))
+    for metric, tasks in (("bbc_news.spearman", ["bbc_news"]), ("bbc_news.test_accuracy", [])):
+        wrong = sweep(tmp_path, base={**base, "probe": {"tasks": tasks}}, metric=metric)
+        with pytest.raises(InputError, match=rf"metric={metric} is no metric of this run"):
+            sweeps.check_data(wrong, space.trials(wrong))
 
 
 def test_only_trials_that_ended_well_after_a_first_step_say_which_rate_is_best(tmp_path):

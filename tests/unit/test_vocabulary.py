@@ -488,4 +488,4 @@ def test_whole_words_are_a_setting_that_changes_nothing_by_default(sets):
     config = from_mapping({"objective": {"whole_word": True, "pair": "none"}})
     spec = sample_spec(config, sets["uint16"].vocabulary)
     assert (spec.whole_word, spec.next_sentence) == (True, False)
-    assert not sample_spec(from_mapping({})).whole_word
+    assert not sample_spec(from_mapping({}), spec.vocabulary).whole_word

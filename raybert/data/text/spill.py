@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from raybert.data.rng import fold, uniform
-from raybert.data.shards import SCHEMA, SPLITS, UnitRows, binary_column, rows_of
+from raybert.data.shards import SCHEMA, SPLITS, binary_column, rows_of
 from raybert.data.text.windows import Document
+from raybert.data.units import UnitRows
 from raybert.tokenizer import Vocabulary
 
 BUCKET_BITS = 10

@@ -22,7 +22,7 @@ from raybert.probe.service import owner, work
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.queue import Record
 from raybert.probe.service.served import Outcome, Probe, ServedRun
-from raybert.records import read_object
+from raybert.records import is_number, read_object
 from raybert.telemetry import Board, tags_of
 
 log = logging.getLogger(__name__)
@@ -65,10 +65,13 @@ class ProbeService:
         self._started = time.time()
         self._last_scan = self._last_work = time.monotonic()
         run = ("run", "trial")
+        of_pooling = (*run, "task", "kind", "pooling")
         self._board = Board(
             {
                 "probe_accuracy": ("probe accuracy", (*run, "task", "pooling", "split")),
-                "probe_headline": ("the figure that stands for the task's kind", (*run, "task", "kind", "pooling")),
+                "probe_headline": ("the figure that stands for the task's kind", of_pooling),
+                "probe_figure": ("the figures beside the headline", (*of_pooling, "figure")),
+                "probe_baseline": ("what the headline is to be compared with", (*of_pooling, "baseline")),
                 "probe_queue": ("checkpoints that wait for their probe", run),
                 "probe_seconds": ("seconds of the last probe", (*run, "task")),
             }
@@ -253,11 +256,17 @@ class ProbeService:
         kind = kinds.of_record(record)
         assert kind is not None  # this service wrote it
         for pooling in kinds.poolings(record):
-            headline = {**tags, "pooling": pooling, "kind": kind.name}
-            self._board.set("probe_headline", float(record[pooling][kind.headline.key]), headline)
+            entry, of_pooling = record[pooling], {**tags, "pooling": pooling, "kind": kind.name}
+            self._board.set("probe_headline", float(entry[kind.headline.key]), of_pooling)
+            for name in kind.headline.others:
+                if is_number(entry.get(name)):
+                    self._board.set("probe_figure", float(entry[name]), {**of_pooling, "figure": name})
             for split in ("train", "test"):
-                if (value := record[pooling].get(f"{split}_accuracy")) is not None:
+                if (value := entry.get(f"{split}_accuracy")) is not None:
                     self._board.set("probe_accuracy", value, {**tags, "pooling": pooling, "split": split})
+        for name, pooling, value in kinds.baselines(record):
+            of_baseline = {**tags, "pooling": pooling, "kind": kind.name, "baseline": name}
+            self._board.set("probe_baseline", value, of_baseline)
 
     def _run_file(self, run_uri: str) -> str:
         name = hashlib.sha256(run_uri.encode()).hexdigest()[:32]

@@ -3,6 +3,7 @@
     RUN/probes/queue/step-00000200.json     waiting or running: the tasks and what they need
     RUN/probes/weights/step-00000200/       a copy of the weights that checkpoint retention never reaches
     RUN/probes/TASK-00000200.json           the record: a result, or why there is none
+    RUN/probes/best.json                    whose weights the run keeps as its best (`raybert.probe.service.best`)
     RUN/probes/service.json                 which probe service serves this run (`raybert.probe.service.owner`)
 
 An entry exists before its submission is acknowledged. It is removed last: after a record for each of its tasks is
@@ -44,6 +45,7 @@ class Request:
     gpus: float = 0.0
     tokenizer: str = ""  # hash of the run's, which lies beside the weights; empty where it is raybert's own
     begins_random: bool = False  # the run's start is an untrained encoder and has no record at step 0
+    best: str = ""  # the metric whose best weights the run keeps, where a probe measures it (`raybert.probe.metrics`)
 
     @property
     def weights(self) -> str:
@@ -98,6 +100,7 @@ def add(request: Request) -> bool:
             "gpus": request.gpus,
             "tokenizer": request.tokenizer,
             "begins_random": request.begins_random,
+            "best": request.best,
             "max_waiting": request.max_waiting,
             "submitted": submitted,
         },
@@ -154,6 +157,7 @@ def read_entry(run_uri: str, step: int) -> Entry:
             gpus=found.get("gpus", 0.0),
             tokenizer=str(found.get("tokenizer", "")),
             begins_random=bool(found.get("begins_random", False)),
+            best=str(found.get("best", "")),
             max_waiting=found["max_waiting"],
             submitted=found["submitted"],
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from raybert.errors import InputError
 from raybert.probe import kinds
 from raybert.probe.kind import ProbeTask
-from raybert.probe.service import owner, queue, work
+from raybert.probe.service import best, owner, queue, work
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.queue import Entry, Record
 
@@ -182,6 +182,7 @@ class ServedRun:
         if queue.open_tasks(now):
             self.entries[entry.step], self.dirty = now, True
             return
+        best.keep(entry)
         queue.finish(entry)
         self._apart.discard(entry.step)
         self.entries.pop(entry.step, None)

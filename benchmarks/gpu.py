@@ -1,0 +1,170 @@
+"""Everything that has to be known of a GPU, in minutes: correct, fast, and a model that learns. See gpu.md beside this.
+
+    python -m benchmarks.gpu --data build/gpu-data.npz --out DIR [--device cuda|cpu] [--minutes 9]
+
+Each part is a process with a time limit of its own, so that none can take another's time or memory. What it finds is
+written to DIR/results.jsonl as it comes, a JSON line each; DIR/PART.log has what it said beside. No part needs Ray, a
+network, or more than torch, numpy, transformers, safetensors and tiktoken.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+# Shares of the time, in the order in which they run; what a part leaves is shared out among the others.
+PARTS = {"correct": 0.14, "learn": 0.33, "record": 0.13, "probe": 0.04, "step": 0.36}
+ON_A_CPU = {"correct": 0.5, "learn": 0.14, "record": 0.14, "probe": 0.08, "step": 0.14}
+GRACE = 0.12  # of a part's limit, by which its work ends before it is killed
+RESERVE = 5.0  # seconds of the whole for starting and ending
+RESULTS = "results.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"))
+    parser.add_argument("--data", type=Path, default=Path("build/gpu-data.npz"), help="`benchmarks.on_gpu.carried`")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of them, separated by commas")
+    parser.add_argument("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        run_part(arguments)
+        return
+    if wrong := set(arguments.parts.split(",")) - PARTS.keys():
+        parser.error(f"there is no part {', '.join(sorted(wrong))}; choose from {', '.join(PARTS)}")
+    sys.exit(run_all(arguments))
+
+
+def run_part(arguments: argparse.Namespace) -> None:
+    """In a process of its own."""
+    os.environ["RAYBERT_TEST_DEVICE"] = arguments.device
+    deadline = time.monotonic() + arguments.seconds
+    import torch
+
+    from benchmarks.on_gpu import correct, learn, probe, step
+    from benchmarks.on_gpu.parts import Order
+
+    work = {
+        "correct": correct.run,
+        "learn": learn.original,
+        "record": learn.record,
+        "probe": probe.run,
+        "step": step.run,
+    }
+    device = torch.device(arguments.device)
+    work[arguments.part](Order(arguments.part, device, arguments.out, arguments.data, deadline))
+
+
+def run_all(arguments: argparse.Namespace) -> int:
+    """All parts. Returns the exit code: 0 when each one ended well."""
+    begun, shares = time.monotonic(), ON_A_CPU if arguments.device == "cpu" else PARTS
+    end = begun + 60 * arguments.minutes - RESERVE
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for old in (RESULTS, "curve.json", "curve.png"):
+        (arguments.out / old).unlink(missing_ok=True)
+    tell(arguments.out, {"part": "about", **about(arguments.device)})
+    if not arguments.data.exists():
+        arguments.data = small_data(arguments.out)
+    parts = arguments.parts.split(",")
+    failed = []
+    for number, part in enumerate(parts):
+        share = shares[part] / sum(shares[name] for name in parts[number:])
+        limit = max(1.0, (end - time.monotonic()) * share)
+        ended = run_limited(part, limit, arguments)
+        tell(arguments.out, {"part": part, "ended": ended, "limit_s": round(limit, 1)})
+        failed += [part] if ended["how"] == "failed" else []
+    tell(arguments.out, summary(arguments.out, time.monotonic() - begun, failed))
+    return 1 if failed else 0
+
+
+def run_limited(part: str, limit: float, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run a part, write its lines down as they come, and end it with all its processes when its time is up."""
+    start = time.monotonic()
+    options = {"part": part, "seconds": limit * (1 - GRACE), "device": arguments.device}
+    options |= {"out": arguments.out, "data": arguments.data}
+    command = [sys.executable, "-m", "benchmarks.gpu", *(f"--{name}={value}" for name, value in options.items())]
+    with (arguments.out / f"{part}.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        timer = threading.Timer(limit, os.killpg, (process.pid, signal.SIGKILL))
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                write(arguments.out, line.rstrip("\n"))
+        code = process.wait()
+        out_of_time = not timer.is_alive()
+        timer.cancel()
+    how = "stopped at its limit" if out_of_time and code else "failed" if code else "done"
+    last = (arguments.out / f"{part}.log").read_text().strip().splitlines()[-1:] if how == "failed" else []
+    return {"how": how, "seconds": round(time.monotonic() - start, 1), **({"error": last[0][:400]} if last else {})}
+
+
+def small_data(out: Path) -> Path:
+    """A file of a million tokens, where the folder of texts is at hand and none was made."""
+    from benchmarks.on_gpu.carried import make
+
+    path = out / "small-data.npz"
+    size = make(path, most_tokens=1_000_000)
+    tell(out, {"part": "about", "data": f"{path}: a small file, made now, of {size:,} bytes"})
+    return path
+
+
+def about(device: str) -> dict[str, Any]:
+    import torch
+
+    from benchmarks.common import machine
+
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("torch finds no GPU here; with --device cpu the same parts run on a CPU, with tiny models")
+    found: dict[str, Any] = {"device": device, "machine": machine(), "torch": torch.__version__}
+    if device == "cuda":
+        found |= {"card": torch.cuda.get_device_name(), "capability": list(torch.cuda.get_device_capability())}
+        found["memory_gb"] = round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1)
+    return found
+
+
+def summary(out: Path, seconds: float, failed: list[str]) -> dict[str, Any]:
+    """The last line, with the names that all benchmarks have; figures that were not measured are left out."""
+    lines = [json.loads(line) for line in (out / RESULTS).read_text().splitlines()]
+    steps = [line for line in lines if line["part"] == "step" and "ratio" in line]
+    first = steps[0] if steps else {}
+    named = ("ours", "peer", "ratio", "limit", "mfu", "size", "T", "peer_is")
+    found = {name: first[name] for name in named if name in first}
+    if "mfu" in found:
+        found["share_of_limit"] = found["mfu"]
+    tests = [line for line in lines if line["part"] == "correct" and "test" in line]
+    ends = [line for line in lines if line["part"] in ("learn", "record") and "pooler" in line]
+    found |= {"tests": len(tests), "tests_failed": [line["test"] for line in tests if not line["ok"]]}
+    found |= {f"{line['recipe']}_pooler": line["pooler"] for line in ends}
+    return {
+        "part": "summary",
+        "name": "gpu",
+        "unit": "real tokens/s",
+        **found,
+        "machine": next(line["machine"] for line in lines if "machine" in line),
+        "failed": failed,
+        "seconds": round(seconds, 1),
+    }
+
+
+def tell(out: Path, found: dict[str, Any]) -> None:
+    write(out, json.dumps(found))
+
+
+def write(out: Path, line: str) -> None:
+    with (out / RESULTS).open("a") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

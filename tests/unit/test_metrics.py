@@ -1,0 +1,112 @@
+"""What `checkpoint.best` and a sweep follow: names of metrics, their values in records, the weights that are kept."""
+
+import pytest
+
+from raybert import storage
+from raybert.errors import InputError
+from raybert.export.card import origin
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.model.files import load, save
+from raybert.probe import metrics
+from raybert.probe.service import best, queue
+from raybert.probe.tasks import parse_task
+from raybert.sweep.reports import probe_report
+from tests.runs import make_run, probe, score, write_probe
+
+STS = parse_task({"name": "sts", "kind": "similarity", "test": "dev.parquet"}, "here")
+TUNED = parse_task(
+    {"name": "tuned", "kind": "finetune", "train": "t.csv", "test": "d.csv", "text": "a", "label": "b"}, ""
+)
+NAMED = parse_task({"name": "topics-1.5", "train": "t.csv", "test": "d.csv", "text": "a", "label": "b"}, "here")
+
+
+def test_every_headline_has_a_name_in_all_poolings_and_in_each():
+    found = metrics.names([STS, TUNED])
+    alike = ["sts.spearman", "sts.pooler.spearman", "sts.cls.spearman", "sts.mean.spearman"]
+    assert found == ["validation_loss", *alike, "tuned.score", "tuned.pooler.score"]
+    for name in found:
+        metrics.check("checkpoint.best", name, [STS, TUNED])
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "sentence"),
+    [
+        ("sts.pearson", [STS], r"checkpoint.best=sts.pearson .* did you mean sts.spearman\?"),
+        ("tuned.mean.score", [STS, TUNED], r"There are validation_loss and .* sts.spearman, tuned.score, each also"),
+        ("sts.spearman", [], "probes no task; there is validation_loss, and for another one set probe.tasks"),
+    ],
+)
+def test_a_wrong_name_is_a_sentence(name, tasks, sentence):
+    with pytest.raises(InputError, match=sentence):
+        metrics.check("checkpoint.best", name, tasks)
+
+
+def test_a_record_has_the_metrics_of_its_task_alone():
+    record = probe("topics-1.5", 200, 1000)
+    assert metrics.value("topics-1.5.test_accuracy", record) == record["mean"]["test_accuracy"]  # the highest
+    assert metrics.value("topics-1.5.cls.test_accuracy", record) == record["cls"]["test_accuracy"]
+    for other in ("topics-1.5.macro_f1", "topics-1.test_accuracy", "topics-1.5.last.test_accuracy", "validation_loss"):
+        assert metrics.value(other, record) is None
+    assert metrics.value("topics-1.5.test_accuracy", {"task": "topics-1.5", "step": 200, "status": "failed"}) is None
+    unknown = {"task": "topics-1.5", "step": 200, "kind": "younger"}
+    assert metrics.value("topics-1.5.test_accuracy", unknown) is None
+
+
+def test_a_sweep_is_told_of_probes_between_the_start_and_the_last_step():
+    metric = "topics-1.5.cls.test_accuracy"
+    found = [probe_report(metric, probe("topics-1.5", step, 400), steps=400, tokens=32 * 128) for step in (0, 200, 400)]
+    value = probe("topics-1.5", 200, 400)["cls"]["test_accuracy"]
+    assert found == [None, {"step": 200, "tokens": 200 * 32 * 128, metric: value}, None]
+    assert probe_report("sts.spearman", probe("topics-1.5", 200, 400), steps=400, tokens=1) is None
+
+
+def model(step: int) -> Bert:
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32)
+    found = Bert(config)
+    found.pooler.bias.data.fill_(step)
+    return found
+
+
+def kept(run: str) -> int:
+    return int(load(f"{run}/checkpoints/best").pooler.bias[0])
+
+
+def test_the_weights_of_the_highest_headline_are_kept_whatever_is_killed_in_between(tmp_path):
+    run = make_run(tmp_path, name="run", steps=500, validation_every=0, probe_every=0, tasks=())
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("best: validation_loss", "best: topics-1.5.test_accuracy"))
+
+    def probed(step: int, accuracy: float, metric: str = "topics-1.5.test_accuracy") -> queue.Entry:
+        save(model(step), queue.weights_uri(run, step))
+        queue.add(queue.Request(run, step, (NAMED,), positions=32, cpus=1, max_waiting=5, best=metric))
+        write_probe(run, probe("topics-1.5", step, 500) | dict.fromkeys(("pooler", "cls", "mean"), score(accuracy)))
+        entry = queue.read_entry(run, step)
+        best.keep(entry)
+        return entry
+
+    probed(0, 0.99)
+    assert not storage.exists(f"{run}/checkpoints/best"), "the start was kept"
+    probed(100, 0.6)
+    assert kept(run) == 100
+    second = probed(200, 0.8)
+    probed(300, 0.7)
+    probed(400, 0.8)
+    assert kept(run) == 200, "a later step that is no better replaced it"
+    # A service that was killed after it had copied the weights does so again, unless it had begun to remove them.
+    storage.remove(f"{run}/probes/best.json")
+    best.keep(second)
+    assert kept(run) == 200
+    storage.remove(f"{run}/probes/best.json")
+    storage.remove(f"{second.weights}/config.json")
+    best.keep(second)
+    assert kept(run) == 200
+    probed(500, 0.9)
+    assert kept(run) == 500
+    found = origin(f"{run}/checkpoints/best")
+    assert (found.step, found.best) == (500, "the highest topics-1.5.test_accuracy")
+    probed(600, 0.95, metric="")  # a run that keeps the best by validation loss, or none
+    assert kept(run) == 500
+    probed(700, 0.2, metric="topics-1.5.cls.test_accuracy")  # a run that goes on with another metric
+    assert kept(run) == 700
+    assert origin(f"{run}/checkpoints/best") is None, "by the settings of before"

@@ -1,0 +1,358 @@
+"""Packed sequences give the numbers of padded ones: losses and every gradient, compiled or not, on a CPU or a GPU.
+
+Without pytest, Ray or pydantic: `benchmarks.gpu` calls these functions on machines that have none of them. On a GPU
+float32 takes the plain attention, and bfloat16 the kernel.
+"""
+
+import copy
+import os
+from collections import Counter
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from raybert.data.block import Columns, take
+from raybert.data.packing import pack, packing_for
+from raybert.data.spec import SampleSpec
+from raybert.data.tensors import packed_to_torch, rows_of, to_torch
+from raybert.model import layout as layouts
+from raybert.model import varlen
+from raybert.model.bert import Bert
+from raybert.model.config import BertConfig
+from raybert.model.losses import Pretraining
+from raybert.model.objective import Objective
+from raybert.tokenizer import CLS_ID, NUM_TEXT_TOKENS, PAD_ID, SEP_ID
+from raybert.train import checkpoint, optimizer
+from raybert.train.feed import Feed, choose_packing
+from raybert.train.step import forward_sums, means, train_step
+
+DEVICE = torch.device(os.environ.get("RAYBERT_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+BACKEND = "inductor" if DEVICE.type == "cuda" else "aot_eager"
+T = 48
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": T}
+ORIGINAL, CONTRAST = SampleSpec(), SampleSpec(halves=True, next_sentence=False, bag_tokens=3, bag_of_neighbour=True)
+OBJECTIVES = [(ORIGINAL, Objective()), (CONTRAST, Objective(pair="contrastive", bag_weight=0.5))]
+ADAM = {"lr": 1e-3, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
+
+
+def columns(samples: int, seed: int, longest: int = T) -> Columns:
+    """Samples [CLS] A [SEP] B [SEP] of random lengths, 15 % of the text predicted."""
+    rng = np.random.default_rng(seed)
+    length = rng.integers(7, longest + 1, samples).astype(np.int32)
+    cut = (3 + rng.integers(0, length - 6)).astype(np.int32)
+    place, rows = np.arange(T), np.arange(samples)
+    ids = rng.integers(0, NUM_TEXT_TOKENS, (samples, T))
+    ids[:, 0], ids[rows, cut - 1], ids[rows, length - 1] = CLS_ID, SEP_ID, SEP_ID
+    ids[place >= length[:, None]] = PAD_ID
+    text = (place > 0) & (place != cut[:, None] - 1) & (place < length[:, None] - 1)
+    positions = np.full((samples, 7), -1, np.int32)
+    for row in rows:
+        chosen = rng.permutation(np.flatnonzero(text[row]))[: max(1, round(0.15 * (length[row] - 3)))]
+        positions[row, : len(chosen)] = np.sort(chosen)
+    labels = np.where(positions >= 0, rng.integers(0, NUM_TEXT_TOKENS, positions.shape), PAD_ID)
+    return {
+        "input_ids": ids.astype(np.uint16),
+        "cut": cut,
+        "length": length,
+        "masked_positions": positions,
+        "masked_labels": labels.astype(np.uint16),
+        "next_sentence_label": rng.integers(0, 2, samples).astype(np.int8),
+        "index": np.arange(samples),
+        "document": rng.integers(0, 3 * samples, samples),
+    }
+
+
+def pretraining(objective: Objective, dropout: float = 0.0, **size: float) -> Pretraining:
+    torch.manual_seed(0)
+    config = BertConfig(**{"dropout": dropout, "initializer_range": 0.2, **SIZE, **size})  # type: ignore[arg-type]
+    return Pretraining(Bert(config), objective).to(DEVICE).train()
+
+
+def gradients(model: torch.nn.Module, sums: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    sums[::3].sum().backward()
+    found = {name.removeprefix("_orig_mod."): p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: gradient.float().clone() for name, gradient in found.items()}
+
+
+def padded_sums(model: torch.nn.Module, parts: list[Columns], spec: SampleSpec) -> Tensor:
+    return torch.stack([model(**to_torch(part, DEVICE, spec)) for part in parts]).sum(0)
+
+
+def packed_sums(model: torch.nn.Module, parts: list[Columns], spec: SampleSpec, micro_batch: int) -> Tensor:
+    groups = packed_to_torch(parts, DEVICE, packing_for(micro_batch, T, spec))
+    return torch.stack([forward_sums(model, [group], None) for group in groups]).sum(0)
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    """The largest difference of each tensor against the largest value of it, which is 1 at least."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        difference = float((found[name] - value).detach().abs().max()) / max(1.0, float(value.detach().abs().max()))
+        assert difference <= tolerance, f"{name} differs by {difference:.2g}"
+
+
+def test_losses_and_gradients_are_those_of_padded_rows():
+    for spec, objective in OBJECTIVES:
+        model = pretraining(objective)
+        for seed, (samples, micro_batch) in enumerate([(1, 1), (1, 3), (5, 5), (16, 4), (12, 2), (18, 6)]):
+            if spec.halves and micro_batch == 1:
+                continue  # a contrast has no negatives
+            whole = columns(samples, seed)
+            parts = [take(whole, slice(at, at + micro_batch)) for at in range(0, samples, micro_batch)]
+            expected, found = padded_sums(model, parts, spec), packed_sums(model, parts, spec, micro_batch)
+            assert_equal({"sums": found}, {"sums": expected})
+            assert_equal(gradients(model, found), gradients(model, expected))
+
+
+def test_the_room_beside_the_samples_changes_nothing():
+    for spec, objective in OBJECTIVES:
+        model, part = pretraining(objective), columns(3, 0)
+        tight, wide = (packed_sums(model, [part], spec, micro_batch) for micro_batch in (3, 40))
+        assert_equal({"sums": wide}, {"sums": tight})
+        assert_equal(gradients(model, wide), gradients(model, tight))
+
+
+def test_compiled_losses_and_gradients_are_the_same_and_shapes_are_few():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for spec, objective in OBJECTIVES:
+        model = pretraining(objective)
+        compiled = torch.compile(model, backend=BACKEND, dynamic=False)
+        packing = packing_for(4, T, spec)
+        for samples in (2, 4, 12) if objective.pair == "next_sentence" else (12,):
+            whole = columns(samples, samples)
+            parts = [take(whole, slice(at, at + 4)) for at in range(0, samples, 4)]
+            expected, found = padded_sums(model, parts, spec), packed_sums(compiled, parts, spec, 4)
+            assert_equal({"sums": found}, {"sums": expected})
+            assert_equal(gradients(compiled, found), gradients(model, expected))
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert graphs <= len(packing.rungs), f"{graphs} graphs for {len(packing.rungs)} rungs"
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+
+
+def relative_error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    """Of all tensors as one vector."""
+    difference = sum(float((found[name] - value).detach().square().sum()) for name, value in exact.items())
+    return (difference / sum(float(value.detach().square().sum()) for value in exact.values())) ** 0.5
+
+
+def test_bfloat16_is_close_to_float32():
+    """On a GPU that has it this is the kernel, with heads of the usual 64."""
+    if DEVICE.type == "cuda" and varlen.why_not(DEVICE, torch.bfloat16, 64):
+        return
+    model, parts = pretraining(Objective(), hidden_size=128, initializer_range=0.02), [columns(12, 1)]
+    exact = padded_sums(model, parts, ORIGINAL)
+    expected = gradients(model, exact)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        found = packed_sums(model, parts, ORIGINAL, 12)
+    assert abs(float((found[0] / exact[0]).detach()) - 1) <= 1e-2
+    assert abs(float((found[3] / exact[3]).detach()) - 1) <= 1e-2
+    error = relative_error(gradients(model, found), expected)
+    assert error <= 1e-2, f"gradients differ by {error:.2g}"
+
+
+def test_the_kernel_is_the_plain_attention():
+    """Of any lengths, with sequences without a token. On a CPU both are the plain one, beside a loop over sequences."""
+    usable = not varlen.why_not(DEVICE, torch.bfloat16, 64)
+    for dtype, tolerance in [(torch.float32, 1e-5)] + ([(torch.bfloat16, 1e-2)] if usable else []):
+        for seed in range(4):
+            rng = np.random.default_rng(seed)
+            lengths = rng.integers(0, 70, 6)
+            starts = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32, device=DEVICE)
+            tokens = int(starts[-1])
+            drawn = torch.tensor(rng.standard_normal((tokens, 3 * 128)), dtype=torch.float32, device=DEVICE).to(dtype)
+            weights = torch.tensor(rng.standard_normal((tokens, 128)), dtype=torch.float32, device=DEVICE)
+            mine, theirs = drawn.clone().requires_grad_(), drawn.float().requires_grad_()
+            found = varlen.varlen_attention(mine, 2, layouts.packed(starts, tokens, 70), 0.0).float()
+            exact = torch.cat([one_by_one(own) for own in theirs.split(lengths.tolist()) if len(own)])
+            assert relative_error({"": found}, {"": exact}) <= tolerance
+            pair = [torch.autograd.grad((out * weights).sum(), of)[0] for out, of in ((found, mine), (exact, theirs))]
+            assert relative_error({"": pair[0].float()}, {"": pair[1]}) <= tolerance
+
+
+def test_the_kernels_operators_take_what_they_are_given():
+    """Shapes alone, since a CPU has no kernel: forward, backward and compiled, with dropout and without."""
+    starts = torch.zeros(5, dtype=torch.int32, device="meta")
+    place = torch.zeros(40, dtype=torch.long, device="meta")
+    layout = layouts.Packed(starts, 64, place, place)
+    for rate in (0.0, 0.1):
+
+        def attend(qkv: Tensor, rate: float = rate) -> Tensor:
+            split = qkv.view(40, 3, 2, 64).unbind(1)
+            return varlen._kernel(*split, layout, rate).reshape(40, -1)
+
+        for called in (attend, torch.compile(attend, backend="aot_eager", fullgraph=True)):
+            qkv = torch.zeros(40, 3 * 128, dtype=torch.bfloat16, device="meta", requires_grad=True)
+            mixed = called(qkv)
+            assert mixed.shape == (40, 128)
+            mixed.sum().backward()
+            assert qkv.grad is not None
+            assert qkv.grad.shape == qkv.shape
+
+
+def one_by_one(own: Tensor) -> Tensor:
+    """Attention of one sequence: (n, 3 x 128) with two heads -> (n, 128)."""
+    query, key, value = own.view(len(own), 3, 2, 64).permute(1, 2, 0, 3)
+    mixed = torch.softmax(query @ key.transpose(1, 2) / 8, -1) @ value
+    return mixed.transpose(0, 1).reshape(len(own), 128)
+
+
+def test_dropout_depends_on_the_step_and_the_group_alone():
+    model = pretraining(Objective(), dropout=0.3)
+    (group,) = packed_to_torch([columns(4, 0)], DEVICE, packing_for(4, T))
+    first, again, other = (forward_sums(model, [group], [seed]) for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def step(
+    model: Pretraining, groups: list[dict[str, Tensor]], samples: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    # Adam's first update is nearly the gradient's sign, and some gradients are rounding alone.
+    plain = torch.optim.SGD(model.bert.parameters(), fused=True)
+    keys = {"seed": 0, "step": 0, "first_micro_batch": 0, "global_batch": samples, "objective": model.objective}
+    return train_step(model, plain, groups, lr=0.1, grad_clip=1e9, dtype=torch.float32, **keys)[0]
+
+
+def test_a_step_on_packed_groups_is_the_step_on_micro_batches():
+    for spec, objective in OBJECTIVES:
+        model, whole = pretraining(objective), columns(24, 7, longest=16)
+        other, parts = copy.deepcopy(model), [take(whole, slice(at, at + 4)) for at in range(0, 24, 4)]
+        groups = packed_to_torch(parts, DEVICE, packing_for(4, T, spec))
+        assert len(groups) < len(parts) or spec.halves  # which are too many here to be joined
+        found = means(step(model, groups, 24), objective)
+        expected = means(step(other, [to_torch(part, DEVICE, spec) for part in parts], 24), objective)
+        assert all(abs(found[name] - value) <= 1e-5 * max(1, abs(value)) for name, value in expected.items())
+        weights = [{name: p.detach() for name, p in each.named_parameters()} for each in (model, other)]
+        assert_equal(*weights)
+
+
+def test_a_snapshot_holds_the_weights_of_before_the_next_update():
+    model = pretraining(Objective())
+    adam = optimizer.build(model.bert, **ADAM)
+    keys = {"lr": 1e-2, "grad_clip": 1.0, "dtype": torch.float32, "seed": 0, "first_micro_batch": 0, "global_batch": 4}
+    (group,) = packed_to_torch([columns(4, 0)], DEVICE, packing_for(4, T))
+    train_step(model, adam, [group], step=0, **keys)
+    before = {name: value.clone() for name, value in model.bert.state_dict().items()}
+    moment = adam.state_dict()["state"][0]["exp_avg"].clone()
+    snap = checkpoint.snapshot(model, adam)
+    checkpoint.hold_updates(adam, snap)
+    train_step(model, adam, [group], step=1, **keys)
+    snap.wait()
+    assert all(torch.equal(snap.weights[name], value.cpu()) for name, value in before.items())
+    assert snap.state is not None
+    assert torch.equal(snap.state["optimizer"]["state"][0]["exp_avg"], moment.cpu())
+    assert not torch.equal(model.bert.pooler.weight, before["pooler.weight"])
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operators for whose result the host waits on a GPU."""
+
+    WAITING = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "is_nonzero", "_unique2", "unique_dim")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            value is not None and value.dtype == torch.bool for value in args[1]
+        )
+        if name in self.WAITING or by_mask:
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_the_device():
+    for spec, objective in OBJECTIVES:
+        model = pretraining(objective, dropout=0.1)
+        groups = packed_to_torch([columns(4, seed) for seed in range(3)], DEVICE, packing_for(4, T, spec))
+        adam = optimizer.build(model.bert, **ADAM)
+        keys = {"lr": 1e-3, "grad_clip": 1.0, "dtype": torch.float32, "seed": 0, "step": 0, "first_micro_batch": 0}
+        with Waits() as waits:
+            sums, _ = train_step(model, adam, groups, global_batch=12, objective=objective, **keys)
+        assert not waits.found, f"the step waits for {dict(waits.found)}"
+        with Waits() as waits:
+            sums.tolist()
+            sums[0].item()
+        assert waits.found, "what waits is not seen"
+
+
+def test_every_token_is_packed_once_and_no_sequence_is_longer_than_t():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        spec, micro_batch = (ORIGINAL, CONTRAST)[seed % 2], int(rng.integers(1, 9))
+        parts = [rows_of(columns(micro_batch, 100 * seed + i), spec) for i in range(rng.integers(1, 12))]
+        packing = packing_for(micro_batch, T, spec)
+        groups = pack(parts, packing)
+        ids, labels, rows, masks = [], [], 0, 0
+        for group in groups:
+            starts, real = group["starts"], int((group["next_sentence_label"] >= 0).sum())
+            assert (np.diff(starts) >= 0).all()
+            assert np.diff(starts).max() <= T
+            assert starts[-1] == len(group["input_ids"])
+            assert any(starts[-1] == rung.tokens for rung in packing.rungs)
+            ids.append(group["input_ids"][: starts[real]])
+            wanted = group["masked_positions"] >= 0
+            assert (group["masked_positions"][wanted] < starts[real]).all()
+            assert ((group["masked_labels"] >= 0) == wanted).all()
+            labels.append(group["masked_labels"][wanted])
+            rows, masks = rows + real, masks + int(wanted.sum())
+        place = np.arange(T)
+        expected = np.concatenate([part["input_ids"][place < part["length"][:, None]] for part in parts])
+        assert np.array_equal(np.concatenate(ids), expected)
+        wanted = [part["masked_labels"][part["masked_positions"] >= 0] for part in parts]
+        assert np.array_equal(np.concatenate(labels), np.concatenate(wanted))
+        assert rows == sum(len(part["length"]) for part in parts)
+
+
+def test_a_device_without_the_kernel_says_why():
+    assert "no GPU" in varlen.why_not(torch.device("cpu"), torch.bfloat16, 64)
+    card = torch.device("cuda")
+    names = {"get_device_capability": (7, 5), "get_device_name": "Tesla T4"}
+    with mock.patch.multiple(torch.cuda, **{name: mock.Mock(return_value=value) for name, value in names.items()}):
+        assert "7.5" in varlen.why_not(card, torch.float16, 64)
+        assert "float32" in varlen.why_not(card, torch.float32, 64)
+    names["get_device_capability"] = (9, 0)
+    with mock.patch.multiple(torch.cuda, **{name: mock.Mock(return_value=value) for name, value in names.items()}):
+        assert "heads" in varlen.why_not(card, torch.bfloat16, 20)
+        with mock.patch.object(varlen, "_trial", side_effect=RuntimeError("no kernel image")):
+            assert "no kernel image" in varlen.why_not(card, torch.bfloat16, 64)
+        with mock.patch.object(varlen, "_trial", return_value=0.5):
+            assert "0.5" in varlen.why_not(card, torch.bfloat16, 64)
+        with mock.patch.object(varlen, "_trial", return_value=0.004):
+            assert varlen.why_not(card, torch.bfloat16, 64) == ""
+
+
+def test_packing_is_chosen_by_what_the_device_can_do():
+    run = {"micro_batch": 4, "seq_len": T, "spec": ORIGINAL, "dtype": torch.bfloat16, "head_size": 64}
+    cpu, card = torch.device("cpu"), torch.device("cuda")
+    assert choose_packing("auto", device=cpu, **run) == (None, "")
+    assert choose_packing(True, device=cpu, **run) == (packing_for(4, T), "")
+    for reason, packing in (("", packing_for(4, T)), ("the card is old", None)):
+        with mock.patch.object(varlen, "why_not", return_value=reason):
+            found, sentence = choose_packing("auto", device=card, **run)
+        assert found == packing
+        assert reason in sentence
+        assert bool(sentence) == bool(reason)
+    assert choose_packing(False, device=card, **run) == (None, "")
+
+
+def test_a_feed_counts_its_shapes_and_how_full_they_are():
+    feed = Feed(DEVICE, ORIGINAL, packing_for(4, T))
+    parts = [columns(4, seed) for seed in range(3)]
+    groups = feed(parts)
+    filled = sum(int(part["length"].sum()) for part in parts) / sum(len(group["input_ids"]) for group in groups)
+    found = feed.lap()
+    assert found["filled"] == filled
+    assert found["shapes"] == len({len(group["input_ids"]) for group in groups})
+    assert feed.lap() == {}
+    padded = Feed(DEVICE, ORIGINAL, None)
+    assert len(padded(parts)) == 3
+    assert padded.lap() == {}
