@@ -57,8 +57,8 @@ def train_step(
         lr: learning rate of this update.
         dtype: autocast type of the forward pass; float32 switches autocast off.
         seed: with `step` and `first_micro_batch` the key of the dropout masks, so a resumed run, or one on another
-            number of ranks, drops the same units for the same samples. A packed group has one mask, so with packed groups
-            the number of ranks counts.
+            number of ranks, drops the same units for the same samples. A packed group has one mask, so there the number
+            of ranks counts.
         step: number of the update.
         first_micro_batch: place of this rank's first micro-batch in the global batch.
         global_batch: samples of the step over all ranks.
