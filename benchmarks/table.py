@@ -73,6 +73,7 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
     "`checkpoint`, base, s": (at_most(0.05),),
     "`probe`, s": (at_most(1 / 1.5), seconds(30)),
     "`probe`, beside one text at a time": (at_most(1 / 8),),
+    "`suite`, four tasks, s": (at_most(0.5),),
     "`interference`, tokens per CPU second": (at_least(0.97),),
     "`start`, cold, s": (seconds(20),),
     "`start`, warm, s": (),
@@ -112,6 +113,8 @@ def rows(result: Mapping[str, Any]) -> Iterator[Row]:
         alone = result["one_by_one_to_512"]
         yield Row("`probe`, s", ours, peer, ours / peer, limit)
         yield Row("`probe`, beside one text at a time", ours, alone, ours / alone)
+    elif name == "suite":
+        yield Row("`suite`, four tasks, s", ours, peer, ours / peer)
     elif name == "interference":
         yield Row("`interference`, tokens per CPU second", ours, peer, ratio, limit)
     elif name == "start" and "ours" in result:
@@ -128,16 +131,27 @@ def lines() -> list[dict[str, Any]]:
 
 
 def table() -> str:
-    """The newest figures of the machine that the newest line of `step` is of."""
+    """The newest figures of the machine that the newest line of `step` is of; a mark where only others have any."""
     known = lines()
     newest = [line for line in known if line["result"]["name"] == "step"][-1]
     of_machine = [line for line in known if line["machine"] == newest["machine"]]
     found = {row.case: row for line in of_machine for row in rows(line["result"])}
-    shown = [_cells(found[case], goals) for case, goals in GOALS.items() if case in found]
+    elsewhere = {row.case: (row, line["machine"]) for line in known for row in rows(line["result"])}
+    shown: list[tuple[str, ...]] = []
+    notes: dict[str, str] = {}  # machine -> mark
+    for case, goals in GOALS.items():
+        if case in found:
+            shown.append(_cells(found[case], goals))
+        elif case in elsewhere:
+            row, machine = elsewhere[case]
+            mark = notes.setdefault(machine, "†" * (len(notes) + 1))
+            name, *figures = _cells(row, goals)
+            shown.append((f"{name} {mark}", *figures))
     first, last = (pick(line["date"] for line in of_machine) for pick in (min, max))
     days = first if first == last else f"{first} to {last}"
     head = f"{newest['machine']}, {newest['result'].get('dtype', '').removeprefix('torch.')}, {days}:\n\n"
-    return head + "\n".join(f"|{'|'.join(row)}|" for row in [COLUMNS, ("---",) * len(COLUMNS), *shown])
+    below = "".join(f"\n\n{mark} on {machine}" for machine, mark in notes.items())
+    return head + "\n".join(f"|{'|'.join(row)}|" for row in [COLUMNS, ("---",) * len(COLUMNS), *shown]) + below
 
 
 def _cells(row: Row, goals: tuple[Goal, ...]) -> tuple[str, ...]:

@@ -277,8 +277,11 @@ def test_a_benchmark_s_line_is_kept_and_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     line = {"name": "overhead", "ours": 970.0, "peer": 1000.0, "ratio": 0.97, "machine": "m", "share_of_limit": 0.97}
     step = {"size": "compact", "B": 4, "T": 512, "ours": 2.0, "peer": 1.0, "ratio": 2.0, "mfu": 0.6}
-    for result in (line | {"ratio": 0.5}, line, {"name": "step", "machine": "m", "rows": [step]}):
+    other = {"name": "suite", "ours": 1.0, "peer": 4.0, "machine": "another"}
+    for result in (line | {"ratio": 0.5}, line, other, {"name": "step", "machine": "m", "rows": [step]}):
         table.append(json.dumps(result))
     shown = table.table()
     assert "|`overhead`, one thread, tokens/s|970|1,000|0.97||≥ 0.97|yes|" in shown
     assert "|`step`, compact, B=4 T=512, tokens/s|2|1|2|0.6|≥ 4; share ≥ 0.55|no; yes|" in shown
+    assert "|`suite`, four tasks, s †|1|4|0.25||≤ 0.5|yes|" in shown
+    assert shown.endswith("† on another")
