@@ -6,7 +6,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.
 
 BENCHMARKS := step 'step --sizes' padding stream overhead ddp checkpoint probe start spectral prepare memory
 
-.PHONY: help demo test bench test-faults soak prometheus lint format docs wheel clean
+.PHONY: help demo test bench test-faults soak prometheus lint format docs tutorial wheel clean
 demo: $(VENV)/.demo  ## train a small BERT on real text, with probes beside it (four minutes)
 	$(BIN)/raybert demo
 
@@ -29,11 +29,11 @@ soak: $(VENV)/.dev  ## N=200 faults of all kinds, all the data, then 10,000 step
 		$(BIN)/python -m pytest tests/unit/test_export.py tests/integration/test_prepare.py \
 		tests/faults/test_runs.py tests/faults/test_bounded.py $(PYTEST_ARGS)
 
-bench: $(VENV)/.bench  ## the benchmarks beside their peers, a JSON line each; BENCHMARKS=interference for one
+bench: $(VENV)/.bench  ## the benchmarks beside their peers, a JSON line each, kept as data; BENCHMARKS=interference for one
 	@mkdir -p build; for name in $(BENCHMARKS); do \
 	  out=$$($(BIN)/python -m benchmarks.$$name 2>build/bench.log) || { tail -n 20 build/bench.log; exit 1; }; \
-	  printf '%s\n' "$$out" | tail -n 1; \
-	done
+	  printf '%s\n' "$$out" | tail -n 1 | $(BIN)/python -m benchmarks.table append || exit 1; \
+	done; $(BIN)/python -m benchmarks.table
 
 lint: $(VENV)/.dev  ## check format, style and types
 	$(BIN)/ruff format --check .
@@ -45,7 +45,10 @@ format: $(VENV)/.dev  ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/.dev  ## build the documentation into build/site; a broken link is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet it would not count warnings
+
+tutorial: $(VENV)/.dev  ## run the tutorial and keep its outputs, which the site shows (three minutes)
+	$(BIN)/python -m scripts.tutorial
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -34,14 +34,16 @@ app.add_typer(probe_app)
 app.add_typer(tokenizer_app)
 
 
-def _complete_setting(incomplete: str) -> list[str]:
-    """The settings that begin so, for the shell."""
-    from raybert.config import Config, all_keys
+def _complete_setting(incomplete: str) -> list[tuple[str, str]]:
+    """The settings that begin with what was typed, each with its meaning, for the shell."""
+    from raybert.config import Config, meanings
 
-    return [f"{key}=" for key in all_keys(Config) if "." in key and key.startswith(incomplete)]
+    return [(f"{key}=", meaning) for key, meaning in meanings(Config).items() if key.startswith(incomplete)]
 
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what it would take, from three measured steps")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="estimate time and memory from three measured steps; train nothing")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="settings as key.sub=value", show_default=False, autocompletion=_complete_setting),
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def run_app(arguments: list[str]) -> int:
-    """Run one command and return its exit code; faults that we know are shown as a sentence."""
+    """Run one command and return its exit code. Known errors are printed as one sentence, without a traceback."""
     try:
         app(arguments, standalone_mode=True)
     except SystemExit as stop:
@@ -76,21 +78,23 @@ def run_app(arguments: list[str]) -> int:
     epilog="Example: raybert prepare --input 'gs://bucket/text/*.parquet' --output gs://bucket/shards --seq-len 512"
 )
 def prepare(
-    input: Annotated[list[str], typer.Option(help="file, directory or glob at any URI; may be given many times")],
-    output: Annotated[str, typer.Option(help="directory for the shards and manifest.json, at any URI")],
-    seq_len: Annotated[int, typer.Option(help="tokens of a training sequence, specials included")],
+    input: Annotated[list[str], typer.Option(help="file, directory or glob at any URI; may be repeated")],
+    output: Annotated[str, typer.Option(help="directory for the shard set, at any URI")],
+    seq_len: Annotated[int, typer.Option(help="tokens of a training sequence, special tokens included")],
     text_column: Annotated[str, typer.Option(help="column or field that holds the text")] = "text",
-    validation_fraction: Annotated[float, typer.Option(help="share of the documents kept for validation")] = 0.01,
-    max_bad_fraction: Annotated[float, typer.Option(help="share of bad documents to accept")] = 0.01,
-    split_txt: Annotated[str, typer.Option(help="cut .txt files into documents at blank-lines or lines")] = "",
+    validation_fraction: Annotated[
+        float, typer.Option(help="fraction of the documents held out for validation")
+    ] = 0.01,
+    max_bad_fraction: Annotated[float, typer.Option(help="fraction of unusable documents to accept")] = 0.01,
+    split_txt: Annotated[str, typer.Option(help="split .txt files into documents at blank-lines or lines")] = "",
     hold_out: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK", help="leave out documents that are test texts of this probe task; many times"),
+        typer.Option(metavar="TASK", help="leave out the test texts of this probe task; may be repeated"),
     ] = None,
     tokenizer: Annotated[
         str, typer.Option(metavar="WHERE", help="directory with tokenizer.json or vocab.txt, checkpoint, or Hub name")
     ] = "gpt2",
-    overwrite: Annotated[bool, typer.Option(help="replace a shard set that lies at the output")] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace an existing shard set")] = False,
 ) -> None:
     """Turn raw text (parquet, jsonl, txt) into token shards."""
     from raybert import cluster
@@ -120,12 +124,12 @@ def prepare(
 def pretrain(
     config: Annotated[str, typer.Argument(help="YAML file of settings, at any URI", show_default=False)] = "",
     overrides: Overrides = None,
-    resume: Annotated[str, typer.Option(help="run directory to go on with, instead of a YAML file")] = "",
+    resume: Annotated[str, typer.Option(help="run directory to resume, instead of a YAML file")] = "",
     dry_run: DryRun = False,
 ) -> None:
-    """Train an encoder, or go on training it.
+    """Train an encoder, or resume its training.
 
-    The same command again goes on from the newest checkpoint.
+    Rerun the same command to resume from the newest checkpoint.
     """
     from raybert import cluster
     from raybert import config as configs
@@ -178,12 +182,12 @@ def pretrain(
 def sweep(
     config: Annotated[str, typer.Argument(help="YAML file of a sweep, at any URI")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a sweep that was broken off")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="resume an interrupted sweep")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Vary settings over many trials and say what is best.
+    """Compare settings over many trials.
 
-    The worse trials are stopped early, at equal tokens. At the end stands the best learning rate of each size.
+    Worse trials are stopped early, compared at equal tokens. The result names the best learning rate of each size.
     """
     from raybert import cluster
     from raybert.sweep import space
@@ -205,11 +209,11 @@ def sweep(
 @app.command(epilog="Example: raybert report gs://bucket/runs/compact")
 def report(
     run: Annotated[str, typer.Argument(help="run directory, at any URI")],
-    figure: Annotated[str, typer.Option(help="also draw losses and probes against tokens into this PNG file")] = "",
+    figure: Annotated[str, typer.Option(help="also draw losses and probes against tokens, as this PNG file")] = "",
 ) -> None:
-    """Write RUN/report.html, a page that needs no network.
+    """Write RUN/report.html, a self-contained page.
 
-    It has the curves, the probes beside their baselines and the settings. The path is the last line printed.
+    It shows the loss curves, the probes with their baselines, and the settings. The last line printed is its path.
     """
     from raybert.report.page import write_report
 
@@ -230,11 +234,13 @@ def report(
 )
 def submit(
     command: Annotated[
-        list[str], typer.Argument(help="prepare, pretrain, sweep, probe, embed, report or doctor, with arguments")
+        list[str], typer.Argument(help="prepare, pretrain, sweep, probe, embed, report or doctor, with its arguments")
     ],
-    address: Annotated[str | None, typer.Option(help="of the cluster's dashboard", show_default=False)] = None,
-    directory: Annotated[str, typer.Option(help="the checkout whose code the job runs")] = ".",
-    follow: Annotated[bool, typer.Option("--follow", help="show what the job prints, and exit with its code")] = False,
+    address: Annotated[str | None, typer.Option(help="URL of the cluster's dashboard", show_default=False)] = None,
+    directory: Annotated[str, typer.Option(help="checkout whose code the job runs")] = ".",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="print the job's output and exit with its exit code")
+    ] = False,
 ) -> None:
     """Run a command as a job on a cluster."""
     from raybert.cluster import jobs
@@ -249,11 +255,11 @@ def submit(
 @app.command(epilog="Example: raybert watch gs://bucket/runs/compact")
 def watch(
     run: Annotated[str, typer.Argument(help="run directory, at any URI")],
-    once: Annotated[bool, typer.Option("--once", help="show the present state and return")] = False,
+    once: Annotated[bool, typer.Option("--once", help="print the current state and exit")] = False,
 ) -> None:
-    """Show a run live: losses, speed, waits and probes.
+    """Follow a run live: losses, speed, waits and probes.
 
-    It reads the run directory alone, so it works from any machine, and for a run that is over.
+    It reads only the run directory, so it works from any machine, and for a finished run too.
     """
     from raybert.report import live
 
@@ -262,11 +268,13 @@ def watch(
 
 @app.command(epilog="Example: raybert demo --task ag_news@my-files")
 def demo(
-    task: Annotated[str, typer.Option(help="probe task: bbc_news (embedded), ag_news, or a task's YAML")] = "bbc_news",
-    directory: Annotated[str, typer.Option(help="where the run and its data go")] = "runs",
+    task: Annotated[
+        str, typer.Option(help="probe task: bbc_news (built in), ag_news, or a task's YAML file")
+    ] = "bbc_news",
+    directory: Annotated[str, typer.Option(help="directory for the run and its data")] = "runs",
     overrides: Overrides = None,
 ) -> None:
-    """Train a small BERT on real text here, in minutes."""
+    """Train a small BERT on real text, in minutes."""
     from raybert.demo import run_demo
 
     print(run_demo(task, directory, overrides or []))
@@ -274,9 +282,9 @@ def demo(
 
 @app.command(epilog="Example: raybert verify gs://bucket/runs/compact")
 def verify(run: Annotated[str, typer.Argument(help="run directory, at any URI")]) -> None:
-    """Check a run's shards, checkpoints, log and probes.
+    """Check a run's shards, checkpoints, log, ledger and probes.
 
-    Exit code 1 when something is wrong.
+    The exit code is 1 if anything is wrong.
     """
     from raybert.verify import verify as look
 
@@ -290,12 +298,15 @@ def verify(run: Annotated[str, typer.Argument(help="run directory, at any URI")]
 
 @app.command(epilog="Example: raybert doctor jobs/compact.yaml run.storage=gs://bucket/runs")
 def doctor(
-    config: Annotated[str | None, typer.Argument(help="the run's YAML file, at any URI", show_default=False)] = None,
+    config: Annotated[
+        str | None, typer.Argument(help="YAML file of the run's settings, at any URI", show_default=False)
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Check a cluster before a run costs money.
+    """Check a cluster before a run.
 
-    Versions, storage, memory, CPUs, clocks and the dashboard's token, on every node; each line says what to do.
+    Checks versions, storage, memory, CPUs, clocks and the dashboard's token on every node, and says how to fix what
+    is wrong.
     """
     from raybert import cluster
     from raybert import config as configs
@@ -316,13 +327,15 @@ def doctor(
 
 @app.command(epilog="Example: raybert bench --size base --samples 16 --seq-len 128")
 def bench(
-    size: Annotated[str, typer.Option(help="named size of the encoder")] = "compact",
+    size: Annotated[
+        str, typer.Option(help="named size of the encoder: tiny, mini, compact, small or base")
+    ] = "compact",
     samples: Annotated[int, typer.Option(help="samples of a micro-batch")] = 4,
     seq_len: Annotated[int, typer.Option(help="tokens of a sample")] = 512,
 ) -> None:
-    """Measure the speed of training on this machine.
+    """Measure training speed on this machine.
 
-    It tells of the step and of the stream, with the share of the step's limit (MFU).
+    Measures the training step, the data stream, and the step's share of the machine's peak rate (MFU).
     """
     from raybert import cluster
     from raybert.bench import check_shape, run_bench

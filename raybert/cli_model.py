@@ -19,19 +19,17 @@ app = typer.Typer(rich_markup_mode=None)
 )
 def embed(
     checkpoint: Annotated[str, typer.Argument(help="checkpoint at any URI, or a local transformers BERT directory")],
-    input: Annotated[str, typer.Option(help="txt (a text a line), jsonl, csv or parquet at any URI; - is stdin")],
-    output: Annotated[str, typer.Option(help="FILE.npy or FILE.parquet; or a directory, written by a Ray Data job")],
+    input: Annotated[str, typer.Option(help="txt (one text per line), jsonl, csv or parquet at any URI; - is stdin")],
+    output: Annotated[str, typer.Option(help="FILE.npy or FILE.parquet; or a directory, which a Ray Data job writes")],
     text_column: Annotated[str, typer.Option(help="column that holds the text")] = "text",
     pooling: Annotated[str, typer.Option(help="mean, cls or pooler")] = "mean",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: what is fast here")] = "float32",
-    workers: Annotated[
-        int | None, typer.Option(help="encoders of the job at the same time; default: what fits")
-    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: the faster one on this machine")] = "float32",
+    workers: Annotated[int | None, typer.Option(help="parallel encoders of the job; default: what fits")] = None,
 ) -> None:
     """Turn texts into vectors.
 
-    An --output named .npy or .parquet is written by this process; any other is a directory, written by a Ray Data job
-    that goes on where it was cut off when the same command is run again.
+    This process writes an --output named .npy or .parquet. Any other output is a directory that a Ray Data job writes;
+    rerun the same command to resume an interrupted job.
     """
     from raybert import cluster
     from raybert.encode import job as embedding
@@ -60,13 +58,15 @@ def embed(
 @app.command(epilog="Example: raybert export runs/compact/checkpoints/best compact-bert")
 def export(
     checkpoint: Annotated[str, typer.Argument(help="checkpoint directory, at any URI")],
-    directory: Annotated[str, typer.Argument(help="local directory for the model, its tokenizer and its card")],
+    directory: Annotated[str, typer.Argument(help="local directory for the model, its tokenizer and its model card")],
     push: Annotated[str, typer.Option(help="also upload to the Hugging Face Hub: USER/NAME")] = "",
-    revision: Annotated[str, typer.Option(help="branch of the upload; stepN for a checkpoint of step N")] = "",
+    revision: Annotated[
+        str, typer.Option(help="branch to upload to; default: stepN for a checkpoint of step N, else main")
+    ] = "",
 ) -> None:
-    """Write a checkpoint for transformers.
+    """Export a checkpoint for transformers.
 
-    The directory opens in transformers and sentence-transformers, with equal outputs, and holds a model card.
+    The directory opens in transformers and sentence-transformers, gives equal outputs, and has a model card.
     """
     from raybert.export import directories as exports
 
@@ -80,12 +80,9 @@ def export(
 @app.command(name="import", epilog="Example: raybert import my-bert-directory checkpoints/mine")
 def import_(
     directory: Annotated[str, typer.Argument(help="local directory of a transformers BERT")],
-    checkpoint: Annotated[str, typer.Argument(help="checkpoint to write, at any URI; DIRECTORY-raybert")] = "",
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint to write, at any URI; default: DIRECTORY-raybert")] = "",
 ) -> None:
-    """Turn a transformers BERT into a checkpoint.
-
-    Its tokenizer comes along where it is another than raybert's.
-    """
+    """Import a transformers BERT as a checkpoint, with its tokenizer."""
     from raybert.export.directories import import_dir
 
     checkpoint = checkpoint or f"{directory.rstrip('/')}-raybert"

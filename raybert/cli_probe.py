@@ -27,7 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 @app.command(epilog="Example: raybert probe status")
 def status(as_json: AsJson = False) -> None:
-    """Show every probe service of the cluster and what waits in it."""
+    """Show the cluster's probe services and their queues."""
     from raybert import cluster
     from raybert.probe import show
     from raybert.probe.service import client
@@ -39,7 +39,7 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: raybert probe results gs://bucket/runs/compact")
 def results(run: RunUri, as_json: AsJson = False) -> None:
-    """Show the run's probe results, and why there is none where there is none."""
+    """Show a run's probe results, and why any are missing."""
     from raybert.config import run_directory
     from raybert.probe import show
     from raybert.probe.service import queue
@@ -52,12 +52,12 @@ def results(run: RunUri, as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: raybert probe wait gs://bucket/runs/compact --timeout 600")
 def wait(
-    run: RunUri, timeout: Annotated[float | None, typer.Option(help="seconds; fail when they are over")] = None
+    run: RunUri, timeout: Annotated[float | None, typer.Option(help="fail after this many seconds")] = None
 ) -> None:
-    """Return when no checkpoint of the run waits for its probe any more.
+    """Wait until all of a run's queued probes are done.
 
-    It looks into the run directory while a probe service gives signs of life there. When none does, one of RAY_ADDRESS
-    or of this machine takes the run over.
+    It watches the run directory as long as a probe service serves it. If none does, the service of RAY_ADDRESS or of
+    this machine takes over.
     """
     from raybert.config import run_directory
     from raybert.probe.service import client, queue
@@ -80,7 +80,7 @@ def wait(
 
 @app.command(epilog="Example: raybert probe plan gs://bucket/runs/compact")
 def plan(run: RunUri, as_json: AsJson = False) -> None:
-    """Show what a probe of each of the run's tasks costs: texts, tokens, FLOPs, and the time on this machine."""
+    """Estimate what each of a run's probe tasks costs: texts, tokens, FLOPs, and time on this machine."""
     from raybert import config as configs
     from raybert.probe import plan as plans
     from raybert.train.check import check_shards, probe_tasks
@@ -101,7 +101,7 @@ def run(
     task: Annotated[str, typer.Option(help="ag_news, bbc_news, sst2, NAME@DIRECTORY, or a task's YAML file")],
     as_json: AsJson = False,
 ) -> None:
-    """Probe one checkpoint here and now, in this process."""
+    """Probe one checkpoint in this process."""
     from raybert.probe import show
 
     record = _probe(checkpoint, _load_task(task))
@@ -111,11 +111,11 @@ def run(
 @app.command(epilog="Example: raybert probe compare runs/a/checkpoints/best runs/b/checkpoints/best --task bbc_news")
 def compare(
     a: Annotated[str, typer.Argument(help="checkpoint, transformers directory, or a run's probes/TASK-STEP.json")],
-    b: Annotated[str, typer.Argument(help="the same; its headline minus A's is shown")],
-    task: Annotated[str, typer.Option(help="probe task, where checkpoints are given")] = "",
+    b: Annotated[str, typer.Argument(help="the same; the result is B minus A")],
+    task: Annotated[str, typer.Option(help="probe task; needed unless both are probe records")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Is B better than A on the same test texts? Paired bootstrap, each pooling."""
+    """Compare two checkpoints on the same test texts, by a paired bootstrap for each pooling."""
     from raybert.probe import show
     from raybert.probe.compare import compare as compare_records
 
@@ -134,7 +134,7 @@ def compare(
 
 @app.command(epilog="Example: raybert probe stop")
 def stop() -> None:
-    """End the cluster's probe services. What waits stays queued until a service starts again."""
+    """Stop the cluster's probe services. Queued probes wait for the next service."""
     from raybert import cluster
     from raybert.probe.service import client
 

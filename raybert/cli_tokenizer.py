@@ -1,4 +1,4 @@
-"""`raybert tokenizer ...`: a vocabulary of one's own.
+"""`raybert tokenizer ...`: make a vocabulary.
 
 train, extend -> raybert.tokenizer.train   the text -> raybert.data.text.sample
 """
@@ -23,29 +23,29 @@ app = typer.Typer(
     name="tokenizer", help="Learn a tokenizer, or add words to one.", no_args_is_help=True, rich_markup_mode=None
 )
 
-Input = Annotated[list[str], typer.Option(help="file, directory or glob of text, as prepare reads it; many times")]
+Input = Annotated[list[str], typer.Option(help="file, directory or glob of text, as prepare reads it; may be repeated")]
 Output = Annotated[str, typer.Option(help="directory of the tokenizer, at any URI")]
 TextColumn_ = Annotated[str, typer.Option("--text-column", help="column or field that holds the text")]
-SplitTxt = Annotated[str, typer.Option(help="cut .txt files into documents at blank-lines or lines")]
-SampleTokens = Annotated[int, typer.Option(min=1, help="tokens of text to read, about")]
-Seed = Annotated[int, typer.Option(help="which part of the text is read")]
+SplitTxt = Annotated[str, typer.Option(help="split .txt files into documents at blank-lines or lines")]
+SampleTokens = Annotated[int, typer.Option(min=1, help="approximate number of tokens of text to read")]
+Seed = Annotated[int, typer.Option(help="seed that selects the text to read")]
 
 
 @app.command(epilog="Example: raybert tokenizer train --input gs://bucket/text --output my-tokenizer")
 def train(
     input: Input,
     output: Output,
-    vocab_size: Annotated[int, typer.Option(help="tokens, specials included")] = 16_384,
-    kind: Annotated[str, typer.Option(help="bpe (on bytes, knows every text) or wordpiece (BERT's)")] = "bpe",
-    lowercase: Annotated[bool, typer.Option("--lowercase", help="take upper case for lower case")] = False,
+    vocab_size: Annotated[int, typer.Option(help="size of the vocabulary, special tokens included")] = 16_384,
+    kind: Annotated[str, typer.Option(help="bpe (byte-level, covers every text) or wordpiece (BERT's)")] = "bpe",
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="treat upper case as lower case")] = False,
     sample_tokens: SampleTokens = 100_000_000,
     text_column: TextColumn_ = "text",
     split_txt: SplitTxt = "",
     seed: Seed = 0,
 ) -> None:
-    """Learn a tokenizer from text.
+    """Train a tokenizer on text.
 
-    The same input gives the same bytes. It prints the tokens of a word beside GPT-2's, on text it has not seen.
+    The same input gives the same bytes. It prints how many tokens a word takes, compared with GPT-2, on held-out text.
     """
     from raybert.data.text import sample
     from raybert.tokenizer import train as learn
@@ -64,10 +64,10 @@ def train(
 
 @app.command(epilog="Example: raybert tokenizer extend my-bert --input gs://bucket/text --output my-tokenizer")
 def extend(
-    where: Annotated[str, typer.Argument(help="the tokenizer: as prepare --tokenizer takes it")],
+    where: Annotated[str, typer.Argument(help="tokenizer to extend, as prepare --tokenizer takes it")],
     input: Input,
     output: Output,
-    words: Annotated[int, typer.Option(help="tokens to add, at most")] = 1000,
+    words: Annotated[int, typer.Option(help="maximum number of words to add")] = 1000,
     sample_tokens: SampleTokens = 100_000_000,
     text_column: TextColumn_ = "text",
     split_txt: SplitTxt = "",
@@ -75,8 +75,8 @@ def extend(
 ) -> None:
     """Add words of a domain to a tokenizer.
 
-    They are the most frequent words of the text that it cuts into three or more pieces. A model that goes on from the
-    old vocabulary (model.start_from) begins with the mean of its pieces for each.
+    Adds the most frequent words of the text that the tokenizer splits into three or more pieces. With model.start_from,
+    a model of the old vocabulary starts each new word as the mean of its pieces.
     """
     from raybert.data.text import sample
     from raybert.tokenizer import train as learn

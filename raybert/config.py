@@ -34,6 +34,8 @@ _UNION_PART = re.compile(r"function-.*|constrained-.*|int|float|str|bool|(list|t
 
 
 class Config(Section):
+    """All settings of a run, a field for each section."""
+
     run: RunConfig = Field(default_factory=RunConfig)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig(size="compact")
@@ -48,16 +50,17 @@ class Config(Section):
 
     @property
     def run_uri(self) -> str:
+        """The run's directory."""
         return storage.join(self.run.storage, self.run.name)
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of the warm-up, also where it is given as a fraction of the run."""
+        """Steps of the warm-up, also if it is given as a fraction of the run."""
         return warmup_steps(self.schedule.warmup_steps, self.train.steps)
 
     @property
     def fixes_micro_batch(self) -> bool:
-        """Whether the micro-batch is part of the objective: a contrast's negatives, and what is common in a bag."""
+        """Whether the micro-batch is part of the objective: it holds a contrast's negatives and the words of a bag."""
         return self.objective.pair == "contrastive" or self.objective.bag_weight > 0
 
     @model_validator(mode="after")
@@ -75,6 +78,7 @@ class Config(Section):
         return self
 
     def to_yaml(self) -> str:
+        """All settings as a YAML file that `load` reads."""
         return dump(self.model_dump(mode="json"))
 
 
@@ -170,6 +174,17 @@ def _beside(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
     """The keys that could stand at a place, also below a key that the user chose."""
     fields = annotation_of(model, loc[:-1])
     return [".".join(map(str, (*loc[:-1], name))) for name in getattr(fields, "model_fields", {})]
+
+
+def meanings(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """The description of every setting, by its dotted key."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= meanings(field.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field.description or ""
+    return found
 
 
 def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

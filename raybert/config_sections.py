@@ -47,22 +47,33 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    """Where the run lives: its directory is ``storage/name``. A run that is started again under its name goes on."""
+    """Where the run lives: its directory is ``storage/name``. Starting a run again under its name resumes it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "bert"
-    storage: AbsolutePath = Field(default="runs", validate_default=True)
-    patience: float = Field(default=300, ge=0, description="seconds that storage may fail before a worker gives up")
+    name: str = Field(
+        default="bert",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the run: letters, digits, dots, hyphens and underscores",
+    )
+    storage: AbsolutePath = Field(
+        default="runs", validate_default=True, description="directory of all runs, a local path or any URI"
+    )
+    patience: float = Field(default=300, ge=0, description="seconds to keep retrying storage that fails")
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
-        default=["tensorboard"], description="where figures go beside metrics.jsonl"
+        default=["tensorboard"], description="experiment trackers to send the metrics to, besides metrics.jsonl"
     )
 
 
 class DataConfig(Section):
-    shards: AbsolutePath = Field(default="", description="URI of a shard set that `raybert prepare` wrote")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the sample order, the pairs and the masks")
+    """What the run trains on."""
+
+    shards: AbsolutePath = Field(default="", description="shard set written by `raybert prepare`, a path or any URI")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of the sample order, the sentence pairs and the masks"
+    )
     task_cpus: Cpus | Literal["auto"] = Field(default="auto", description="CPUs of one Ray Data task")
     verify: Literal["auto", "full", "sizes"] = Field(
-        default="auto", description="check of the shards before training; auto: every hash up to 4 GB, then sizes"
+        default="auto",
+        description="check of the shards before training; auto: hashes of a set of up to 4 GB, sizes of a larger one",
     )
 
 
@@ -73,36 +84,50 @@ USUAL_INITS = ("random", "normal")
 
 
 class ModelConfig(Section):
-    """A named size, or the dimensions themselves; a dimension given beside a size replaces the size's own."""
+    """The encoder: a named size, or its dimensions. A dimension given next to a size replaces the size's own."""
 
-    size: str | None = None
-    hidden_size: int | None = Field(default=None, gt=0)
-    num_hidden_layers: int | None = Field(default=None, gt=0)
-    num_attention_heads: int | None = Field(default=None, gt=0)
-    intermediate_size: int | None = Field(default=None, gt=0)
-    max_position_embeddings: int | None = Field(default=None, gt=0)
-    vocab_size: int | None = Field(default=None, gt=0, description="by default that of the shards' tokenizer")
-    type_vocab_size: int | None = Field(default=None, ge=2)
-    layer_norm_eps: float | None = Field(default=None, gt=0)
-    dropout: float | None = Field(default=None, ge=0, lt=1)
-    initializer_range: float | None = Field(default=None, gt=0)
+    size: str | None = Field(default=None, description="named size: tiny, mini, compact, small or base")
+    hidden_size: int | None = Field(default=None, gt=0, description="width of a token's vector; by default 384")
+    num_hidden_layers: int | None = Field(default=None, gt=0, description="transformer layers; by default 6")
+    num_attention_heads: int | None = Field(
+        default=None, gt=0, description="attention heads of a layer, a divisor of hidden_size; by default 6"
+    )
+    intermediate_size: int | None = Field(
+        default=None, gt=0, description="width of a feed-forward layer; by default 4 x hidden_size"
+    )
+    max_position_embeddings: int | None = Field(
+        default=None, gt=0, description="longest sequence in tokens; by default 512"
+    )
+    vocab_size: int | None = Field(
+        default=None, gt=0, description="tokens of the vocabulary; by default that of the shards"
+    )
+    type_vocab_size: int | None = Field(default=None, ge=2, description="kinds of segments; by default 2")
+    layer_norm_eps: float | None = Field(
+        default=None, gt=0, description="added to the variance in each layer norm; by default 1e-12"
+    )
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="dropout of hidden states and attention; by default 0.1"
+    )
+    initializer_range: float | None = Field(
+        default=None, gt=0, description="standard deviation of random initial weights; by default 0.02"
+    )
     start_from: ModelPlace = Field(
         default="",
-        description="checkpoint, transformers BERT directory or Hub name whose weights a new run begins with; its "
-        "dimensions are the run's",
+        description="checkpoint, transformers BERT directory or Hub name to start a new run from; the run takes its "
+        "dimensions",
     )
     embedding_init: Literal["random", "spectral"] = Field(
-        default="random", description="token embeddings of a new run; spectral: from co-occurrence in the shards"
+        default="random", description="initial token embeddings; spectral: from co-occurrence counts of the shards"
     )
     attention_init: Literal["normal", "average"] = Field(
-        default="normal", description="attention of a new run; average: each layer adds the mean over the tokens"
+        default="normal", description="initial attention; average: each layer adds the mean over the tokens"
     )
     output_init: Literal["normal", "centred"] = Field(
-        default="normal", description="scale of a new run's vectors; centred: what all texts share is taken out"
+        default="normal", description="initial scale of text vectors; centred: without what all texts share"
     )
     mlm_init: Literal["normal", "unigram"] = Field(
         default="normal",
-        description="output layer of masked words of a new run; unigram: it knows how frequent each is",
+        description="initial output layer for masked words; unigram: knows each token's frequency",
     )
 
     @model_validator(mode="after")
@@ -140,38 +165,51 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: int = Field(default=10_000, gt=0)
+    """How long the run trains, on how many workers, and how it recovers."""
+
+    steps: int = Field(default=10_000, gt=0, description="optimizer steps of the whole run")
     global_batch: int = Field(default=256, gt=0, description="samples of one optimizer step, over all workers")
     micro_batch: int = Field(default=32, gt=0, description="samples of one forward pass of one worker")
     workers: int | tuple[int, int] = Field(default=1, description="N, or [min, max] for an elastic run")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the initial weights and of dropout")
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="type of the matrix products; auto: bfloat16 where the hardware has it and it is faster",
+    )
     compile: Literal["auto"] | bool = Field(default="auto", description="torch.compile; auto: on GPUs only")
     packing: Literal["auto"] | bool = Field(
         default="auto",
-        description="join micro-batches and pack their texts without padding, in a few fixed shapes; auto: on GPUs "
-        "that have a kernel for it",
+        description="pack the texts of joined micro-batches without padding, in a few fixed shapes; auto: on GPUs that "
+        "have a kernel for it",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="compute each layer twice instead of keeping what it computed: less memory"
+        default=False, description="recompute each layer in the backward pass: less memory, more time"
     )
     gradient_exchange: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="type in which gradients travel between workers; bfloat16 halves the bytes"
+        default="float32", description="type of the gradients sent between workers; bfloat16 halves the traffic"
     )
-    worker_cpus: Cpus | Literal["auto"] = "auto"
-    use_gpu: Literal["auto"] | bool = "auto"
-    grad_clip: float = Field(default=1.0, gt=0)
+    worker_cpus: Cpus | Literal["auto"] = Field(
+        default="auto", description="CPUs of one worker; auto: divided between workers, data tasks and a probe"
+    )
+    use_gpu: Literal["auto"] | bool = Field(
+        default="auto", description="one GPU for each worker; auto: if the cluster has, or can add, enough"
+    )
+    grad_clip: float = Field(default=1.0, gt=0, description="clip the gradient to this norm")
     max_failures: int = Field(
-        default=10, ge=0, description="failures to recover from, without a new checkpoint between, before giving up"
+        default=10, ge=0, description="give up after this many failures in a row without a new checkpoint"
     )
     max_bad_steps: int = Field(
-        default=10, ge=1, description="steps in a row whose gradient is not finite, and whose update is left out"
+        default=10,
+        ge=1,
+        description="give up after this many steps in a row with a NaN or infinite gradient, whose updates are skipped",
     )
     hang_factor: float = Field(
-        default=30, gt=1, description="a rank without progress for so many usual steps hangs, and is ended"
+        default=30, gt=1, description="kill a rank after this many median step times without progress"
     )
-    hang_seconds: float = Field(default=120, gt=0, description="no rank hangs before so many seconds")
-    resize_seconds: float = Field(default=60, gt=0, description="elastic: how often to look for more or fewer nodes")
+    hang_seconds: float = Field(default=120, gt=0, description="minimum seconds before a rank counts as hung")
+    resize_seconds: float = Field(
+        default=60, gt=0, description="elastic runs: seconds between looks for nodes that came or went"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -201,22 +239,26 @@ class ObjectiveConfig(Section):
 
     pair: Literal["next_sentence", "contrastive", "none"] = Field(
         default="next_sentence",
-        description="contrastive: both halves of a window are sequences of their own, and each finds its other half "
-        "among those of its micro-batch",
+        description="second task beside masked words; contrastive: each half of a window finds its other half among "
+        "those of the micro-batch; none: masked words alone",
     )
     mlm_rate: float = Field(default=0.15, gt=0, le=0.9, description="fraction of the tokens to predict")
     mlm_rate_end: float | None = Field(
-        default=None, gt=0, le=0.9, description="fraction at the last step, reached in a straight line; none: no change"
+        default=None, gt=0, le=0.9, description="that fraction at the last step, approached linearly; none: no change"
     )
     whole_word: bool = Field(default=False, description="predict all tokens of a word, or none")
-    mlm_weight: float = Field(default=1.0, gt=0)
-    pair_weight: float = Field(default=1.0, gt=0)
-    vectors: Literal["pooler", "mean", "both"] = Field(default="both", description="of a text, for contrast and bag")
-    temperature: float = Field(default=0.05, ge=0.01, description="of the contrast")
-    bag_weight: float = Field(default=0.0, ge=0, description="of the words that a text's vector predicts; 0: none")
-    bag_tokens: int = Field(default=16, gt=0, le=256, description="of these words, for each text")
+    mlm_weight: float = Field(default=1.0, gt=0, description="weight of the masked-word loss")
+    pair_weight: float = Field(default=1.0, gt=0, description="weight of the next-sentence or contrastive loss")
+    vectors: Literal["pooler", "mean", "both"] = Field(
+        default="both", description="text vectors that the contrastive and bag losses train"
+    )
+    temperature: float = Field(default=0.05, ge=0.01, description="cosines are divided by it in the contrastive loss")
+    bag_weight: float = Field(
+        default=0.0, ge=0, description="weight of the bag loss: a text's vector predicts its words; 0: off"
+    )
+    bag_tokens: int = Field(default=16, gt=0, le=256, description="words of each text that the bag loss predicts")
     bag_of: Literal["own", "neighbour"] = Field(
-        default="own", description="whose words; neighbour: of the window's other half, with pair=contrastive"
+        default="own", description="whose words the bag loss predicts; neighbour: the other half's, if contrastive"
     )
 
     @model_validator(mode="after")
@@ -249,20 +291,30 @@ class ObjectiveConfig(Section):
 
 
 class OptimizerConfig(Section):
+    """AdamW."""
+
     lr: float = Field(default=6e-4, gt=0, description="peak learning rate")
-    weight_decay: float = Field(default=0.01, ge=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    eps: float = Field(default=1e-6, gt=0)
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="weight decay of matrices; none on biases and layer norms"
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the running mean of gradients")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the running mean of squared gradients")
+    eps: float = Field(default=1e-6, gt=0, description="added to the denominator of an update")
 
 
 class ScheduleConfig(Section):
+    """The learning rate over the run: a linear warm-up, then a decay."""
+
     warmup_steps: int | float = Field(
         default=100, ge=0, description="steps until the peak rate; below 1, a fraction of train.steps"
     )
-    decay: Literal["linear", "cosine", "wsd", "constant"] = "linear"
-    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="wsd: last part of the run that decays")
-    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="lr at the last step / peak lr")
+    decay: Literal["linear", "cosine", "wsd", "constant"] = Field(
+        default="linear", description="decay after the warm-up; wsd: stay at the peak, decay at the end"
+    )
+    decay_fraction: float = Field(
+        default=0.2, gt=0, le=1, description="wsd: fraction of the run, at its end, that decays"
+    )
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="final learning rate as a fraction of the peak")
 
     @field_validator("warmup_steps")
     @classmethod
@@ -277,38 +329,49 @@ class ScheduleConfig(Section):
 
 
 class EveryConfig(Section):
-    """Cadences in steps; 0 = never."""
+    """How often things happen, in steps; 0 is never."""
 
-    log: int = Field(default=10, gt=0)
-    validation: int = Field(default=500, ge=0)
-    probe: int = Field(default=200, ge=0)
-    checkpoint: int = Field(default=500, ge=0)
+    log: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
+    validation: int = Field(default=500, ge=0, description="steps between validations")
+    probe: int = Field(default=200, ge=0, description="steps between probes")
+    checkpoint: int = Field(default=500, ge=0, description="steps between checkpoints")
 
 
 class CheckpointConfig(Section):
-    keep_last: int = Field(default=2, ge=1)
+    """Which checkpoints are kept."""
+
+    keep_last: int = Field(default=2, ge=1, description="checkpoints to keep, the newest ones")
     keep_best: bool = Field(default=True, description="keep the best weights as well, in checkpoints/best")
     best: str = Field(
         default=VALIDATION_LOSS,
-        description="what they are best by: validation_loss, or a probe's headline (sts.spearman, sts.mean.spearman)",
+        description="how to choose the best weights: validation_loss, or a probe's headline (sts.spearman, "
+        "sts.mean.spearman)",
     )
 
 
 class ValidationConfig(Section):
-    samples: int = Field(default=1024, gt=0, description="validation samples scored each time, the same ones always")
+    """What is scored at each validation."""
+
+    samples: int = Field(default=1024, gt=0, description="validation samples to score, the same ones each time")
 
 
 class ProbeConfig(Section):
+    """The probes that run beside the training."""
+
     tasks: list[TaskSpec] | None = Field(
         default=None,
-        description="names or YAML files of probe tasks; neighbours is of the run's own shards; [] for none. Not set: "
+        description="names or YAML files of probe tasks; neighbours uses the run's own shards; [] for none. Not set: "
         "the suite's, or else neighbours, if the shards have text for it",
     )
-    suite: TaskSpec = Field(default="", description="name or YAML file of a suite, whose tasks are probed as well")
+    suite: TaskSpec = Field(
+        default="", description="name or YAML file of a suite, whose tasks are added to probe.tasks"
+    )
     cpus: Cpus | Literal["auto"] = Field(default="auto", description="CPUs of one probe")
-    gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPUs of one probe; a share of one is enough")
-    workers: int = Field(default=1, ge=1, description="processes at a time, for the seeds of fine-tuning")
-    max_waiting: int = Field(default=20, ge=1, description="checkpoints of one run that may wait; older are skipped")
+    gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPUs of one probe; may be a fraction")
+    workers: int = Field(default=1, ge=1, description="processes that train the seeds of a fine-tuning probe")
+    max_waiting: int = Field(
+        default=20, ge=1, description="checkpoints of a run that may wait for their probe; older ones are skipped"
+    )
 
     @property
     def named(self) -> bool:

@@ -71,8 +71,8 @@ def iter_batches(
 ) -> Iterator[Columns]:
     """This rank's part of every global batch from `start_step` on, without end.
 
-    Step k is the samples [k G, (k + 1) G); rank r of W has the r-th W-th of it. Starting late reads nothing of what
-    came before. `spec` is that of a run's objective (`raybert.data.spec.sample_spec`); by default the original's.
+    Step k holds the samples [k G, (k + 1) G); rank r of W gets the r-th of W equal parts. Starting late does not
+    read the steps before. `spec` is that of a run's objective (`raybert.data.spec.sample_spec`); the default is BERT's.
 
     Yields:
         A dict of numpy arrays with b = G / W: input_ids, token_type_ids (b, T) int64; attention_mask (b, T) bool;

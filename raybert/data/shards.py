@@ -48,7 +48,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """What a manifest says. ``counts`` and ``inputs`` tell where the windows came from and what was dropped."""
+    """A shard set, as its manifest describes it. ``counts`` and ``inputs`` say what was read and what was dropped."""
 
     uri: str
     seq_len: int
@@ -181,7 +181,7 @@ def open_shards(uri: str, manifest_hash: str = "") -> ShardSet:
     """Read the manifest of a shard set.
 
     Args:
-        manifest_hash: of the set that it must be, where that is known.
+        manifest_hash: hash of the manifest that it must have, if known.
 
     Raises:
         InputError: there is no manifest, it is not one of this version, or it is one of another set.

@@ -45,7 +45,7 @@ Tables = Iterator[tuple[str, pa.Table]]  # each with the name of its file
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the vectors beside the texts."""
+    """Everything besides the texts that decides the vectors."""
 
     checkpoint: str
     text_column: str
@@ -95,7 +95,7 @@ def embed_file(settings: Settings, inputs: str, output: str) -> int:
     """Embed here, without Ray, into one file: `.npy` (vectors, float32 (N, D)) or `.parquet` (rows and vectors).
 
     Args:
-        inputs: as `raybert.data.text.rows.plan` takes it, or "-" for a text a line from standard input.
+        inputs: as `raybert.data.text.rows.plan` takes it, or "-" for standard input, one text per line.
 
     Returns:
         The number of rows.
@@ -184,8 +184,8 @@ def embed_job(
     """Embed as a Ray Data job into a directory of Parquet files. Ray must be connected.
 
     Args:
-        workers: encoders at the same time; by default one a GPU, or one for each CPU but one.
-        progress: is told how many pieces are done, of how many.
+        workers: parallel encoders; by default one per GPU, or one fewer than the CPUs.
+        progress: called with the number of finished pieces and of all pieces.
 
     Returns:
         The number of rows in the output, those of an earlier call included.

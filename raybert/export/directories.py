@@ -34,13 +34,13 @@ MODULES = [
 
 
 def export_dir(checkpoint: str, directory: str, *, repository: str = "", revision: str = "main") -> None:
-    """Write a checkpoint for `transformers` and `sentence-transformers`; what it computes stays the same.
+    """Write a checkpoint as a directory for `transformers` and `sentence-transformers`, with equal outputs.
 
-    Of a checkpoint inside a run directory the model card tells the run: data, steps, losses, probes.
+    For a checkpoint inside a run directory, the model card describes the run: data, steps, losses, probes.
 
     Args:
-        repository: on the Hugging Face Hub (USER/NAME), with its `revision`: what the model card's snippets open, where
-            the directory is to be pushed.
+        repository: USER/NAME on the Hugging Face Hub, if the directory will be pushed; the model card's snippets open
+            it at `revision`.
 
     Raises:
         InputError: there is no checkpoint, transformers is not installed, or something else lies at the directory.
@@ -66,13 +66,13 @@ def export_dir(checkpoint: str, directory: str, *, repository: str = "", revisio
 
 
 def import_dir(directory: str, checkpoint: str) -> list[str]:
-    """Read a transformers BERT directory and write it, with its tokenizer, as our checkpoint.
+    """Read a transformers BERT directory and write it, with its tokenizer, as a raybert checkpoint.
 
     Returns:
-        The names of the tensors that the directory lacks and that begin at random: of heads it was saved without.
+        The names of the tensors that the directory lacks and that start at random: those of heads it was saved without.
 
     Raises:
-        InputError: it is no BERT directory, it uses what our encoder does not have, its tokenizer will not do, or
+        InputError: it is not a BERT directory, it uses what raybert's encoder lacks, its tokenizer cannot be used, or
             transformers is missing. Nothing is written then.
     """
     directory = str(storage.local_path(directory, "copy the transformers directory to a local one first"))
@@ -90,8 +90,8 @@ def push(directory: str, repository: str, revision: str) -> str:
     """Upload an exported directory to the Hugging Face Hub as a revision (a branch) and return its address.
 
     Args:
-        repository: USER/NAME; it is made, private, if it does not exist.
-        revision: `main`, or the branch, which is made if it does not exist.
+        repository: USER/NAME; created as a private repository if it does not exist.
+        revision: `main` or another branch; created if it does not exist.
 
     Raises:
         InputError: huggingface_hub is missing, nobody is logged in, or the hub refuses.

@@ -27,8 +27,8 @@ VOCABULARY_MULTIPLE = 64
 class Bert(nn.Module):
     """BERT with masked-language-model and next-sentence heads; the output embedding is the input embedding.
 
-    The embedding table has some rows more than the vocabulary, up to a multiple of 64. No logit of such a row is ever
-    returned or enters the loss, and it is not part of an export.
+    The embedding table is padded to a multiple of 64 rows. The padding has no logits, does not enter the loss
+    and is not exported.
     """
 
     def __init__(self, config: BertConfig) -> None:
@@ -153,18 +153,18 @@ class Bert(nn.Module):
     ) -> np.ndarray:
         """Vectors of texts, float32 (N, D), in the order of the texts.
 
-        Texts of like length share a batch, so that padding costs little; each is cut to the model's positions. No
-        gradient is kept, and dropout is off meanwhile.
+        Texts of similar length share a batch, so padding costs little. Each text is truncated to the model's positions.
+        No gradient is kept, and dropout is off during the call.
 
         Args:
             texts: any number of texts.
             pooling: "mean" over the tokens of the last hidden state, its "cls" token, or the "pooler"'s output.
-            device: moves the model there first; by default it computes where it is.
-            dtype: "float32"; "bfloat16"; or "auto", the one in which this machine multiplies faster.
-            batch_tokens: tokens of a batch, padding included; by default what suits the device.
+            device: moves the model there first; by default the model stays where it is.
+            dtype: "float32"; "bfloat16"; or "auto", the one in which this machine is faster.
+            batch_tokens: tokens of a batch, padding included; the default depends on the device.
 
         Raises:
-            InputError: there is no such pooling or dtype, or raybert's tokenizer does not fit the model's vocabulary.
+            InputError: unknown pooling or dtype, or raybert's tokenizer does not fit the model's vocabulary.
             TypeError: `texts` is one text instead of a list of them.
         """
         # The one import that points up: texts are for `encode`, and users expect the method here.

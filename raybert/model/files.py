@@ -42,10 +42,10 @@ def write_tokenizer(tokenizer: TextTokenizer | None, directory: Path) -> None:
 
 
 def save(model: Bert, uri: str) -> None:
-    """Write the model as a checkpoint of weights alone to a directory at any URI, in the place of such a one.
+    """Write the model as a weights-only checkpoint to a directory at any URI. It replaces an existing one.
 
     Raises:
-        InputError: anything else lies there.
+        InputError: the directory holds anything else.
     """
     uri = storage.absolute(uri)
     _refuse_to_destroy(uri)
@@ -75,7 +75,7 @@ def load(uri: str) -> Bert:
     """Read a checkpoint directory at any URI. The model is in evaluation mode, on the CPU, in float32.
 
     Raises:
-        InputError: no checkpoint lies there, it is of another kind or format, or its tensors do not fit its config.
+        InputError: there is no checkpoint, it has another kind or format, or its tensors do not fit its config.
     """
     with storage.local_copy(uri, [CONFIG, WEIGHTS, *TOKENIZER_FILES]) as directory:
         config = read_config(directory, uri)

@@ -88,7 +88,7 @@ def _pad_id(model: Bert) -> int | None:
 
 
 def from_transformers(theirs: "BertForPreTraining") -> Bert:
-    """A transformers BertForPreTraining as our model, in evaluation mode.
+    """A transformers BertForPreTraining as a raybert model, in evaluation mode.
 
     Raises:
         InputError: it uses what our encoder does not have (another activation, untied embeddings, a decoder, ...).

@@ -15,14 +15,14 @@ def run(
     device: str | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
-    """Probe one model here and now, in this process.
+    """Probe one model in this process.
 
     Args:
         model: a `raybert.Bert`, which is left in the mode that it was in and on the device where the probe runs; or a
             checkpoint at any URI, or a local transformers BERT directory.
         task: a task, or its name or YAML file as in `probe.tasks`, or what such a file would hold.
-        device: where the encoder runs; by default a GPU where there is one.
-        progress: is told the finished share of the encoding.
+        device: where the encoder runs; by default a GPU if there is one.
+        progress: called with the finished fraction of the encoding.
 
     Returns:
         A record as the probe service writes it (see `raybert.probe.evaluate.evaluate`), of no run and no step. What

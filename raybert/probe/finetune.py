@@ -39,14 +39,16 @@ class FinetuneTask(LabelledTask):
 
     kind: Literal["finetune"] = "finetune"
     target: Literal["classes", "scores"] = Field(default="classes", description="what the label column holds")
-    pooling: Literal["pooler", "cls", "mean"] = Field(default="pooler", description="what the head is put on")
+    pooling: Literal["pooler", "cls", "mean"] = Field(default="pooler", description="vector that the head reads")
     n_train: int | None = Field(default=2000, gt=1, description="training rows to use; null for all")
-    max_seconds: float = Field(default=600, gt=0, description="of the three trainings, a third each")
-    epochs: int = Field(default=3, ge=1)
-    batch_size: int = Field(default=16, ge=1)
+    max_seconds: float = Field(
+        default=600, gt=0, description="time limit of the three trainings together, a third each"
+    )
+    epochs: int = Field(default=3, ge=1, description="passes over the training rows")
+    batch_size: int = Field(default=16, ge=1, description="rows of a step")
     lr: float = Field(default=5e-5, gt=0, description="peak learning rate of AdamW")
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="before the head")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="fraction of the steps in which the rate rises")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout before the head")
 
     @model_validator(mode="after")
     def _scores_have_a_test_file(self) -> Self:

@@ -39,9 +39,9 @@ class ProbeTask(BaseModel):
     URIS: ClassVar[tuple[str, ...]] = ()  # the keys that name files
 
     kind: str
-    name: Annotated[str, Field(pattern=TASK_NAME)]
-    title: str = Field(default="", description="how people call it; the name when empty")
-    max_tokens: int = Field(default=256, ge=8, description="texts are cut to this many tokens, specials included")
+    name: Annotated[str, Field(pattern=TASK_NAME, description="name of the task, part of its records' file names")]
+    title: str = Field(default="", description="title in reports; by default the name")
+    max_tokens: int = Field(default=256, ge=8, description="cut texts to this many tokens, special tokens included")
 
     @field_validator("*")
     @classmethod

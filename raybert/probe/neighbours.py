@@ -25,9 +25,9 @@ class NeighboursTask(ProbeTask):
     URIS: ClassVar[tuple[str, ...]] = ("shards",)
 
     kind: Literal["neighbours"] = "neighbours"
-    shards: str | None = Field(default=None, description="a directory of `raybert prepare`")
-    n_test: int = Field(default=1000, ge=FEWEST, description="spans; where there are more, so many are drawn")
-    seed: int = Field(default=0, ge=0, description="of that draw")
+    shards: str | None = Field(default=None, description="shard set to take spans from; by default the run's own")
+    n_test: int = Field(default=1000, ge=FEWEST, description="spans to draw where there are more")
+    seed: int = Field(default=0, ge=0, description="seed of that draw")
 
     def stamps(self) -> list[str]:
         return [open_shards(self.shards).manifest_hash] if self.shards else []

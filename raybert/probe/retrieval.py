@@ -41,19 +41,21 @@ class RetrievalTask(ProbeTask):
     URIS: ClassVar[tuple[str, ...]] = ("pairs", "queries", "documents", "relevance")
 
     kind: Literal["retrieval"] = "retrieval"
-    pairs: str | None = Field(default=None, description="a query and its right document a row, in the columns `text`")
+    pairs: str | None = Field(
+        default=None, description="file with a query and its right document in each row, in the columns of `text`"
+    )
     text: tuple[str, str] = Field(default=("query", "document"), description="the two columns of `pairs`")
     label: str | None = Field(default=None, description="column of `pairs` with a score; needs `least`")
-    least: float | None = Field(default=None, description="rows of `pairs` with a lower score are left out")
-    queries: str | None = Field(default=None, description="rows with an id and a text")
-    documents: str | None = Field(default=None, description="rows with an id and a text")
-    relevance: str | None = Field(default=None, description="rows of `judged`")
+    least: float | None = Field(default=None, description="leave out rows of `pairs` with a lower score")
+    queries: str | None = Field(default=None, description="file of queries: an id and a text in each row")
+    documents: str | None = Field(default=None, description="file of documents: an id and a text in each row")
+    relevance: str | None = Field(default=None, description="file of judgements, in the columns of `judged`")
     row: tuple[str, str] = Field(default=("id", "text"), description="columns of `queries` and `documents`")
     judged: tuple[str, str, str] = Field(
         default=("query_id", "document_id", "score"), description="columns of `relevance`; a score above 0 is right"
     )
-    n_queries: int = Field(default=2000, ge=FEWEST, description="where there are more, so many are drawn")
-    seed: int = Field(default=0, ge=0, description="of that draw")
+    n_queries: int = Field(default=2000, ge=FEWEST, description="queries to draw where there are more")
+    seed: int = Field(default=0, ge=0, description="seed of that draw")
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:

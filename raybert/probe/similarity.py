@@ -41,7 +41,9 @@ class SimilarityTask(ProbeTask):
     text: tuple[str, str] = Field(default=("text1", "text2"), description="the two text columns")
     label: str = Field(default="label", description="column of the scores")
     n_test: int | None = Field(default=None, ge=FEWEST, description="pairs to use; all when not set")
-    seed: int | None = Field(default=None, ge=0, description="draw rows at random; None: the first rows")
+    seed: int | None = Field(
+        default=None, ge=0, description="draw rows at random with this seed; by default the first rows are used"
+    )
 
     @property
     def files(self) -> list[tuple[str, list[str]]]:

@@ -32,11 +32,13 @@ class LabelledTask(ProbeTask):
     train: str = Field(description="parquet, csv or jsonl: a file, directory or glob, at any URI or beside the YAML")
     test: str | None = Field(default=None, description="the same; without it, texts of `train` are held out")
     text: str | tuple[str, str] = Field(default="text", description="text column, or the two columns of a pair")
-    label: str = "label"
+    label: str = Field(default="label", description="column of the labels")
     label_names: list[str] = Field(default_factory=list, description="names of integer labels 0, 1, ...")
     n_train: int | None = Field(default=None, gt=1, description="training rows to use; all when not set")
     n_test: int | None = Field(default=None, gt=0, description="test rows to use; all when not set")
-    seed: int | None = Field(default=None, ge=0, description="draw rows at random; None: the first rows")
+    seed: int | None = Field(
+        default=None, ge=0, description="draw rows at random with this seed; by default the first rows are used"
+    )
 
     @property
     def columns(self) -> list[str]:

@@ -17,11 +17,11 @@ from raybert.errors import InputError
 
 
 class Dimension(Section):
-    """One setting's values: a grid of them, or draws from a range whose logarithm is uniform."""
+    """The values of one setting: a grid, or draws from a log-uniform range."""
 
-    grid: list[Any] | None = Field(default=None, min_length=1)
-    log_uniform: tuple[float, float] | None = Field(default=None, description="low, high")
-    draws: int = Field(default=4, ge=1, description="values to draw from the range")
+    grid: list[Any] | None = Field(default=None, min_length=1, description="the values themselves")
+    log_uniform: tuple[float, float] | None = Field(default=None, description="[low, high] of a log-uniform range")
+    draws: int = Field(default=4, ge=1, description="number of values to draw from the range")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -46,25 +46,35 @@ class Dimension(Section):
 class AshaConfig(Section):
     """Asynchronous successive halving (https://arxiv.org/abs/1810.05934) on the sweep's metric at equal tokens."""
 
-    enabled: bool = True
+    enabled: bool = Field(default=True, description="stop worse trials early; false: train all of them to the end")
     grace_fraction: float = Field(
-        default=0.25, gt=0, le=1, description="no trial stops before this share of its tokens"
+        default=0.25, gt=0, le=1, description="fraction of its tokens that every trial trains on"
     )
-    reduction_factor: float = Field(default=2.0, gt=1, description="at each rung the best 1 / factor go on")
+    reduction_factor: float = Field(
+        default=2.0, gt=1, description="at each rung the best 1 / factor of the trials continue"
+    )
 
 
 class SweepConfig(Section):
-    """`base` holds settings as `raybert pretrain` takes them; `space` maps dotted keys of them to their values."""
+    """`base` holds settings of `raybert pretrain`; `space` maps dotted keys to the values to try."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "sweep"
-    storage: AbsolutePath = Field(default="runs", validate_default=True)
-    base: dict[str, Any] = Field(default_factory=dict)
-    space: dict[str, Dimension] = Field(min_length=1)
-    seed: int = Field(default=0, ge=0)
-    max_concurrent: Annotated[int, Field(ge=1)] | None = Field(default=None, description="default: what fits")
+    name: str = Field(
+        default="sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the sweep's directory"
+    )
+    storage: AbsolutePath = Field(
+        default="runs", validate_default=True, description="directory of the sweep's directory, at any URI"
+    )
+    base: dict[str, Any] = Field(default_factory=dict, description="settings that all trials share, as pretrain takes")
+    space: dict[str, Dimension] = Field(
+        min_length=1, description="dotted keys of the settings to vary, and their values"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the draws")
+    max_concurrent: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="trials to run at the same time; by default as many as fit"
+    )
     metric: str = Field(
         default=VALIDATION_LOSS,
-        description="what trials are stopped early by and the best is best by: validation_loss, or a probe's headline "
+        description="figure that stops trials early and chooses the best: validation_loss, or a probe's headline "
         "(sts.spearman, sts.mean.spearman)",
     )
     asha: AshaConfig = AshaConfig()

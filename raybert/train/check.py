@@ -177,11 +177,11 @@ def _tasks(config: Config) -> list[ProbeTask]:
 def check(
     config: Config, *, inputs: Inputs | None = None, reserved_cpus: float = 0.0, hashes_known: bool = False
 ) -> Run:
-    """Verify all that can be known before training, with Ray connected.
+    """Check everything that can be checked before training. Ray must be connected.
 
     Args:
-        inputs: what `check_inputs` found, where it was asked before.
-        reserved_cpus: CPUs that others hold.
+        inputs: the result of `check_inputs`, if it was called before.
+        reserved_cpus: CPUs that are not available to the run.
         hashes_known: as in `check_inputs`.
 
     Raises:

@@ -36,16 +36,16 @@ class Diverged(RunFailed):
 
 
 def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-    """Train until the last step. A run that was begun before goes on from its newest checkpoint.
+    """Train until the last step. An existing run resumes from its newest checkpoint.
 
     Args:
-        callbacks: Ray Train's `UserCallback`s; they are told of every report.
+        callbacks: Ray Train's `UserCallback`s, called at every report.
 
     Returns:
         The metrics that were reported last (empty if nothing was reported in this call).
 
     Raises:
-        InputError: another driver is at work on this run.
+        InputError: another driver is running this run.
         RunFailed: the run failed too often without a new checkpoint, or the loss diverged.
         Interrupted: a signal ended the run before its last step, with a checkpoint.
     """

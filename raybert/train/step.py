@@ -56,16 +56,18 @@ def train_step(
         micro_batches: dicts of tensors on the model's device (`raybert.data.tensors`), or packed groups of them.
         lr: learning rate of this update.
         dtype: autocast type of the forward pass; float32 switches autocast off.
-        seed, step, first_micro_batch: they key the dropout masks, so a resumed run, or one on another number of
-            ranks, drops the same units for the same samples. `first_micro_batch` is the place of this rank's first
-            micro-batch in the global batch. Packed groups have one mask each, so there the number of ranks counts.
+        seed: with `step` and `first_micro_batch` the key of the dropout masks, so a resumed run, or one on another
+            number of ranks, drops the same units for the same samples. A packed group has one mask, so there the number
+            of ranks counts.
+        step: number of the update.
+        first_micro_batch: place of this rank's first micro-batch in the global batch.
         global_batch: samples of the step over all ranks.
         objective: the model's; by default the original's.
 
     Returns:
         (3 L,) float tensor of this rank's sums (see `Pretraining`), and the gradient norm before clipping. Both stay on
-        the device: reading them is the caller's choice of when to wait. With a norm that is not finite the update was
-        left out, on every rank since the norm is that of the exchanged gradients, and the sums are 0.
+        the device, so the caller chooses when to wait for them. If the norm is not finite, every rank skips the update,
+        since all have the norm of the exchanged gradients, and the sums are 0.
     """
     device = micro_batches[0]["input_ids"].device
     # By the model, never by whether a process group is there now: Ray Train takes the group away while it ends the

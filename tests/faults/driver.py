@@ -155,7 +155,7 @@ class Driver:
 
 
 def recomputed_digests(shards: str, steps: int) -> list[int]:
-    """The ledger's digests from the widened batches, as docs/guarantees.md tells another reader to compute them."""
+    """The ledger's digests from the widened batches, as docs/determinism.md tells another reader to compute them."""
     import hashlib
 
     found = []

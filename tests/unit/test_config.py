@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from raybert import config
 from raybert.errors import InputError
+from raybert.probe.kinds import KINDS
 from raybert.probe.tasks import load_task
 from raybert.sweep import space
 
@@ -241,3 +242,10 @@ def test_a_text_setting_without_a_value_is_refused(tmp_path, text):
         config.load(str(tmp_path / "c.yaml"))
     (tmp_path / "c.yaml").write_text("run:\n  name: null\n")
     assert config.load(str(tmp_path / "c.yaml")).run.name == "null"
+
+
+def test_every_setting_says_what_it_means():
+    """The reference and the shell's completion show it."""
+    for model in (config.Config, space.SweepConfig, space.Dimension, *(kind.settings for kind in KINDS.values())):
+        unsaid = [key for key, meaning in config.meanings(model).items() if not meaning and key != "kind"]
+        assert not unsaid, f"{model.__name__} has settings without a description: {unsaid}"

@@ -1,5 +1,6 @@
 """What is written down works: README's snippets run, commands parse, settings exist, links lead somewhere."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -16,13 +17,22 @@ import torch
 import typer.main
 
 import raybert
+from benchmarks import table
+from raybert import records
 from raybert.cli import app, run_app
-from raybert.config import Config, all_keys
+from raybert.config import Config, all_keys, meanings
+from raybert.model import directory
+from raybert.probe.service import actor
 from raybert.report import trackers
+from raybert.storage import lease
 from raybert.sweep.space import SweepConfig
+from raybert.train.recovery import faults
+from scripts import pages
+from tests.faults.scenarios import SCENARIOS
 from tests.tasks import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("Tutorial", "How-to", "Reference", "Explanation")
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
 
@@ -106,7 +116,7 @@ def test_the_settings_that_the_pages_name_exist():
         key
         for path in PAGES
         for key in re.findall(rf"`'?((?:{sections})\.[a-z_]+)(?:=[^`]*)?`", path.read_text(encoding="utf-8"))
-        if not key.endswith((".py", ".yaml", ".parquet", ".csv"))
+        if not key.endswith((".py", ".yaml", ".parquet", ".csv", ".safetensors"))
     }
     assert len(found) > 15
     assert found <= known
@@ -153,7 +163,8 @@ def test_readme_s_file_tree_names_what_is_there():
 def test_the_site_builds_without_a_broken_link(tmp_path):
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    # Not --quiet, with which --strict overlooks warnings.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     reference = (tmp_path / "api.html").read_text(encoding="utf-8")
@@ -165,6 +176,13 @@ def test_the_site_builds_without_a_broken_link(tmp_path):
     ):
         assert f'id="{name}"' in reference, name
     assert "global_batch" in reference
+    for page, names in {
+        "settings": ("train.hang_factor", "asha.grace_fraction", "n_queries"),
+        "command-line": ("raybert probe compare", "--validation-fraction"),
+        "tutorial": ("probed step 320", "data:image/png"),
+    }.items():
+        text = (tmp_path / f"{page}.html").read_text(encoding="utf-8")
+        assert not [name for name in names if name not in text], page
 
 
 def test_make_help_names_every_target():
@@ -172,3 +190,98 @@ def test_make_help_names_every_target():
     targets = text.partition(".PHONY: ")[2].splitlines()[0].split()
     done = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True)
     assert sorted(line.split()[1] for line in done.stdout.splitlines()) == sorted(targets)
+
+
+def code_in(name):
+    """What a page writes as code."""
+    return set(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")))
+
+
+def test_every_page_is_in_one_room_and_says_what_to_read_next():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:\n")[2]
+    rooms = re.split(r"^  - ([^:\n]+):(?: *\n| index.md\n)", navigation, flags=re.MULTILINE)[1:]
+    assert tuple(rooms[2::2]) == ROOMS
+    listed = re.findall(r": (\S+\.(?:md|ipynb))$", navigation, flags=re.MULTILINE)
+    there = [path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")]
+    assert sorted(listed) == sorted(there)
+    home = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for name in listed:
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert "Next:" in text.rstrip().splitlines()[-1] or name.endswith(".ipynb"), name
+        assert f"({name})" in home or name == "index.md", f"docs/index.md does not link to {name}"
+
+
+def test_the_reference_is_made_from_the_code():
+    marks = [mark for path in (ROOT / "docs").glob("*.md") for mark in pages.MARK.findall(path.read_text())]
+    assert sorted(marks) == sorted(pages.PARTS)
+    settings = pages.settings()
+    for key, meaning in meanings(Config).items():
+        assert f"| `{key}` |" in settings
+        assert meaning.replace("|", "\\|") in settings, key
+    names = [words for words, _ in pages.commands()]
+    assert {"prepare", "pretrain", "probe run", "tokenizer train"} <= set(names)
+    assert [
+        line.removeprefix("## raybert ") for line in pages.command_line().splitlines() if line[:3] == "## "
+    ] == names
+    assert "| `--seq-len SEQ_LEN` | required |" in pages.command_line()
+
+
+def test_the_page_of_metrics_names_those_of_the_code():
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    log, _, prometheus = text.partition("## Prometheus")
+    keys = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.*?) \|", log, flags=re.MULTILINE))))
+    of_gauges_alone = {"validation_loss", "checkpoint_bytes", "checkpoint_seconds", "restarts"}
+    assert keys == (records.FIGURES | {"step", "dtype", "validation"}) - of_gauges_alone
+    named = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.*?) \|", prometheus, flags=re.MULTILINE))))
+    probes = set(re.findall(r'"(probe_[a-z]+)": \("', Path(actor.__file__).read_text(encoding="utf-8")))
+    counters = set(re.findall(r'^    "([a-z_]+_total)"', (ROOT / "raybert" / "telemetry.py").read_text(), re.MULTILINE))
+    assert len(probes) >= 4
+    assert named == records.GAUGES.keys() | probes | counters
+
+
+def test_the_page_of_a_run_s_files_names_those_of_the_code():
+    named = " ".join(code_in("run-files"))
+    for name in (
+        *(records.METRICS, records.FAILURE, records.END, lease.LEASE, f"{faults.FAULTS}/", trackers.CURSOR),
+        *(directory.CONFIG, directory.WEIGHTS, directory.TRAINING_STATE, directory.SUMS),
+    ):
+        assert name in named, name
+
+
+def test_every_promise_names_a_test_that_is_there():
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8").partition("## Not promised")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| what happens")]
+    assert len(rows) > 20
+    for row in rows:
+        names = re.findall(r"`([^`]+)`", row.rsplit(" | ", 1)[1])
+        assert names, row
+        for name in names:
+            path = ROOT / name if "/" in name else ROOT / "tests" / "faults" / name
+            assert name in SCENARIOS or path.is_file(), name
+
+
+def test_pages_that_should_be_short_are():
+    for path, most in ((ROOT / "README.md", 1200), (ROOT / "docs" / "performance.md", 900)):
+        assert len(path.read_text(encoding="utf-8").split()) <= most, path.name
+
+
+def test_the_table_of_performance_is_that_of_the_newest_figures():
+    text = table.PAGE.read_text(encoding="utf-8")
+    assert table.with_table(text) == text, "run python -m benchmarks.table"
+    for line in table.lines():
+        assert {"date", "commit", "machine", "result"} <= line.keys()
+        assert all(row.case in table.GOALS for row in table.rows(line["result"]))
+
+
+def test_a_benchmark_s_line_is_kept_and_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    line = {"name": "overhead", "ours": 970.0, "peer": 1000.0, "ratio": 0.97, "machine": "m", "share_of_limit": 0.97}
+    step = {"size": "compact", "B": 4, "T": 512, "ours": 2.0, "peer": 1.0, "ratio": 2.0, "mfu": 0.6}
+    other = {"name": "suite", "ours": 1.0, "peer": 4.0, "machine": "another"}
+    for result in (line | {"ratio": 0.5}, line, other, {"name": "step", "machine": "m", "rows": [step]}):
+        table.append(json.dumps(result))
+    shown = table.table()
+    assert "|`overhead`, one thread, tokens/s|970|1,000|0.97||≥ 0.97|yes|" in shown
+    assert "|`step`, compact, B=4 T=512, tokens/s|2|1|2|0.6|≥ 4; share ≥ 0.55|no; yes|" in shown
+    assert "|`suite`, four tasks, s †|1|4|0.25||≤ 0.5|yes|" in shown
+    assert shown.endswith("† on another")

@@ -49,20 +49,19 @@ def prepare(
 ) -> ShardSet:
     """Tokenise raw text into a shard set. Ray must be initialised.
 
-    The same input and settings give the same bytes, on any cluster. Exact copies of a document are left out. A set
-    that is already there, from the same input with the same settings, is returned as it is; an interrupted one is begun
-    anew.
+    The same input and settings give the same bytes, on any cluster. Exact copies of a document are dropped. An existing
+    set of the same input and settings is returned unchanged; an interrupted one is started again.
 
     Args:
         inputs: files, directories, globs or ``embedded://`` names; see raybert.data.text.inputs.
-        output: URI of a directory, which every node of the cluster can reach.
+        output: directory at any URI that every node of the cluster can reach.
         tokenizer: as `raybert.tokenizer.load` opens it; raybert's own by default.
         overwrite: replace a shard set that is already there.
         progress: show a bar.
         settings: those of `raybert.data.text.settings.Settings`; ``seq_len`` must be given.
 
     Raises:
-        InputError: a setting, the input or the output will not do, or too many documents are bad.
+        InputError: a setting, the input or the output cannot be used, or too many documents are bad.
     """
     if not ray.is_initialized():
         raise RuntimeError("prepare() needs an initialised Ray: call ray.init() or raybert.cluster.connect() first")
