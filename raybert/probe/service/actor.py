@@ -59,6 +59,7 @@ class ProbeService:
         self._pool = ThreadPoolExecutor(LOOKERS, thread_name_prefix="probe-storage")
         self._runs: dict[str, ServedRun] = {}
         self._running: dict[ray.ObjectRef, tuple[ServedRun, Probe]] = {}
+        self._trained: dict[ray.ObjectRef, list[ray.ObjectRef]] = {}  # what those wait for
         self._texts: dict[str, ray.ObjectRef] = {}
         self._counts: Counter[str] = Counter()
         self._stopped = False
@@ -226,7 +227,9 @@ class ProbeService:
                 if key not in self._texts:
                     self._texts[key] = work.read_texts(task, probe.entry)
             me = ray.get_runtime_context().current_actor
-            ref = work.probe(probe.entry, probe.task, [self._texts[key] for _, key in wanted], self._cache, me)
+            texts = [self._texts[key] for _, key in wanted]
+            ref, trained = work.probe(probe.entry, probe.task, texts, self._cache, me)
+            self._trained[ref] = trained
             with self._lock:
                 run.next, run.running = None, probe
                 self._running[ref] = (run, probe)
@@ -242,11 +245,14 @@ class ProbeService:
         for ref in done:
             with self._lock:
                 run, probe = self._running.pop(ref)
+            trained = self._trained.pop(ref)
             try:
                 outcome = Outcome(probe, values=ray.get(ref))
             except Exception as error:  # whatever the task raised, or its node's end
                 for key in (probe.key, *(key for _, key in probe.beside)):
                     self._texts.pop(key, None)
+                for other in trained:  # the others would go on, and write where the weights may soon be gone
+                    ray.cancel(other, force=True)
                 outcome = Outcome(probe, error=error)
             run.outcome, run.running = outcome, None
 

@@ -50,14 +50,18 @@ def texts_key(task: ProbeTask, entry: Entry) -> str:
     return f"{task.hash}:{min(task.max_tokens, entry.positions)}:{entry.tokenizer}:{stamps}"
 
 
-def probe(entry: Entry, task: ProbeTask, texts: Sequence[ray.ObjectRef], cache: str, service: Any) -> ray.ObjectRef:
+def probe(
+    entry: Entry, task: ProbeTask, texts: Sequence[ray.ObjectRef], cache: str, service: Any
+) -> tuple[ray.ObjectRef, list[ray.ObjectRef]]:
     """Start a probe of the tasks with these texts, `task` the first. It tells `service.started` when it has got its
     CPUs.
 
     The trainings of a task that trains the encoder are Ray tasks of their own, at most `entry.workers` at a time. What
     each finds is kept beside the weights, so that a probe that is started again takes up what is done.
 
-    Its result is the first task's record, with `started`, and the others' records by name under `beside`.
+    Returns:
+        The probe, whose result is the first task's record, with `started`, and the others' records by name under
+        `beside`; and the trainings that it waits for.
     """
     options, kind = _options(entry), kinds.of_task(task)
     trained: list[ray.ObjectRef] = []
@@ -65,7 +69,7 @@ def probe(entry: Entry, task: ProbeTask, texts: Sequence[ray.ObjectRef], cache: 
         # Ray starts it when the one that stands so many places before it has ended.
         before = [trained[number - entry.workers]] if number >= entry.workers else []
         trained.append(_train.options(**options).remote(entry, number, service, texts[0], *before))
-    return _probe.options(**options).remote(entry, cache, service, len(texts), *texts, *trained)
+    return _probe.options(**options).remote(entry, cache, service, len(texts), *texts, *trained), trained
 
 
 def _options(entry: Entry) -> dict[str, Any]:
