@@ -44,12 +44,12 @@ def run(order: Order) -> None:
             continue
         if seq_len < windows.seq_len and short is None:
             short = windows.cut(seq_len, 20_000 if order.on_gpu else 500)
-        micro_batch = (PLACES[size] if order.on_gpu else 1024) // seq_len
-        recipe = replace(
-            ORIGINAL, size=size, seq_len=seq_len, micro_batch=micro_batch, global_batch=4 * micro_batch, steps=10_000
-        )
+        micro_batch = (PLACES[size] if order.on_gpu else 512) // seq_len
+        recipe = replace(ORIGINAL, size=size, seq_len=seq_len, micro_batch=micro_batch, global_batch=4 * micro_batch)
         reader = WindowReader(windows if seq_len == windows.seq_len else short or windows)
-        order.tell(**compare(order, recipe, [micro_batches(reader, recipe, step) for step in range(STEPS)], peak))
+        count = STEPS if order.on_gpu else 1
+        steps = [micro_batches(reader, recipe, step) for step in range(count)]
+        order.tell(**compare(order, recipe, steps, peak))
 
 
 def compare(order: Order, recipe: Recipe, steps: list[list[Columns]], peak: float) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def peer_side(order: Order, recipe: Recipe, *, compiled: bool) -> Callable[[list
             # A position for every place of masked_positions, -1 among them at a column that is dropped.
             labels = torch.full((len(batch["input_ids"]), recipe.seq_len + 1), -100, device=order.device)
             at = batch["masked_positions"].where(batch["masked_positions"] >= 0, recipe.seq_len)
-            labels = labels.scatter(1, at, batch["masked_labels"])[:, : recipe.seq_len]
+            labels = labels.scatter(1, at, batch["masked_labels"])[:, : recipe.seq_len].contiguous()
             with torch.autocast(order.device.type, order.dtype, enabled=order.dtype != torch.float32):
                 loss = called(
                     input_ids=batch["input_ids"],

@@ -54,7 +54,7 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *
     """Copy the weights and, with an optimizer, its state and the counters, to main memory.
 
     On a GPU the copies are under way when this returns, see `Snapshot.wait`. Whoever changes the weights next without
-    `hold_updates` has to wait as well.
+    a `Gate` has to wait as well.
     """
     bert = unwrap(model)
     device = bert.word_embeddings.weight.device
@@ -83,16 +83,20 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def hold_updates(optimizer: torch.optim.Optimizer, snap: Snapshot) -> None:
-    """Have the optimizer's next update wait, on the device, until the snapshot holds the weights of before."""
-    if (copied := snap.copied) is None:
-        return
+class Gate:
+    """Has an optimizer's next update wait, on the device, until the newest snapshot holds the weights of before."""
 
-    def wait(*_: Any) -> None:
-        torch.cuda.current_stream().wait_event(copied)
-        handle.remove()
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._copied: torch.cuda.Event | None = None
+        optimizer.register_step_pre_hook(self._wait)
 
-    handle = optimizer.register_step_pre_hook(wait)
+    def hold(self, snap: Snapshot) -> None:
+        self._copied = snap.copied
+
+    def _wait(self, *_: Any) -> None:
+        if self._copied is not None:
+            torch.cuda.current_stream().wait_event(self._copied)
+            self._copied = None
 
 
 def unwrap(model: nn.Module) -> Bert:

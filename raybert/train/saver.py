@@ -59,6 +59,7 @@ class Saver:
         self.tasks, self.probe_cpus = tasks, probe_cpus
         self.clock, self.flush, self.gauges = clock, flush, gauges
         self.saved, self.best = restored, best
+        self.gate = checkpoints.Gate(optimizer)
         self.writer = checkpoints.BackgroundWriter() if rank == 0 else None
         # Ray Train takes any number of uploads, each with a copy of the weights and the optimizer's state in memory.
         self.uploads = threading.BoundedSemaphore(UPLOADS)
@@ -69,7 +70,7 @@ class Saver:
             return
         with self.clock.waiting("checkpoint"):
             weights = checkpoints.snapshot(self.model)
-            weights.wait()
+            self.gate.hold(weights)
             self.writer.submit(partial(self._request_probe, weights, 0))
 
     def save(self, events: set[str], record: dict[str, Any], *, tokens: int) -> None:
@@ -80,7 +81,7 @@ class Saver:
         if self.writer is not None and (events & {"checkpoint", "probe"} or is_best):
             with self.clock.waiting("checkpoint"):
                 snap = self._snapshot(record, full="checkpoint" in events)
-                checkpoints.hold_updates(self.optimizer, snap)
+                self.gate.hold(snap)
                 if "probe" in events:
                     self.writer.submit(partial(self._request_probe, snap.weights_alone(), step))
                 if is_best:

@@ -20,7 +20,7 @@ from raybert.data.spec import SampleSpec
 from raybert.data.tensors import packed_to_torch, rows_of, to_torch
 from raybert.model import layout as layouts
 from raybert.model import varlen
-from raybert.model.bert import Bert
+from raybert.model.bert import Bert, Layer
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.objective import Objective
@@ -210,6 +210,29 @@ def test_dropout_depends_on_the_step_and_the_group_alone():
     assert not torch.equal(first, other)
 
 
+def test_layers_computed_again_have_the_same_gradients():
+    """Dropout included, which has to be drawn again as it was; and compiled."""
+    parts = [columns(4, seed) for seed in range(2)]
+    (group,) = packed_to_torch(parts, DEVICE, packing_for(8, T))
+    for dropout in (0.0, 0.3):
+        model = pretraining(Objective(), dropout=dropout)
+        for batch in ([group], [to_torch(part, DEVICE) for part in parts][: 2 if DEVICE.type == "cpu" else 1]):
+            seeds = [11, 12][: len(batch)]
+            kept = gradients(model, forward_sums(model, batch, seeds))
+            model.bert.gradient_checkpointing = True
+            with mock.patch.object(Layer, "forward", autospec=True, side_effect=Layer.forward) as calls:
+                again = gradients(model, forward_sums(model, batch, seeds))
+            model.bert.gradient_checkpointing = False
+            assert_equal(again, kept)
+            assert calls.call_count == 2 * len(model.bert.layers)
+    model = pretraining(Objective())
+    kept = gradients(model, forward_sums(model, [group], None))
+    model.bert.gradient_checkpointing = True
+    compiled = torch.compile(model, backend=BACKEND, dynamic=False)
+    assert_equal(gradients(compiled, forward_sums(compiled, [group], None)), kept)
+    torch._dynamo.reset()
+
+
 def step(
     model: Pretraining, groups: list[dict[str, Tensor]], samples: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -241,13 +264,26 @@ def test_a_snapshot_holds_the_weights_of_before_the_next_update():
     before = {name: value.clone() for name, value in model.bert.state_dict().items()}
     moment = adam.state_dict()["state"][0]["exp_avg"].clone()
     snap = checkpoint.snapshot(model, adam)
-    checkpoint.hold_updates(adam, snap)
+    checkpoint.Gate(adam).hold(snap)
     train_step(model, adam, [group], step=1, **keys)
     snap.wait()
     assert all(torch.equal(snap.weights[name], value.cpu()) for name, value in before.items())
     assert snap.state is not None
     assert torch.equal(snap.state["optimizer"]["state"][0]["exp_avg"], moment.cpu())
     assert not torch.equal(model.bert.pooler.weight, before["pooler.weight"])
+
+
+def test_only_the_update_after_a_snapshot_waits_for_its_copy():
+    weight = torch.nn.Parameter(torch.ones(3))
+    plain = torch.optim.SGD([weight], lr=0.1)
+    gate, copied, stream = checkpoint.Gate(plain), mock.Mock(), mock.Mock()
+    with mock.patch.object(torch.cuda, "current_stream", return_value=stream):
+        for held in (False, True, False):
+            if held:
+                gate.hold(checkpoint.Snapshot({}, BertConfig(), None, None, copied))
+            weight.sum().backward()
+            plain.step()
+    stream.wait_event.assert_called_once_with(copied)
 
 
 class Waits(TorchDispatchMode):
