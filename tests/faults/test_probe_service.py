@@ -125,7 +125,7 @@ def test_a_probe_whose_process_or_service_is_killed_is_done_again(model, tmp_pat
     assert record["seconds_waited"] > 0
 
     # Of a fine-tuning only the seed whose process is killed is trained again.
-    tree = task.model_dump(exclude={"kind"}) | {"kind": "finetune", "name": "tuned", "n_train": 4000, "epochs": 1}
+    tree = task.model_dump(exclude={"kind"}) | {"kind": "finetune", "name": "tuned", "n_train": 1600, "epochs": 1}
     run = make_run(tmp_path, "tuned")
     queue_checkpoint(run, 1, parse_task(tree, "here"), model, workers=2, max_waiting=3)
     client.announce(run, str(tmp_path))
@@ -149,7 +149,7 @@ def test_a_probe_whose_process_or_service_is_killed_is_done_again(model, tmp_pat
     client.wait(run, str(tmp_path), timeout=LONGEST)
     short = queue.records(run)["short-00000002.json"]
     assert short["status"] == "failed"
-    assert short["reason"].startswith("RunFailed: The budget of max_seconds=1e-06 was over after 0 of the 250 steps")
+    assert short["reason"].startswith("RunFailed: The budget of max_seconds=1e-06 was over after 0 of the 100 steps")
 
 
 def test_a_service_without_cpus_says_so_and_the_next_wait_starts_one_that_was_stopped(task, model, tmp_path):
