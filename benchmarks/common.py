@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 # On a machine that others use, wall time says what they do. BENCHMARK_CPU_TIME=1 counts CPU seconds of one thread
-# instead, for the benchmarks that time a function: step, padding, probe, checkpoint.
+# instead, for the benchmarks that time a function: step, padding, probe, suite, checkpoint.
 CPU_TIME = os.environ.get("BENCHMARK_CPU_TIME") == "1"
 clock = time.process_time if CPU_TIME else time.perf_counter
 BEGAN = time.perf_counter()

@@ -28,14 +28,14 @@ from raybert.data.spec import SampleSpec
 from raybert.data.tensors import to_torch
 from raybert.data.text.prepare import prepare
 from raybert.data.text.sample import draw
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.losses import Pretraining
 from raybert.model.objective import Objective
 from raybert.model.precision import pick_dtype
+from raybert.model.schedule import lr_at
 from raybert.tokenizer import load
 from raybert.tokenizer.train import count_words, extend
-from raybert.train import optimizer
-from raybert.train.schedule import lr_at
 from raybert.train.start import read_model, start_from
 from raybert.train.step import means, train_step, validate
 

@@ -57,9 +57,9 @@ from raybert.train import checkpoint, optimizer
 from raybert.train.step import train_step
 
 SIZE, T, BATCH = "tiny", 128, 16
-AHEAD = 6  # checkpoints that are queued before a measurement: more than are probed in it
+AHEAD = 4  # checkpoints that are queued before a measurement: more than are probed in it
 AHEAD_COSTLY = 2  # of a kind whose probes take longer than a measurement
-ROUNDS, PHASE = 3, 4.0  # measurements beside each kind, and seconds of each
+ROUNDS, PHASE = 3, 3.0  # measurements beside each kind, and seconds of each
 WORDS = 60  # of a text of a pair
 
 
@@ -121,16 +121,14 @@ class Checkpoints:
         """Have enough queued for a measurement, and nothing more to hand over."""
         while self._step - len(queue.records(self.run)) < self._ahead:
             self.submit()
-        self._writer.drain()
+        self.drain()
 
-    def read_texts(self) -> None:
-        """Have one probed, so that texts and baselines are known, before anything is timed."""
-        self.submit()
+    def drain(self) -> None:
+        """Return when all that was submitted is queued."""
         self._writer.drain()
-        self.wait()
 
     def wait(self) -> None:
-        client.wait(self.run, self._root, timeout=120)
+        client.wait(self.run, self._root, timeout=240)
 
     def running(self) -> bool:
         probes = (probe for status in client.statuses() for run in status["runs"] for probe in run["running"])
@@ -203,8 +201,11 @@ def main() -> None:
         shards = prepare(["embedded://bbc_news"], f"{folder}/shards", seq_len=T, validation_fraction=0.2).uri
         trainer = Trainer(shards)
         handed = {task.kind: Checkpoints(trainer, folder, task) for task in tasks(folder, shards)}
+        for checkpoints in handed.values():  # one each, so that texts and baselines are known before anything is timed
+            checkpoints.submit()
+            checkpoints.drain()
         for checkpoints in handed.values():
-            checkpoints.read_texts()
+            checkpoints.wait()
         _pin(cores[0])
         trainer.speed(PHASE)  # warm-up
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from benchmarks.common import DATA, clock, medians, result, seconds
 from raybert.bench import OPTIMIZER, default_device, random_batch, stepper
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
 from raybert.tokenizer import Tokenizer
-from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
 from raybert.train.step import train_step
 

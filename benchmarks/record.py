@@ -40,21 +40,21 @@ from raybert.data.text.prepare import prepare
 from raybert.data.text.sample import draw
 from raybert.encode import POOLINGS
 from raybert.encode.encoders import RaybertEncoder, tokenize
+from raybert.model import optimizer as optimizers
 from raybert.model.bert import Bert
 from raybert.model.interop import from_transformers, to_transformers
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
+from raybert.model.schedule import lr_at
 from raybert.probe import baselines, evaluate
 from raybert.probe.tasks import load_task
 from raybert.spectral import table
 from raybert.spectral.recipe import Recipe
 from raybert.tokenizer import TextTokenizer
 from raybert.tokenizer.train import train as learn
-from raybert.train import optimizer as optimizers
 from raybert.train.complete import complete
 from raybert.train.flops import run_flops_per_token
 from raybert.train.memory import keep_freed_memory
-from raybert.train.schedule import lr_at
 from raybert.train.start import begin
 from raybert.train.step import train_step
 

@@ -77,11 +77,11 @@ def step_for_ever(uri: str, threads: int, global_batch: int) -> None:
     from raybert.data.reader import SampleReader
     from raybert.data.shards import open_shards
     from raybert.data.tensors import to_torch
+    from raybert.model import optimizer
     from raybert.model.bert import Bert
     from raybert.model.config import BertConfig
     from raybert.model.losses import Pretraining
     from raybert.model.precision import pick_dtype
-    from raybert.train import optimizer
     from raybert.train.memory import keep_freed_memory
     from raybert.train.step import all_reduce_sums, train_step
 

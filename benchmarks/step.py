@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.common import clock, elsewhere, machine, medians, result, round_figures, seconds
 from raybert.bench import OPTIMIZER, default_device, random_batch, stepper
+from raybert.model import optimizer
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
 from raybert.model.interop import to_transformers
@@ -24,7 +25,6 @@ from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
 from raybert.model.sizes import SIZES
 from raybert.tokenizer import VOCAB_SIZE
-from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
 
 SHAPES = ((4, 512), (16, 128))

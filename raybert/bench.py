@@ -23,6 +23,7 @@ from raybert.data.stream import (
 )
 from raybert.data.units import UnitRows
 from raybert.errors import InputError, RunFailed
+from raybert.model import optimizer
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
@@ -30,7 +31,6 @@ from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
 from raybert.model.sizes import SIZES
 from raybert.tokenizer import NUM_TEXT_TOKENS, VOCAB_SIZE
-from raybert.train import optimizer
 from raybert.train.memory import keep_freed_memory
 from raybert.train.step import train_step
 

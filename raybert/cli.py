@@ -9,7 +9,7 @@ submit  -> raybert.submit              bench    -> raybert.bench       demo     
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -163,9 +163,10 @@ def pretrain(
         if run.tasks:
             from raybert.probe import plan
 
-            Console(soft_wrap=True).print(
-                plan.table(plan.costs(run.tasks, run.config.model.bert(), run.shards.tokenizer()))
-            )
+            threads = plan.threads_of(run.shares.probe)
+            options: dict[str, Any] = {"threads": threads, "gpu": run.config.probe.gpus > 0}
+            found = plan.costs(run.tasks, run.config.model.bert(), run.shards.tokenizer(), **options)
+            Console(soft_wrap=True).print(plan.table(found, threads=threads))
         return
     steps = settings.train.steps
     windows = f"{run.shards.rows('train'):,} training and {run.shards.rows('validation'):,} validation windows"

@@ -3,7 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -86,8 +86,13 @@ def plan(run: RunUri, as_json: AsJson = False) -> None:
     from raybert.train.check import check_shards, probe_tasks
 
     config, shards = check_shards(configs.load_run(run, []))
-    found = plans.costs(probe_tasks(config), config.model.bert(), shards.tokenizer())
-    print(json.dumps([asdict(cost) for cost in found])) if as_json else Console().print(plans.table(found))
+    threads = plans.threads_of(config.probe.cpus)
+    options: dict[str, Any] = {"threads": threads, "gpu": config.probe.gpus > 0}
+    found = plans.costs(probe_tasks(config), config.model.bert(), shards.tokenizer(), **options)
+    if as_json:
+        print(json.dumps([asdict(cost) for cost in found]))
+    else:
+        Console().print(plans.table(found, threads=threads))
 
 
 @app.command(epilog="Example: raybert probe run runs/compact/checkpoints/best --task bbc_news")

@@ -50,7 +50,7 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
     options: dict[str, Any] = {"validation_fraction": 0.05, "overwrite": True, "progress": True}
     # What the probe judges by must not be what was trained on.
     prepare([CORPUS], shards, seq_len=seq_len, held_out=unseen, **options)
-    tasks = list(dict.fromkeys([*settings.probe.tasks, NEIGHBOURS]))  # the one that has the shards alone
+    tasks = list(dict.fromkeys([*(settings.probe.tasks or []), NEIGHBOURS]))  # the one that has the shards alone
     settings = settings.model_copy(
         update={
             "data": settings.data.model_copy(update={"shards": shards}),

@@ -9,10 +9,10 @@ from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
 from raybert.data.spec import sample_spec
 from raybert.data.tensors import to_torch
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.losses import Pretraining
-from raybert.train import optimizer
-from raybert.train.schedule import lr_at
+from raybert.model.schedule import lr_at
 from raybert.train.step import means, train_step
 
 

@@ -26,9 +26,11 @@ def make_task(folder: Path, *, n_train: int = 120, n_test: int = 60) -> str:
     return str(folder / "mine.yaml")
 
 
-def queue_checkpoint(run: str, step: int, task: ProbeTask, model: Bert, *, cpus: float = 0.5, max_waiting: int) -> bool:
+def queue_checkpoint(
+    run: str, step: int, task: ProbeTask, model: Bert, *, cpus: float = 0.5, workers: int = 1, max_waiting: int
+) -> bool:
     """Queue a model for its probe as a run does, without telling a service."""
-    request = queue.Request(run, step, (task,), positions=32, cpus=cpus, max_waiting=max_waiting)
+    request = queue.Request(run, step, (task,), positions=32, cpus=cpus, workers=workers, max_waiting=max_waiting)
     if queue.new_tasks(request):
         save(model, request.weights)
     return queue.add(request)

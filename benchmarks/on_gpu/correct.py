@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.on_gpu.parts import Order
 from raybert.errors import one_line
-from raybert.train import optimizer
+from raybert.model import optimizer
 from raybert.train.step import train_step
 from tests.unit import test_packed as packed
 

@@ -18,14 +18,14 @@ from torch import Tensor
 from benchmarks.on_gpu.carried import WindowReader, Windows
 from raybert.data.block import Columns
 from raybert.data.spec import SampleSpec
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.objective import Objective
+from raybert.model.schedule import lr_at
 from raybert.model.sizes import SIZES
-from raybert.train import optimizer
 from raybert.train.feed import Feed, choose_packing
-from raybert.train.schedule import lr_at
 from raybert.train.step import train_step
 
 ADAM = {"weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}

@@ -20,10 +20,10 @@ from benchmarks.on_gpu.recipes import ADAM, ORIGINAL, Recipe, Trainer, micro_bat
 from raybert.data.block import Columns
 from raybert.data.tensors import to_torch
 from raybert.errors import one_line
+from raybert.model import optimizer
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.interop import to_transformers
 from raybert.model.peak import peak_flops
-from raybert.train import optimizer
 
 PLACES = {"compact": 32_768, "base": 32_768}  # of a micro-batch, padding included
 SHAPES = (("compact", 512), ("base", 512), ("compact", 128), ("base", 128))

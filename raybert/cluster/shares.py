@@ -32,6 +32,7 @@ def plan_shares(
     worker_cpus: float | Literal["auto"] = "auto",
     task_cpus: float | Literal["auto"] = "auto",
     probe_cpus: float | Literal["auto"] = "auto",
+    probes: int = 1,
     use_gpu: bool | Literal["auto"] = "auto",
     reserved: float = 0.0,
 ) -> Shares:
@@ -39,11 +40,12 @@ def plan_shares(
 
     A worker that waits for data holds its CPU, so a data task that finds none free would wait for ever: the sum is
     checked here, before anything starts. On a small machine the automatic shares become fractions of a CPU, with room
-    for two data tasks and a probe beside the workers. A probe whose share was given may have to wait for the end of
+    for two data tasks and the probes beside the workers. A probe whose share was given may have to wait for the end of
     training instead.
 
     Args:
         cpus, gpus: the most that the cluster can have, an autoscaler's upper limits included.
+        probes: processes of the run's probes at a time.
         reserved: CPUs that others hold (Tune's drivers).
 
     Raises:
@@ -56,8 +58,8 @@ def plan_shares(
             "lower train.workers or set train.use_gpu=false."
         )
     free = cpus - reserved
-    roomy = free >= workers + 2
-    small = min(SMALL_SHARE, max(SMALLEST_SHARE, _floor((free - workers * SMALLEST_WORKER) / 3)))
+    roomy = free >= workers + 1 + probes
+    small = min(SMALL_SHARE, max(SMALLEST_SHARE, _floor((free - workers * SMALLEST_WORKER) / (2 + probes))))
     data = task_cpus if task_cpus != "auto" else (1.0 if roomy else small)
     probe = probe_cpus if probe_cpus != "auto" else (1.0 if roomy else small)
     for key, share in (("probe.cpus", probe_cpus), ("data.task_cpus", task_cpus), ("train.worker_cpus", worker_cpus)):
@@ -67,7 +69,7 @@ def plan_shares(
                 f"lower {key} or use a larger cluster."
             )
     given = task_cpus != "auto" or probe_cpus != "auto"
-    worker = worker_cpus if worker_cpus != "auto" else _worker_share(free, workers, data, probe, given)
+    worker = worker_cpus if worker_cpus != "auto" else _worker_share(free, workers, data, probes * probe, roomy, given)
     if worker_cpus == "auto" and worker < SMALLEST_WORKER:
         raise InputError(_too_many(cpus, free, workers, data, task_cpus != "auto"))
     if workers * worker + data > free + 1e-6:
@@ -80,12 +82,12 @@ def plan_shares(
     return Shares(worker, data, probe, gpu)
 
 
-def _worker_share(free: float, workers: int, data: float, probe: float, given: bool) -> float:
-    """CPUs of one worker: a whole one, or what two data tasks and a probe leave.
+def _worker_share(free: float, workers: int, data: float, probe: float, roomy: bool, given: bool) -> float:
+    """CPUs of one worker: a whole one, or what two data tasks and the probes leave.
 
     Where one of these shares was given, and is large, there may be one data task at a time, and no room for a probe.
     """
-    if free >= workers + 2 and workers + data <= free:
+    if roomy and workers + data <= free:
         return 1.0
     beside = 2 * data + probe
     # A whole CPU beside the workers if it can be: Ray Data 2.60 rounds what is left for it down, and its scheduler

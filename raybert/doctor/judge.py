@@ -156,6 +156,7 @@ def shares_of(cpus: float, gpus: float, config: Config, workers: int) -> Shares:
         worker_cpus=config.train.worker_cpus,
         task_cpus=config.data.task_cpus,
         probe_cpus=config.probe.cpus,
+        probes=config.probe.workers,
         use_gpu=config.train.use_gpu,
     )
 

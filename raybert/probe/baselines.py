@@ -21,7 +21,7 @@ from raybert.records import read_object
 
 Record = dict[str, Any]
 # Part of every cache key: raise it when the figures would come out differently for the same texts.
-VERSION = 2
+VERSION = 3
 
 
 class Cache:
@@ -30,14 +30,17 @@ class Cache:
     def __init__(self, uri: str) -> None:
         self._uri = uri
 
-    def get(self, key: str, compute: Callable[[], Record]) -> Record:
-        """The record under `key`, computed and written if it is not there, or damaged."""
+    def get(
+        self, key: str, compute: Callable[[], Record], *, keep: Callable[[Record], bool] = lambda record: True
+    ) -> Record:
+        """The record under `key`, computed if it is not there, or damaged, and then written, if it is one to keep."""
         name = hashlib.sha256(f"{VERSION}:{key}".encode()).hexdigest()
         uri = storage.join(self._uri, f"{name}.json")
         with suppress(FileNotFoundError, ValueError):
             return read_object(uri)
         record = compute()
-        storage.write_json(uri, record)
+        if keep(record):
+            storage.write_json(uri, record)
         return record
 
 

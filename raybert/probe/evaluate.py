@@ -9,9 +9,10 @@ import torch
 
 from raybert.encode import POOLINGS
 from raybert.encode.encoders import Encoder
+from raybert.errors import RunFailed
 from raybert.probe import baselines, kinds
-from raybert.probe.kind import Record
-from raybert.probe.measure import Material, measure, prepare
+from raybert.probe.kind import Record, TrainedKind
+from raybert.probe.measure import Material, join, measure, prepare, train
 
 __all__ = ["Material", "Start", "evaluate", "evaluate_all", "prepare"]
 
@@ -38,8 +39,11 @@ def evaluate(
         task, title, kind (but for classification, whose records began without); what the kind says of the texts
         (`Kind.about`); for each pooling an entry with the kind's figures, and the evidence for paired comparisons
         (`Kind.judge`); baselines: what the kind names (one record each; one may be "absent", with the reason) and
-        untrained (one a pooling); seconds without those of the baselines. With a start also baselines.start (one a
-        pooling, or "absent" with the reason), and beyond_start: `Kind.difference` to the start for each pooling.
+        untrained (one a pooling, or "absent" with the reason); seconds without those of the baselines. With a start
+        also baselines.start, as untrained, and beyond_start: `Kind.difference` to the start for each pooling.
+
+    Raises:
+        RunFailed: as `raybert.probe.measure.measure`.
     """
     return evaluate_all(encoder, [material], cache, starts=[start], device=device, progress=progress)[0]
 
@@ -52,17 +56,21 @@ def evaluate_all(
     starts: Sequence[Start | None],
     device: torch.device | None = None,
     progress: Progress | None = None,
+    trained: Sequence[Record] | None = None,
 ) -> list[Record]:
-    """`evaluate` of several tasks in one pass of the encoder; each record's seconds are its share by texts."""
+    """`evaluate` of several tasks in one pass of the encoder; each record's seconds are its share by texts.
+
+    Args:
+        trained: what `raybert.probe.measure.train` found in all trainings of the one task, where they were done before.
+    """
     begun = time.perf_counter()
-    measured = measure(encoder, materials, device, progress)
-    seconds = time.perf_counter() - begun
+    measured = [join(materials[0], trained)] if trained else measure(encoder, materials, device, progress)
+    seconds = time.perf_counter() - begun + sum(each["seconds"] for each in trained or ())
     total = sum(len(material.data.texts) for material in materials)
     records = []
     for material, own, start in zip(materials, measured, starts, strict=True):
         task, data, kind = material.task, material.data, kinds.of_task(material.task)
-        untrained_key = f"untrained:{data.hash}:{encoder.hash}:{task.max_tokens}"
-        untrained = cache.get(untrained_key, partial(_untrained, encoder, material, device))
+        untrained = _untrained(encoder, material, cache, device)
         plain = {name: cache.get(f"{name}:{data.hash}", compute) for name, compute in kind.baselines(data).items()}
         about = {"texts": data.hash, **kind.about(data)}
         record = {
@@ -81,15 +89,34 @@ def evaluate_all(
     return records
 
 
-def _untrained(encoder: Encoder, material: Material, device: torch.device | None) -> Record:
-    return measure(encoder.untrained(), [material], device)[0]
+def _untrained(encoder: Encoder, material: Material, cache: baselines.Cache, device: torch.device | None) -> Record:
+    """What the same encoder has before any training; or "absent" with the reason, which is not kept: another time it
+    may come further."""
+    kind = kinds.of_task(material.task)
+    key = f"untrained:{material.data.hash}:{encoder.hash}:{material.task.max_tokens}"
+    try:
+        if not isinstance(kind, TrainedKind):
+            return cache.get(key, lambda: measure(encoder.untrained(), [material], device)[0])
+        found = []
+        for number in range(kind.trainings):
+            compute = partial(_train_untrained, encoder, material, number, device)
+            found.append(cache.get(f"{key}:{number}", compute, keep=lambda each: not kind.cut_short(each)))
+        return join(material, found)
+    except RunFailed as error:
+        return {"absent": str(error)}
+
+
+def _train_untrained(encoder: Encoder, material: Material, number: int, device: torch.device | None) -> Record:
+    return train(encoder.untrained(), material, number, device)
 
 
 def add_start(record: Record, start: Record) -> None:
     """Put the start's figures beside the record's other baselines, and how far the record is beyond them."""
     kind = kinds.of_record(record)
     assert kind is not None
-    if start.get("status", "done") != "done":
+    if "absent" in start:
+        record["baselines"]["start"] = {"absent": start["absent"]}
+    elif start.get("status", "done") != "done":
         record["baselines"]["start"] = {"absent": start.get("reason", "it has no result")}
     elif start.get("texts") != record["texts"]:
         record["baselines"]["start"] = {"absent": "the start was probed with other texts"}
@@ -101,4 +128,5 @@ def add_start(record: Record, start: Record) -> None:
 
 
 def _by_pooling(measured: Record) -> Record:
-    return {name: entry for name, entry in measured.items() if name in POOLINGS}
+    """The entries of the poolings; or why there are none."""
+    return {name: entry for name, entry in measured.items() if name in (*POOLINGS, "absent")}

@@ -4,7 +4,6 @@ Three times, from three seeds of the head and of the order of the texts, within 
 """
 
 import copy
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -30,6 +29,9 @@ from raybert.probe.similarity import number
 from raybert.probe.texts import LabelledTask, full_text, load_texts, test_texts
 
 SEEDS = (0, 1, 2)
+CONSTANT = (
+    "seed {seed} predicts the same score for all texts, so its Spearman's correlation is not defined; it counts as 0"
+)
 
 
 class FinetuneTask(LabelledTask):
@@ -39,7 +41,7 @@ class FinetuneTask(LabelledTask):
     target: Literal["classes", "scores"] = Field(default="classes", description="what the label column holds")
     pooling: Literal["pooler", "cls", "mean"] = Field(default="pooler", description="vector that the head reads")
     n_train: int | None = Field(default=2000, gt=1, description="training rows to use; null for all")
-    max_seconds: float = Field(default=600, gt=0, description="time limit of the three trainings together")
+    max_seconds: float = Field(default=600, gt=0, description="time limit of the three trainings, a third each")
     epochs: int = Field(default=3, ge=1, description="passes over the training rows")
     batch_size: int = Field(default=16, ge=1, description="rows of a step")
     lr: float = Field(default=5e-5, gt=0, description="peak learning rate of AdamW")
@@ -73,6 +75,7 @@ class Finetune(TrainedKind):
     name = "finetune"
     settings = FinetuneTask
     counted = "test texts"
+    trainings = len(SEEDS)
     headline: ClassVar[Headline] = Headline(
         key="score",
         title="accuracy or Spearman after fine-tuning",
@@ -109,43 +112,64 @@ class Finetune(TrainedKind):
         names = {"labels": data.names} if data.names else {}
         return {**names, "n_train": data.n_train, "n_test": data.n_test}
 
-    def train(self, encoder: Any, data: Labelled, sequences: Any, device: Any, progress: Any) -> Record:
+    def train(self, number: int, encoder: Any, data: Labelled, sequences: Any, device: Any, progress: Any) -> Record:
+        """
+        Returns:
+            outputs: of the head for the test texts, float32 (N, C) as hexadecimal digits; steps that were done, of
+            how many planned ones.
+
+        Raises:
+            RunFailed: the seed's share of the budget was over before the first epoch was, or the training diverged.
+        """
         import torch
 
         from raybert.encode.vectors import part
         from raybert.model.precision import pick_dtype
         from raybert.probe.training import Head, Plan, predict, train
 
-        task = data.task
+        task, seed = data.task, SEEDS[number]
         plan = Plan(task.epochs, task.batch_size, task.lr, task.warmup, task.pooling, task.dropout)
         where = device or torch.device("cpu")
         dtype = pick_dtype("auto", where)
         of_train, of_test = part(sequences, 0, data.n_train), part(sequences, data.n_train, len(data.texts))
-        of_epoch, total = -(-data.n_train // task.batch_size), plan.steps(data.n_train)
-        end, outputs, notes = time.monotonic() + task.max_seconds, [], []
-        for place, seed in enumerate(SEEDS):
-            own = copy.deepcopy(encoder)
-            with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-                torch.manual_seed(seed)
-                head = Head(encoder.hidden_size, max(1, len(data.names)), task.dropout)
-                seconds = (end - time.monotonic()) / (len(SEEDS) - place)
-                steps = 0
-                rng = np.random.default_rng(seed)
-                options: dict[str, Any] = {"rng": rng, "device": where, "dtype": dtype, "seconds": seconds}
-                for _ in train(own, head, of_train, data.targets[: data.n_train], plan, **options):
-                    steps += 1
-                    if progress is not None:
-                        progress((place + steps / total) / len(SEEDS))
-            if steps < of_epoch:
-                raise RunFailed(
-                    f"The budget of max_seconds={task.max_seconds:g} was over after {steps} of the {of_epoch} steps of "
-                    f"the first epoch, at seed {place + 1} of {len(SEEDS)}; raise it, or lower n_train."
-                )
-            if steps < total:
-                notes.append(f"seed {seed} stopped after {steps} of {total} steps, at the end of its budget")
-            outputs.append(predict(own, head, of_test, plan, device=where, dtype=dtype))
-        found = _judge(data, outputs)
-        return {task.pooling: found[0] | ({"warnings": notes} if notes else {}), "evidence": found[1]}
+        of_epoch, planned, steps = -(-data.n_train // task.batch_size), plan.steps(data.n_train), 0
+        own = copy.deepcopy(encoder)
+        with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+            torch.manual_seed(seed)
+            head = Head(encoder.hidden_size, max(1, len(data.names)), task.dropout)
+            options: dict[str, Any] = {"rng": np.random.default_rng(seed), "device": where, "dtype": dtype}
+            options["seconds"] = task.max_seconds / len(SEEDS)
+            for _ in train(own, head, of_train, data.targets[: data.n_train], plan, **options):
+                steps += 1
+                if progress is not None:
+                    progress(steps / planned)
+        if steps < of_epoch:
+            raise RunFailed(
+                f"The budget of max_seconds={task.max_seconds:g} was over after {steps} of the {of_epoch} steps of "
+                f"the first epoch, at seed {number + 1} of {len(SEEDS)}; raise it, or lower n_train."
+            )
+        outputs = predict(own, head, of_test, plan, device=where, dtype=dtype)
+        if not np.isfinite(outputs).all():
+            raise RunFailed(
+                f"Fine-tuning with lr={task.lr:g} diverged at seed {number + 1} of {len(SEEDS)}: what it predicts is "
+                "not finite; lower lr."
+            )
+        return {"outputs": pack_floats(outputs.ravel()), "steps": steps, "planned": planned}
+
+    def join(self, data: Labelled, trained: Sequence[Record]) -> Record:
+        outputs = [unpack_floats(each["outputs"]).reshape(data.n_test, -1) for each in trained]
+        entry, evidence = _judge(data, outputs)
+        notes = [
+            f"seed {seed} stopped after {each['steps']} of {each['planned']} steps, at the end of its budget"
+            for seed, each in zip(SEEDS, trained, strict=True)
+            if self.cut_short(each)
+        ]
+        if not data.names:
+            notes += [CONSTANT.format(seed=seed) for seed, out in zip(SEEDS, outputs, strict=True) if not np.ptp(out)]
+        return {data.task.pooling: entry | ({"warnings": notes} if notes else {}), "evidence": evidence}
+
+    def cut_short(self, trained: Record) -> bool:
+        return bool(trained["steps"] < trained["planned"])
 
     def baselines(self, data: Labelled) -> Mapping[str, Callable[[], Record]]:
         if not data.names:
@@ -204,7 +228,7 @@ def _judge(data: Labelled, outputs: list[np.ndarray]) -> tuple[Record, Record]:
         more = {"test_accuracy": float(np.mean(of_seeds)), "macro_f1": float(np.mean(f1))}
         evidence, interval = {pooling: pack_floats(right)}, statistics.mean_interval(right)
     else:
-        scores, guesses = wanted.astype(np.float64), [out[:, 0].astype(np.float64) for out in outputs]
+        scores, guesses = wanted.astype(np.float64), [out[:, 0] for out in outputs]
         every = np.arange(len(scores))[None]
         of_seeds = [float(_spearman([guess], scores, every)[0]) for guess in guesses]
         more = {"spearman": float(np.mean(of_seeds))}

@@ -12,7 +12,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -213,17 +213,30 @@ class VectorKind(Kind):
 
 
 class TrainedKind(Kind):
-    """A kind that trains the encoder, so that its probes take long."""
+    """A kind that trains copies of the encoder, so that its probes take long. The trainings need nothing of each other:
+    they may run in processes of their own."""
 
     costly = True
+    trainings: ClassVar[int]
 
     @abstractmethod
-    def train(self, encoder: Any, data: Any, sequences: Any, device: Any, progress: Any) -> Record:
-        """What `VectorKind.judge` returns, from copies of the encoder that were trained on the data's `sequences`.
+    def train(self, number: int, encoder: Any, data: Any, sequences: Any, device: Any, progress: Any) -> Record:
+        """Train a copy of the encoder on the data's `sequences`: what `join` needs of training `number`, for JSON.
+
+        Args:
+            progress: is told the finished share of this training.
 
         Raises:
-            RunFailed: its budget was over before there was anything to judge.
+            RunFailed: its budget was over before there was anything to judge, or it diverged.
         """
+
+    @abstractmethod
+    def join(self, data: Any, trained: Sequence[Record]) -> Record:
+        """What `VectorKind.judge` returns, from all trainings in their order."""
+
+    @abstractmethod
+    def cut_short(self, trained: Record) -> bool:
+        """Whether a training ended before its last step, so that another time it may come further."""
 
 
 def check_files(task: ProbeTask) -> None:
@@ -255,11 +268,21 @@ def check_files(task: ProbeTask) -> None:
 
 
 def digest(*parts: object) -> str:
-    """SHA-256 over the parts as Python writes them; lone surrogates count, too."""
+    """SHA-256 over the parts as Python writes them, a list element by element; lone surrogates count, too."""
     found = hashlib.sha256()
     for part in parts:
-        found.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
+        for piece in _written(part) if isinstance(part, list) else (repr(part),):
+            found.update(piece.encode("utf-8", "surrogatepass"))
+        found.update(b"\0")
     return found.hexdigest()
+
+
+def _written(items: list[Any]) -> Iterator[str]:
+    """The pieces of `repr(items)`: of a million texts it would be as large as they are."""
+    yield "["
+    for number, item in enumerate(items):
+        yield f", {item!r}" if number else repr(item)
+    yield "]"
 
 
 def pack_floats(values: np.ndarray) -> str:

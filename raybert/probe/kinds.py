@@ -1,6 +1,6 @@
 """The kinds of probe tasks, by the name that a task's `kind` says. A record that names none is of classification."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybert.encode import POOLINGS
@@ -40,6 +40,20 @@ def baselines(record: Mapping[str, Any]) -> list[tuple[str, str, float]]:
         listed += [(name, pooling, entry) for pooling, entry in (found.get(name) or {}).items()]
     values = [(name, pooling, kind.headline.of(entry)) for name, pooling, entry in listed]
     return [(name, pooling, value) for name, pooling, value in values if value is not None]
+
+
+def passes(tasks: Sequence[ProbeTask]) -> list[list[ProbeTask]]:
+    """The tasks in the order in which they are probed: those that read a common file share a pass of the encoder, which
+    may be shorter than one of each; those that train it come last, each alone."""
+    left = [task for task in tasks if not of_task(task).costly]
+    found = []
+    while left:
+        first = left[0]
+        files = {uri for uri, _ in first.files}
+        together = [first, *(task for task in left[1:] if files & {uri for uri, _ in task.files})]
+        found.append(together)
+        left = [task for task in left if task not in together]
+    return found + [[task] for task in tasks if of_task(task).costly]
 
 
 def poolings(record: Mapping[str, Any]) -> list[str]:

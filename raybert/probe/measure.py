@@ -4,6 +4,7 @@ What is in memory at a time does not grow with the number of texts but by what a
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from raybert.errors import InputError, RunFailed
 from raybert.probe import kinds
 from raybert.probe.kind import Data, ProbeTask, Record, TrainedKind, VectorKind, leading
 
-BLOCK_BYTES = 128 * 2**20  # of all poolings' vectors
+BLOCK_BYTES = 64 * 2**20  # of all poolings' vectors
 TOKENISED_AT_ONCE = 20_000  # texts; their ids are Python objects until they are packed
 
 Tokenize = Callable[[Sequence[Text], int], Sequences]
@@ -54,14 +55,14 @@ def measure(
     Sequences that several tasks hold are encoded once.
 
     Raises:
-        RunFailed: a vector is not finite, or a training's budget was over before there was anything to judge.
+        RunFailed: a vector is not finite; or as `train`.
     """
     collectors = []
     for material in materials:
         kind = kinds.of_task(material.task)
         if isinstance(kind, TrainedKind):
             assert len(materials) == 1
-            return [kind.train(encoder, material.data, material.sequences, device, progress)]
+            return [join(material, [train(encoder, material, i, device, progress) for i in range(kind.trainings)])]
         assert isinstance(kind, VectorKind)
         collectors.append(kind.collector(material.data))
     sequences, places = _union(materials)
@@ -83,11 +84,45 @@ def measure(
                 collector.add(rows, vectors)  # without a copy
             elif len(rows):
                 collector.add(rows, {name: found[place[rows] - first] for name, found in vectors.items()})
+        del vectors  # before there are those of the next block
     found = [collector.finish() for collector in collectors]
     for record in found:
         for pooling, warning in encoder.warnings.items():
             record[pooling].setdefault("warnings", []).insert(0, warning)
     return found
+
+
+def train(
+    encoder: Encoder,
+    material: Material,
+    number: int,
+    device: torch.device | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Record:
+    """Training `number` of a task whose kind trains the encoder: `TrainedKind.train`, and its seconds.
+
+    Args:
+        progress: is told the finished share of all trainings, as if those before this one were done.
+
+    Raises:
+        RunFailed: as `TrainedKind.train`.
+    """
+    kind, begun = kinds.of_task(material.task), time.perf_counter()
+    assert isinstance(kind, TrainedKind)
+
+    def said(share: float) -> None:
+        if progress is not None:
+            progress((number + share) / kind.trainings)
+
+    found = kind.train(number, encoder, material.data, material.sequences, device, said)
+    return {**found, "seconds": time.perf_counter() - begun}
+
+
+def join(material: Material, trained: Sequence[Record]) -> Record:
+    """What the kind of a task finds in all of its trainings, which may have been done elsewhere."""
+    kind = kinds.of_task(material.task)
+    assert isinstance(kind, TrainedKind)
+    return kind.join(material.data, trained)
 
 
 def _union(materials: Sequence[Material]) -> tuple[Sequences, list[np.ndarray]]:
@@ -96,7 +131,7 @@ def _union(materials: Sequence[Material]) -> tuple[Sequences, list[np.ndarray]]:
     if len(materials) == 1:
         sequences = materials[0].sequences
         return sequences, [np.arange(len(sequences.cuts))]
-    keys = [_digests(material.sequences) for material in materials]
+    keys = [digests(material.sequences) for material in materials]
     heads = [leading(material.data) for material in materials]
     owners = np.concatenate([np.full(len(key), number) for number, key in enumerate(keys)])
     rows = np.concatenate([np.arange(len(key)) for key in keys])
@@ -124,7 +159,7 @@ def _row(sequences: Sequences, row: int) -> np.ndarray:
     return sequences.ids[sequences.offsets[row] : sequences.offsets[row + 1]]
 
 
-def _digests(sequences: Sequences) -> np.ndarray:
+def digests(sequences: Sequences) -> np.ndarray:
     """Identity of each sequence, (N,) of 16 bytes."""
     found = (
         hashlib.blake2b(_row(sequences, row).tobytes() + int(cut).to_bytes(4, "little"), digest_size=16).digest()
@@ -152,10 +187,11 @@ def _tokenize(task: ProbeTask, data: Data, tokenize: Tokenize, max_tokens: int) 
         parts.append(part)
     if len(parts) == 1:
         return parts[0]
-    lengths = np.concatenate([part.lengths for part in parts])
-    return Sequences(
-        ids=np.concatenate([part.ids for part in parts]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        cuts=np.concatenate([part.cuts for part in parts]),
-        truncated=sum(part.truncated for part in parts),
-    )
+    lengths, cuts = (np.concatenate(each) for each in zip(*((part.lengths, part.cuts) for part in parts), strict=True))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    truncated, ids, first = sum(part.truncated for part in parts), np.empty(offsets[-1], dtype=np.int32), 0
+    while parts:  # one after the other is given up, so that they are not all there twice
+        part = parts.pop(0)
+        ids[first : first + len(part.ids)] = part.ids
+        first += len(part.ids)
+    return Sequences(ids, offsets, cuts, truncated)

@@ -3,18 +3,20 @@
 The spans are windows of a shard set's validation split, so a run that has shards has this probe.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from raybert.data.shards import ShardSet, open_shards, read_unit
+from raybert.data.shards import ShardSet, UnitRows, open_shards, read_unit
 from raybert.errors import InputError
-from raybert.probe.kind import FEWEST, Headline, ProbeTask
+from raybert.probe.kind import FEWEST, Headline, ProbeTask, Record
 from raybert.probe.retrieval import Ranked, Retrieval, from_right_pairs
 
 SHORTEST = 16  # tokens of a span: less is hardly a text in each half
+UNITS = 64  # that are read, or as many as hold twice the spans that are drawn
 
 
 class NeighboursTask(ProbeTask):
@@ -44,25 +46,23 @@ class Neighbours(Retrieval):
         method="nearest frozen vectors by cosine",
     )
 
-    def check(self, task: ProbeTask) -> None:
-        self.read(task)
+    def check(self, task: Any) -> None:
+        """By the manifest alone. The texts are read where the probe runs."""
+        shards = _shards(task)
+        # So many tokens cannot be more spans.
+        _require_enough(task, min(shards.rows("validation"), shards.tokens("validation") // SHORTEST))
 
     def read(self, task: Any) -> Ranked:
         """
         Raises:
             InputError: the task names no shards, they are none, or they hold too few validation windows.
         """
-        if task.shards is None:
-            raise InputError(
-                f"The probe task {task.name} needs text: write {task.name}@SHARDS, a directory of `raybert prepare`."
-            )
-        halves = list(_halves(open_shards(task.shards), task))
-        if len(halves) < FEWEST:
-            raise InputError(
-                f"The probe task {task.name} needs {FEWEST} validation windows of {SHORTEST} tokens or more, and "
-                f"{task.shards} has {len(halves)}; prepare with a larger --validation-fraction, or leave the task out."
-            )
-        return from_right_pairs(self.name, task, halves, task.n_test, task.seed)
+        spans, dropped = _draw(_shards(task), task)
+        _require_enough(task, len(spans))
+        return replace(from_right_pairs(self.name, task, spans, task.n_test, task.seed), dropped=dropped)
+
+    def about(self, data: Ranked) -> Record:
+        return super().about(data) | {"dropped": data.dropped}
 
     def summary(self, record: Mapping[str, Any]) -> str:
         documents = record.get("n_documents", "?")
@@ -76,29 +76,60 @@ class Neighbours(Retrieval):
         return ()
 
 
-def _halves(shards: ShardSet, task: NeighboursTask) -> Iterable[tuple[str, str]]:
-    """Of drawn validation windows, in the order of the shards, the texts before and behind a cut: the sentence end
-    nearest to the middle, or the middle itself where there is one sentence alone."""
+def _shards(task: NeighboursTask) -> ShardSet:
+    """
+    Raises:
+        InputError: the task names no shards, or they are none.
+    """
+    if task.shards is None:
+        raise InputError(
+            f"The probe task {task.name} needs text: write {task.name}@SHARDS, a directory of `raybert prepare`."
+        )
+    return open_shards(task.shards)
+
+
+def _require_enough(task: NeighboursTask, spans: int) -> None:
+    if spans < FEWEST:
+        raise InputError(
+            f"The probe task {task.name} needs {FEWEST} validation windows of {SHORTEST} tokens or more, and "
+            f"{task.shards} has {spans}; prepare with a larger --validation-fraction, or leave the task out."
+        )
+
+
+def _draw(shards: ShardSet, task: NeighboursTask) -> tuple[list[tuple[str, str]], int]:
+    """Up to `n_test` spans as the texts before and behind their cuts, drawn by the seed and in the order of the shards,
+    and how many of the windows among which they were drawn are none: too short, or without text on one side.
+
+    Of a large split not all is read but units that the seed chooses: each is a fair sample of the corpus.
+    """
+    rng = np.random.default_rng(task.seed)
     units = shards.units("validation")
-    rows = sum(unit.rows for unit in units)
-    # More than are needed, since some are too short.
-    drawn = np.sort(np.random.default_rng(task.seed).permutation(rows)[: 2 * task.n_test])
-    decode, first, found = shards.tokenizer().decode, 0, 0
-    for unit in units:
-        here = drawn[(drawn >= first) & (drawn < first + unit.rows)] - first
-        first += unit.rows
-        if not len(here):
-            continue
-        windows = read_unit(shards.uri, unit, shards.vocabulary)
-        for row in here:
-            tokens = windows.tokens[windows.token_offsets[row] : windows.token_offsets[row + 1]]
-            if len(tokens) < SHORTEST:
-                continue
-            ends = windows.ends[windows.end_offsets[row] : windows.end_offsets[row + 1]][:-1].astype(np.int64)
-            cut = int(ends[np.abs(ends - len(tokens) // 2).argmin()]) if len(ends) else len(tokens) // 2
-            before, behind = decode(tokens[:cut]).strip(), decode(tokens[cut:]).strip()
+    most = max(UNITS, -(-2 * task.n_test // shards.unit_rows))
+    decode = shards.tokenizer().decode
+    drawn: list[tuple[float, tuple[int, int], tuple[str, str]]] = []  # of the lowest keys, which are random; places
+    dropped = 0
+    for number in np.sort(rng.permutation(len(units))[:most]):
+        windows = read_unit(shards.uri, units[number], shards.vocabulary)
+        keys = rng.random(len(windows))
+        highest = drawn[-1][0] if len(drawn) == task.n_test else 1.0
+        short = np.diff(windows.token_offsets) < SHORTEST
+        dropped += int(short.sum())
+        for row in np.flatnonzero(~short & (keys < highest)):
+            before, behind = _halves(windows, row, decode)
             if before and behind:
-                found += 1
-                yield before, behind
-                if found == task.n_test:
-                    return
+                drawn.append((float(keys[row]), (int(number), int(row)), (before, behind)))
+            else:
+                dropped += 1
+        drawn = sorted(drawn)[: task.n_test]
+    return [halves for _, _, halves in sorted(drawn, key=lambda each: each[1])], dropped
+
+
+def _halves(windows: UnitRows, row: np.integer, decode: Callable[[Iterable[int]], str]) -> tuple[str, str]:
+    """A window's texts before and behind a cut: the sentence end nearest to the middle, or the middle itself where
+    there is one sentence alone."""
+    tokens = windows.tokens[windows.token_offsets[row] : windows.token_offsets[row + 1]]
+    ends = windows.ends[windows.end_offsets[row] : windows.end_offsets[row + 1]][:-1].astype(np.int64)
+    cut = int(ends[np.abs(ends - len(tokens) // 2).argmin()]) if len(ends) else len(tokens) // 2
+    # Tokens may be parts of a character: one that was cut through decodes to the sign for what is none.
+    before, behind = (decode(part).strip("\ufffd").strip() for part in (tokens[:cut], tokens[cut:]))
+    return before, behind

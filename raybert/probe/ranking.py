@@ -1,10 +1,16 @@
 """Ranked lists judged: nDCG, MRR and recall of the best documents of each query.
 
+Of documents with equal scores the one with the larger number comes first, as in trec_eval the one with the larger id.
+
 Shapes: Q queries, K kept documents of each.
 """
 
+import re
+from array import array
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,7 +18,8 @@ import numpy as np
 from raybert.probe import statistics
 
 KEPT = 100  # documents of each query, for recall@100
-AT_ONCE = 8_000_000  # similarities in memory at a time
+WEIGHED_AT_ONCE = 4_000_000  # pairs of a query and a document whose TF-IDF products are in memory at a time
+WORD = re.compile(r"\b\w\w+\b")  # as bm25s and scikit-learn cut words
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,14 @@ def entry(of_queries: dict[str, np.ndarray], headline: str) -> dict[str, Any]:
     return means | {"interval": statistics.mean_interval(of_queries[headline])}
 
 
+def highest(scores: np.ndarray, numbers: np.ndarray, kept: int) -> np.ndarray:
+    """Places (up to `kept`) of the highest scores (N,), falling; among equal ones the larger number comes first."""
+    places = np.arange(len(scores))
+    if len(scores) > kept:
+        places = np.flatnonzero(scores >= np.partition(scores, -kept)[-kept])
+    return places[np.lexsort((-numbers[places], -scores[places]))[:kept]]
+
+
 def bm25(queries: list[str], documents: list[str], kept: int = KEPT) -> np.ndarray | None:
     """Ranked documents (Q, K) by BM25 over the words of two letters or more, with the library's k1 = 1.5 and b = 0.75.
 
@@ -74,19 +89,26 @@ def bm25(queries: list[str], documents: list[str], kept: int = KEPT) -> np.ndarr
     """
     import bm25s
 
-    options: dict[str, Any] = {"stopwords": [], "show_progress": False}
-    index = bm25s.BM25()
-    words = bm25s.tokenize(documents, **options)
-    if not words.vocab or not any(words.ids):
+    asked = [WORD.findall(query.lower()) for query in queries]
+    # Words that no query asks for count in a document's length alone, so they are one word to the index, which then
+    # grows with what is asked for.
+    ids = {word: number for number, word in enumerate(dict.fromkeys(chain.from_iterable(asked)), start=1)}
+    indexed, empty = [], True
+    for document in documents:
+        words = WORD.findall(document.lower())
+        empty = empty and not words
+        indexed.append(array("i", [ids.get(word, 0) for word in words]))
+    if empty:
         return None
-    index.index(words, show_progress=False)
-    asked = bm25s.tokenize(queries, return_ids=False, **options)
-    known = [[word for word in each if word in words.vocab] for each in asked]
+    index = bm25s.BM25()
+    index.index((indexed, {"": 0, **ids}), show_progress=False)
+    del indexed
     found = np.full((len(queries), min(kept, len(documents))), -1, dtype=np.int64)
-    rows = [row for row, each in enumerate(known) if each]
-    if rows:
-        result = index.retrieve([known[row] for row in rows], k=found.shape[1], show_progress=False)
-        found[rows] = np.where(result.scores > 0, result.documents, -1)
+    for row, words in enumerate(asked):
+        scores = index.get_scores_from_ids([ids[word] for word in words])
+        shared = np.flatnonzero(scores)
+        best = shared[highest(scores[shared], shared, kept)]
+        found[row, : len(best)] = best
     return found
 
 
@@ -94,20 +116,31 @@ def tfidf(queries: list[str], documents: list[str], kept: int = KEPT) -> np.ndar
     """As `bm25`, by the cosine of TF-IDF weights (scikit-learn's defaults)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(dtype=np.float32)
-    if not any(map(vectorizer.build_analyzer(), documents)):
+    words, counts = TfidfVectorizer().build_analyzer(), Counter[str]()
+    for document in documents:
+        counts.update(set(words(document)))
+    if not counts:
         return None
-    columns = vectorizer.fit_transform(documents).T.tocsr()
-    rows = vectorizer.transform(queries)
-    found = np.full((len(queries), min(kept, len(documents))), -1, dtype=np.int64)
-    at_once = max(1, AT_ONCE // len(documents))
-    for first in range(0, len(queries), at_once):
-        products = rows[first : first + at_once] @ columns
-        for row in range(products.shape[0]):
+    # Fitted by these counts instead of `fit_transform`, which would hold the weights of all documents.
+    vocabulary = sorted(counts)
+    vectorizer = TfidfVectorizer(vocabulary=vocabulary, dtype=np.float32)
+    frequency = np.array([counts[word] for word in vocabulary])
+    vectorizer.idf_ = np.log((1 + len(documents)) / (1 + frequency)) + 1
+    columns = vectorizer.transform(queries).T.tocsr()  # (words, Q)
+    kept = min(kept, len(documents))
+    found = np.full((len(queries), kept), -1, dtype=np.int64)
+    best = np.zeros((len(queries), kept), dtype=np.float32)
+    at_once = max(1, WEIGHED_AT_ONCE // len(queries))
+    for first in range(0, len(documents), at_once):
+        weights = vectorizer.transform(documents[first : first + at_once])
+        products = (weights @ columns).T.tocsr()  # (Q, documents of the block)
+        for row in range(len(queries)):
             span = slice(*products.indptr[row : row + 2])
-            scores, numbers = products.data[span], products.indices[span]
-            order = np.lexsort((numbers, -scores))[: found.shape[1]]
-            found[first + row, : len(order)] = numbers[order]
+            before = int((best[row] > 0).sum())
+            scores = np.concatenate([best[row, :before], products.data[span]])
+            numbers = np.concatenate([found[row, :before], products.indices[span] + first])
+            top = highest(scores, numbers, kept)
+            best[row, : len(top)], found[row, : len(top)] = scores[top], numbers[top]
     return found
 
 

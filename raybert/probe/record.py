@@ -54,8 +54,9 @@ class _Difference(_Part):
 
 class _Baselines(_Part):
     majority: _Score | Share | None = None
-    untrained: dict[str, _Score | Share] = {}
-    start: dict[str, _Score | Share | str] = {}  # of a run; or "absent", with the reason
+    # Of each pooling; or "absent", with the reason.
+    untrained: dict[str, _Score | Share | str] = {}
+    start: dict[str, _Score | Share | str] = {}  # of a run
     tfidf: _Score | Share | None = None
     bm25: _Score | Share | None = None
 

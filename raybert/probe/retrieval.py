@@ -3,6 +3,7 @@
 Exact: every document is compared with every query, block by block, and the best of each query are kept.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -80,6 +81,7 @@ class Ranked:
     texts: list[str]
     relevance: Relevance
     hash: str
+    dropped: int = 0  # of what was read, what could not be used
 
     @property
     def leading(self) -> int:
@@ -154,16 +156,24 @@ class Retrieval(VectorKind):
         return f"{record.get('n_test', '?')} queries, each of which looks for its right one among {documents} documents"
 
     def held_out(self, task: Any) -> Iterable[str]:
-        return self.read(task).texts
+        """Every query, so that another draw of them may be judged later, and every document that is right for one."""
+        data = self.read(task.model_copy(update={"n_queries": sys.maxsize}))
+        yield from data.queries
+        documents = data.documents
+        yield from (documents[number] for number in np.unique(data.relevance.document))
 
 
 class _Collector(Collector):
-    """Keeps the queries' vectors, and of the documents the best of each query."""
+    """Keeps the queries' vectors, and of the documents the best of each query.
+
+    Documents that come before the last query wait for it: those that are queries of another task in the same pass.
+    """
 
     def __init__(self, kind: VectorKind, data: Ranked) -> None:
         self._kind, self._data = kind, data
         self._queries: dict[str, np.ndarray] = {}
         self._best: dict[str, Best] = {}
+        self._waiting: list[tuple[np.ndarray, Vectors]] = []
         self._seen = 0
 
     def add(self, rows: np.ndarray, vectors: Vectors) -> None:
@@ -173,16 +183,22 @@ class _Collector(Collector):
             kept = self._queries.setdefault(pooling, np.empty((leading, found.shape[1]), dtype=np.float32))
             kept[rows[first]] = found[first]
         self._seen += int(first.sum())
-        if first.all():
-            return
-        assert self._seen == leading, "the queries come first"
+        if not first.all():
+            # Without a copy where documents alone have come.
+            documents = {name: found[~first] for name, found in vectors.items()} if first.any() else vectors
+            self._waiting.append((rows[~first] - leading, documents))
+        if self._seen == leading:
+            for numbers, documents in self._waiting:
+                self._look_at(numbers, documents)
+            self._waiting.clear()
+
+    def _look_at(self, numbers: np.ndarray, documents: Vectors) -> None:
         from raybert.probe.nearest import Best  # with torch, which who only reads the headline does without
 
-        for pooling, found in vectors.items():
+        for pooling, vectors in documents.items():
             if pooling not in self._best:
                 self._best[pooling] = Best(self._queries[pooling])
-            # Without a copy where documents alone have come.
-            self._best[pooling].add(rows[~first] - leading, found[~first] if first.any() else found)
+            self._best[pooling].add(numbers, vectors)
 
     def finish(self) -> Record:
         """For each pooling the means over the queries; evidence: the headline of each query."""
@@ -202,7 +218,7 @@ def from_right_pairs(kind: str, task: ProbeTask, pairs: list[tuple[str, str]], n
     """
     documents = {text: number for number, text in enumerate(dict.fromkeys(document for _, document in pairs))}
     queries = {text: number for number, text in enumerate(dict.fromkeys(query for query, _ in pairs))}
-    right = {(queries[query], documents[document]): 1.0 for query, document in pairs}
+    right = ((queries[query], documents[document], 1.0) for query, document in pairs)
     return _ranked(kind, task, list(queries), list(documents), right, n_queries, seed)
 
 
@@ -218,39 +234,57 @@ def _of_pairs(kind: str, task: RetrievalTask) -> Ranked:
 
 
 def _of_files(kind: str, task: RetrievalTask) -> Ranked:
-    sources = dict(zip(("queries", "documents", "relevance"), task.files, strict=True))
-    ids: dict[str, dict[str, int]] = {}
-    texts: dict[str, list[str]] = {}
-    for side in ("queries", "documents"):
-        ids[side], texts[side] = {}, []
-        for row in tables.rows(*sources[side]):
-            name = str(row.values[0])
-            if ids[side].setdefault(name, len(ids[side])) != len(texts[side]):
-                raise InputError(f"{row.place}: the id {name} stands there twice.")
-            texts[side].append(full_text(row.values[1], row, task.row[1]))
-    # Documents with the same text are told apart by nothing: what is right for one is right for all.
-    twins: dict[str, list[int]] = {}
-    for place, text in enumerate(texts["documents"]):
-        twins.setdefault(text, []).append(place)
-    right: dict[tuple[int, int], float] = {}
-    for row in tables.rows(*sources["relevance"]):
+    of_queries, of_documents, of_relevance = task.files
+    queries, documents = _by_id(task, of_queries), _by_id(task, of_documents)
+    # By their ids: so the larger number is the larger id, which settles ties as in trec_eval.
+    places = {name: place for place, name in enumerate(sorted(documents))}
+    texts = [documents[name] for name in places]
+    query_places = {name: place for place, name in enumerate(queries)}
+    same = _same_texts(texts)
+    right, answered = [], set()
+    for row in tables.rows(*of_relevance):
         query, document = (str(value) for value in row.values[:2])
         grade = number(row.values[2], row, task.judged[2])
-        for side, name in (("queries", query), ("documents", document)):
-            if name not in ids[side]:
+        for side, known, name in (("queries", queries, query), ("documents", documents, document)):
+            if name not in known:
                 raise InputError(f"{row.place}: there is no {name} among the {side} of the probe task {task.name}.")
         if grade > 0:
-            for place in twins[texts["documents"][ids["documents"][document]]]:
-                key = (ids["queries"][query], place)
-                right[key] = max(grade, right.get(key, 0.0))
-    answered = {query for query, _ in right}
-    for name, place in ids["queries"].items():
-        if place not in answered:
+            answered.add(query)
+            place = places[document]
+            right += [(query_places[query], each, grade) for each in same.get(texts[place], [place])]
+    for name in queries:
+        if name not in answered:
             raise InputError(
                 f"The query {name} of the probe task {task.name} has no right document in {task.relevance}; add one, "
                 "or leave the query out."
             )
-    return _ranked(kind, task, texts["queries"], texts["documents"], right, task.n_queries, task.seed)
+    return _ranked(kind, task, list(queries.values()), texts, right, task.n_queries, task.seed)
+
+
+def _by_id(task: RetrievalTask, source: tuple[str, list[str]]) -> dict[str, str]:
+    """The texts of a file of queries or documents by their ids.
+
+    Raises:
+        InputError: an id stands twice, or a text is empty.
+    """
+    found: dict[str, str] = {}
+    for row in tables.rows(*source):
+        name = str(row.values[0])
+        if name in found:
+            raise InputError(f"{row.place}: the id {name} stands there twice.")
+        found[name] = full_text(row.values[1], row, task.row[1])
+    return found
+
+
+def _same_texts(texts: list[str]) -> dict[str, list[int]]:
+    """The texts that occur more than once, and where: nothing tells such documents apart, so that what is right for one
+    is right for all."""
+    first: dict[str, int] = {}
+    same: dict[str, list[int]] = {}
+    for place, text in enumerate(texts):
+        if (before := first.setdefault(text, place)) != place:
+            same.setdefault(text, [before]).append(place)
+    return same
 
 
 def _ranked(
@@ -258,10 +292,14 @@ def _ranked(
     task: ProbeTask,
     queries: list[str],
     documents: list[str],
-    right: dict[tuple[int, int], float],
+    right: Iterable[tuple[int, int, float]],
     n_queries: int,
     seed: int,
 ) -> Ranked:
+    """
+    Args:
+        right: query, document and grade; of a pair that stands there twice the higher grade counts.
+    """
     if len(queries) < FEWEST:
         raise InputError(
             f"The probe task {task.name} has {len(queries)} queries with a right document; it needs {FEWEST}."
@@ -269,10 +307,13 @@ def _ranked(
     chosen = np.sort(np.random.default_rng(seed).permutation(len(queries))[:n_queries])
     place = np.full(len(queries), -1)
     place[chosen] = np.arange(len(chosen))
-    pairs = sorted(
-        (int(place[query]), document, grade) for (query, document), grade in right.items() if place[query] >= 0
-    )
-    query, document, grade = zip(*pairs, strict=True)
-    relevance = Relevance(np.array(query), np.array(document), np.array(grade), len(chosen), len(documents))
+    grades: dict[tuple[int, int], float] = {}
+    for of_all, document, grade in right:
+        if place[of_all] >= 0:
+            key = int(place[of_all]), document
+            grades[key] = max(grade, grades.get(key, 0.0))
+    pairs = sorted((query, document, grade) for (query, document), grade in grades.items())
+    of_query, of_document, of_grade = (np.array(column) for column in zip(*pairs, strict=True))
+    relevance = Relevance(of_query, of_document, of_grade, len(chosen), len(documents))
     texts = [*(queries[i] for i in chosen), *documents]
     return Ranked(texts, relevance, digest(kind, len(chosen), texts, pairs))

@@ -69,15 +69,17 @@ def _lines(record: Record, headline: Headline) -> list[str]:
         found = ((name, headline.of(_score(scores, name))) for name in names)
         return ", ".join(f"{name} {value:.4f}" for name, value in found if value is not None) or NONE
 
-    own = (
-        f"{name} {headline.of(record[name]):.4f} [{low:.4f}, {high:.4f}]"
-        for name in names
-        for low, high in [record[name]["interval"]]
-    )
-    lines = [f"{headline.title}, 95 % interval: {', '.join(own)}"]
-    beside = [f"untrained {figures(_score(record, 'baselines', 'untrained'))}"]
-    if start := _score(record, "baselines", "start"):
-        beside.append(f"start {start.get('absent') or figures(start)}")
+    def with_interval(name: str) -> str:
+        bounds = ", ".join(f"{bound:.4f}" for bound in record[name].get("interval") or [])
+        return f"{name} {headline.of(record[name]):.4f}" + (f" [{bounds}]" if bounds else "")
+
+    lines = [f"{headline.title}, 95 % interval: {', '.join(map(with_interval, names))}"]
+    beside = []
+    for which in ("untrained", "start"):
+        scores = _score(record, "baselines", which)
+        if scores or which == "untrained":
+            why = scores.get("absent")
+            beside.append(f"{which} absent ({why})" if why else f"{which} {figures(scores)}")
     for name, title in kinds.BASELINES.items():
         if entry := _score(record, "baselines", name):
             value = headline.of(entry)
@@ -86,7 +88,10 @@ def _lines(record: Record, headline: Headline) -> list[str]:
     beyond = ((name, _score(record, "beyond_start", name)) for name in names)
     points = [f"{name} {_difference(row)[0]}" for name, row in beyond if "difference" in row]
     lines += [f"beyond the start, in points: {', '.join(points)}"] if points else []
-    return lines + [f"{name}: {record[name]['collapsed']}" for name in names if "collapsed" in record[name]]
+    for name in names:
+        lines += [f"{name}: {warning}" for warning in record[name].get("warnings", [])]
+        lines += [f"{name}: {record[name]['collapsed']}"] if "collapsed" in record[name] else []
+    return lines
 
 
 def _score(record: Record, *keys: str) -> Record:
@@ -197,9 +202,10 @@ def result_table(record: Record) -> Table:
     title = f"{record.get('title', record['task'])}: {about}"
     table = Table("", shown, *tuned, *headline.others.values(), box=box.SIMPLE_HEAD, title=escape(title))
     baselines, names = record["baselines"], kinds.poolings(record)
+    untrained = baselines["untrained"]
     groups = [
         [(name, record[name]) for name in names],
-        [(f"untrained {name}", baselines["untrained"][name]) for name in names],
+        [("untrained", untrained)] if "absent" in untrained else [(f"untrained {n}", untrained[n]) for n in names],
         [(title, baselines[name]) for name, title in kinds.BASELINES.items() if name in baselines],
     ]
     notes = [record["tuning"]] if tuned else []
@@ -249,7 +255,9 @@ def comparison_table(found: Record) -> Table:
 
 def _difference(row: Record) -> tuple[str, str]:
     low, high = row["interval"]
-    return f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", f"{row['p_value']:.4f}"
+    p_value = row.get("p_value")
+    shown = NONE if p_value is None else f"{p_value:.4f}"
+    return f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", shown
 
 
 def percent_range(value: float, interval: Sequence[float] | None) -> str:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from raybert.encode.encoders import Encoder, Sequences
 from raybert.encode.vectors import batches, mean_of_tokens, pad
+from raybert.model.optimizer import parameter_groups
+from raybert.model.schedule import lr_at
 
 CLIP = 1.0  # L2 norm of the gradient
 HEAD_STD = 0.02  # BERT's initializer_range
@@ -65,7 +67,8 @@ def train(
     """Train both in place; yields the loss of each step, and stops early when the seconds are over.
 
     AdamW with decay on matrices alone, a linear warm-up and a linear decay to 0 (Devlin et al. 2019,
-    https://arxiv.org/abs/1810.04805), cross-entropy of classes or the squared error of scores.
+    https://arxiv.org/abs/1810.04805), cross-entropy of classes or the squared error of scores. As in transformers the
+    first step of a warm-up has rate 0.
 
     Args:
         sequences: of the training texts.
@@ -75,11 +78,7 @@ def train(
     encoder.module.to(device).train()
     head.to(device).train()
     parameters = [p for module in (encoder.module, head) for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=plan.lr)
+    optimizer = torch.optim.AdamW(parameter_groups(parameters, WEIGHT_DECAY), lr=plan.lr)
     total = plan.steps(len(targets))
     warmup = round(plan.warmup * total)
     end, step = time.monotonic() + seconds, 0
@@ -88,9 +87,9 @@ def train(
         for first in range(0, len(order), plan.batch_size):
             if time.monotonic() > end:
                 return
-            share = step / max(1, warmup) if step < warmup else (total - step) / max(1, total - warmup)
+            lr = lr_at(step, peak_lr=plan.lr, total_steps=total, warmup_steps=warmup, decay="linear")
             for group in optimizer.param_groups:
-                group["lr"] = plan.lr * share
+                group["lr"] = lr if step >= warmup else plan.lr * step / warmup
             rows = order[first : first + plan.batch_size]
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 outputs = head(_pooled(encoder, sequences, rows, plan.pooling, device))  # (B, C)

@@ -105,7 +105,8 @@ def probe_count(config: Config) -> int:
     """Probe results that are due over the whole run, those of its start among them where it has some."""
     steps, every = config.train.steps, config.every.probe
     start = 0 if config.model.begins_random else 1
-    return (-(-steps // every) + start) * len(config.probe.tasks) if every else 0
+    tasks = 1 if config.probe.tasks is None else len(config.probe.tasks)
+    return (-(-steps // every) + start) * tasks if every else 0
 
 
 # -- raybert watch ------------------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ def _beside(probe: Probe, pooling: str) -> str:
         **{title: baselines.plain.get(name) for name, title in kinds.BASELINES.items()},
     }
     shown = [f"{name} {score}" for name, score in found.items() if score]
+    shown += [f"no untrained encoder ({baselines.untrained_absent})"] if baselines.untrained_absent else []
     shown += [f"no {kinds.BASELINES[name]} ({why})" for name, why in baselines.absent.items()]
     return ", ".join(shown) or "no recorded baseline"
 

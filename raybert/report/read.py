@@ -42,6 +42,7 @@ class Baselines:
     """What a probe's headline is to be compared with: no training, the run's start, no encoder."""
 
     untrained: Mapping[str, Score] = field(default_factory=dict)
+    untrained_absent: str = ""  # why there is none
     start: Mapping[str, Score] = field(default_factory=dict)
     start_absent: str = ""  # why there is none
     plain: Mapping[str, Score] = field(default_factory=dict)  # without an encoder, by the names of kinds.BASELINES
@@ -298,6 +299,7 @@ def _probe(task: str, step: int, kind: Kind, record: Mapping[str, Any]) -> Probe
         scores={name: score for name in kinds.poolings(record) if (score := _score(record[name], of))},
         baselines=Baselines(
             untrained=_scores(baselines.get("untrained", {}), of),
+            untrained_absent=str(look_up(baselines, "untrained.absent") or ""),
             start=_scores(baselines.get("start", {}), of),
             start_absent=str(look_up(baselines, "start.absent") or ""),
             plain=_scores(plain, of),

@@ -51,6 +51,7 @@ MAY_CHANGE = (
     "train.resize_seconds",
     "probe.cpus",
     "probe.gpus",
+    "probe.workers",
 )
 
 
@@ -235,7 +236,7 @@ def wait_for_probes(planned: Sequence[Trial], *, timeout: float | None = None) -
     end = None if timeout is None else time.monotonic() + timeout
     for trial in planned:
         run = trial.config.run
-        if trial.config.probe.tasks or trial.config.probe.suite:
+        if trial.config.probe.tasks or not trial.config.probe.named or trial.config.probe.suite:
             left = None if end is None else max(0.0, end - time.monotonic())
             client.wait(trial.config.run_uri, run.storage, timeout=left)
 
@@ -316,12 +317,13 @@ def _check_trials(planned: Sequence[Trial], most: int | None) -> int:
 
 
 def _fits(run: Run, cpus: float, gpus: float) -> float:
-    """How many runs like this one the cluster can hold at a time, with a data task, or two, and a probe each."""
+    """How many runs like this one the cluster can hold at a time, with a data task, or two, and their probes."""
     workers = run.config.train.worker_range[1]
-    need = workers * run.shares.worker + 2 * run.shares.data_task + run.shares.probe + DRIVER_CPUS
+    probes = run.config.probe.workers * run.shares.probe
+    need = workers * run.shares.worker + 2 * run.shares.data_task + probes + DRIVER_CPUS
     if not run.shares.use_gpu:
         return cpus / need
-    return min(cpus / need, gpus / (workers + run.config.probe.gpus))
+    return min(cpus / need, gpus / (workers + run.config.probe.workers * run.config.probe.gpus))
 
 
 def _scheduler(sweep: SweepConfig, planned: list[Trial]) -> TrialScheduler:

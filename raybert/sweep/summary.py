@@ -9,7 +9,7 @@ from typing import Any
 from raybert import storage
 from raybert.config_sections import VALIDATION_LOSS
 from raybert.errors import InputError, RunFailed
-from raybert.probe import metrics
+from raybert.probe import kinds, metrics
 from raybert.probe.service import queue
 from raybert.probe.service.queue import Records
 from raybert.records import END, FAILURE, METRICS, Lines, by_step, read_end, read_failure, read_lines
@@ -213,9 +213,10 @@ def _probe_json(probe: Probe) -> dict[str, Any]:
         **{pooling: _score_json(score, key) for pooling, score in probe.scores.items()},
         "untrained": {pooling: _score_json(score, key) for pooling, score in baselines.untrained.items()},
         **({"start": start} if start else {}),
-        **{name: _score_json(score, key) for name, score in baselines.plain.items()},
+        **{name: _score_json(baselines.plain.get(name), key) for name in kinds.BASELINES},
     }
 
 
-def _score_json(score: Score, key: str) -> dict[str, Any]:
-    return {key: score.value, "interval": score.interval}
+def _score_json(score: Score | None, key: str) -> dict[str, Any] | None:
+    """None where the record has no such figure, or the task's kind no such baseline."""
+    return {key: score.value, "interval": score.interval} if score else None

@@ -8,7 +8,7 @@ from typing import Any
 from raybert import storage
 from raybert.cluster import Shares, largest_resources, plan_shares
 from raybert.config import Config, from_mapping, look_up
-from raybert.config_sections import INITS, NEIGHBOURS, ProbeConfig
+from raybert.config_sections import INITS, NEIGHBOURS
 from raybert.config_text import read_overridden
 from raybert.console import say
 from raybert.data.shards import ShardSet, open_shards, read_unit, verify_shards
@@ -157,11 +157,10 @@ def task_specs(config: Config) -> list[str]:
     Raises:
         InputError: there is no such suite.
     """
-    named = config.probe.tasks
-    if not config.probe.suite:
-        return named
-    members = load_suite(config.probe.suite).tasks
-    return list(dict.fromkeys([*([] if named == ProbeConfig().tasks else named), *members]))
+    if not config.probe.named:
+        return [NEIGHBOURS]
+    members = load_suite(config.probe.suite).tasks if config.probe.suite else []
+    return [*(config.probe.tasks or []), *(task for task in members if task not in (config.probe.tasks or []))]
 
 
 def _tasks(config: Config) -> list[ProbeTask]:
@@ -169,7 +168,7 @@ def _tasks(config: Config) -> list[ProbeTask]:
     try:
         return probe_tasks(config)
     except InputError as error:
-        if config.probe.suite or config.probe.tasks != ProbeConfig().tasks:
+        if config.probe.named:
             raise
         say(f"no probe: {error}", style="yellow")
         return []
@@ -198,6 +197,7 @@ def check(
         worker_cpus=config.train.worker_cpus,
         task_cpus=config.data.task_cpus,
         probe_cpus=config.probe.cpus,
+        probes=config.probe.workers,
         use_gpu=config.train.use_gpu,
         reserved=reserved_cpus,
     )

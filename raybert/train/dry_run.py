@@ -21,13 +21,13 @@ from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
 from raybert.data.spec import sample_spec
 from raybert.errors import RunFailed, last_line
+from raybert.model import optimizer as optimizers
 from raybert.model.bert import Bert
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
 from raybert.records import format_seconds
 from raybert.spectral.recipe import Recipe
 from raybert.spectral.table import find
-from raybert.train import optimizer as optimizers
 from raybert.train.check import Run
 from raybert.train.feed import Feed, choose_packing
 from raybert.train.flops import run_flops_per_token

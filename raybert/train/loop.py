@@ -18,6 +18,7 @@ from raybert.data.spec import sample_spec
 from raybert.data.stream import ahead, blocks_of, worker_batches
 from raybert.errors import DamagedCheckpoint, InputError
 from raybert.model.peak import peak_flops
+from raybert.model.schedule import lr_at
 from raybert.probe.kind import ProbeTask
 from raybert.probe.tasks import parse_task
 from raybert.ray_internals.train import preemption_noticed
@@ -34,7 +35,6 @@ from raybert.train.recovery.heartbeat import Pulse
 from raybert.train.recovery.stop import StopVote
 from raybert.train.replica import build_replica
 from raybert.train.saver import Saver
-from raybert.train.schedule import lr_at
 from raybert.train.step import COUNT, all_reduce_sums, means, train_step, validate
 
 # A run whose loss is so many times that of guessing has diverged.

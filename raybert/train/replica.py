@@ -14,13 +14,13 @@ from torch import nn
 from raybert.config import Config
 from raybert.data.shards import ShardSet
 from raybert.errors import DamagedCheckpoint, InputError
+from raybert.model import optimizer as optimizers
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import read_weights
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
 from raybert.train import checkpoint as checkpoints
-from raybert.train import optimizer as optimizers
 from raybert.train.exchange import compress_gradients
 from raybert.train.start import begin
 

@@ -165,5 +165,5 @@ def _write_config(run: Run, done: int) -> None:
 def _suite(run: Run) -> dict[str, Any]:
     """The suite's name and the names of its tasks, whose average is shown."""
     suite = load_suite(run.config.probe.suite)
-    by_spec = dict(zip(run.config.probe.tasks, (task.name for task in run.tasks), strict=True))
+    by_spec = dict(zip(run.config.probe.tasks or [], (task.name for task in run.tasks), strict=True))
     return {"name": suite.name, "tasks": [by_spec[spec] for spec in suite.tasks]}

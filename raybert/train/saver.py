@@ -177,6 +177,7 @@ class Saver:
             positions=weights.config.max_position_embeddings,
             cpus=self.probe_cpus,
             gpus=self.config.probe.gpus,
+            workers=self.config.probe.workers,
             max_waiting=self.config.probe.max_waiting,
             tokenizer=weights.tokenizer.hash if weights.tokenizer else "",
             begins_random=self.config.model.begins_random,

@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -17,7 +18,7 @@ from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.probe.service import client, owner, queue
 from raybert.probe.service.owner import Owner
-from raybert.probe.tasks import load_task
+from raybert.probe.tasks import load_task, parse_task
 from tests import waiting
 from tests.processes import titled
 from tests.tasks import make_task, queue_checkpoint
@@ -103,21 +104,52 @@ def test_what_cannot_be_probed_is_recorded_with_its_reason(task, model, tmp_path
     assert "config.json" in record["reason"]
 
 
-def test_a_probe_whose_process_is_killed_is_done_again(model, tmp_path):
+def test_a_probe_whose_process_or_service_is_killed_is_done_again(model, tmp_path):
     # As many texts as keep it busy for longer than finding its process takes.
     task = load_task(make_task(tmp_path, n_train=20_000))
     run = make_run(tmp_path, "killed")
     submit(run, tmp_path, 1, task, model)
 
-    def under_way():
+    def under_way(title):
         assert not queue.records(run)
-        return titled(os.getpid(), "::_probe")
+        return titled(os.getpid(), title)
 
-    os.kill(wait_for("the process of a probe", under_way, pause=0.02)[-1], signal.SIGKILL)
+    first = wait_for("the process of a probe", lambda: under_way("::_probe"), pause=0.02)[-1]
+    os.kill(first, signal.SIGKILL)
+    # The second attempt ends with its service.
+    wait_for("another process", lambda: set(under_way("::_probe")) - {first}, pause=0.02)
+    assert kill_service()
     client.wait(run, str(tmp_path), timeout=LONGEST)
     (record,) = queue.records(run).values()
     assert record["status"] == "done"
     assert record["seconds_waited"] > 0
+
+    # Of a fine-tuning only the seed whose process is killed is trained again.
+    tree = task.model_dump(exclude={"kind"}) | {"kind": "finetune", "name": "tuned", "n_train": 4000, "epochs": 1}
+    run = make_run(tmp_path, "tuned")
+    queue_checkpoint(run, 1, parse_task(tree, "here"), model, workers=2, max_waiting=3)
+    client.announce(run, str(tmp_path))
+    seeds = Path(queue.weights_uri(run, 1), "trained")
+    wait_for("a seed that is trained", lambda: under_way("") and seeds.is_dir() and list(seeds.iterdir()), pause=0.02)
+    trained = {seed: seed.stat().st_mtime_ns for seed in seeds.iterdir()}
+    os.kill(wait_for("the process of a seed", lambda: under_way("::_train"), pause=0.02)[-1], signal.SIGKILL)
+    wait_for("another one", lambda: set(seeds.iterdir()) > trained.keys() or queue.records(run), pause=0.02)
+    assert all(not seed.exists() or seed.stat().st_mtime_ns == when for seed, when in trained.items())
+    client.wait(run, str(tmp_path), timeout=LONGEST)
+    (record,) = queue.records(run).values()
+    assert record["status"] == "done"
+    assert len(record["pooler"]["seeds"]) == 3
+    assert set(record["baselines"]) == {"majority", "untrained"}
+    assert storage.list_dir(f"{run}/probes/weights") == []
+
+    # What a seed's own code says is the record's reason.
+    tree |= {"name": "short", "max_seconds": 1e-6}
+    queue_checkpoint(run, 2, parse_task(tree, "here"), model, max_waiting=3)
+    client.announce(run, str(tmp_path))
+    client.wait(run, str(tmp_path), timeout=LONGEST)
+    short = queue.records(run)["short-00000002.json"]
+    assert short["status"] == "failed"
+    assert short["reason"].startswith("RunFailed: The budget of max_seconds=1e-06 was over after 0 of the 250 steps")
 
 
 def test_a_service_without_cpus_says_so_and_the_next_wait_starts_one_that_was_stopped(task, model, tmp_path):

@@ -123,6 +123,10 @@ def test_a_run_that_names_no_task_trains_without_a_probe_where_there_is_no_text_
     assert "no probe: The probe task neighbours needs 20 validation windows" in capsys.readouterr().err
     with pytest.raises(InputError, match="needs 20 validation windows"):
         check_inputs(from_mapping(tree | {"probe": {"tasks": ["neighbours", "bbc_news"]}}))
+    with pytest.raises(InputError, match="needs 20 validation windows"):  # who names it wants it
+        check_inputs(from_mapping(tree | {"probe": {"tasks": ["neighbours"]}}))
+    again = from_mapping(from_mapping(tree).model_dump(mode="json"))  # as a sweep's trial is
+    assert not check_inputs(again).tasks
 
 
 def test_a_suite_adds_its_tasks(tmp_path):
@@ -135,5 +139,7 @@ def test_a_suite_adds_its_tasks(tmp_path):
     assert [task.name for task in check_inputs(config).tasks] == ["mine", "neighbours"]
     both = from_mapping(tree | {"probe": {"tasks": ["bbc_news"], "suite": "offline"}})
     assert task_specs(both) == ["bbc_news", "neighbours"]
+    named = from_mapping(tree | {"probe": {"tasks": ["neighbours"], "suite": str(tmp_path / "suite.yaml")}})
+    assert task_specs(named) == ["neighbours", f"{tmp_path}/mine.yaml"]
     with pytest.raises(InputError, match="There is no probe suite of; the packaged ones are offline"):
         task_specs(from_mapping(tree | {"probe": {"suite": "of"}}))

@@ -5,12 +5,12 @@ import torch
 
 from raybert import storage
 from raybert.errors import InputError
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.directory import verify_files
 from raybert.model.files import load, save
 from raybert.model.losses import Pretraining
-from raybert.train import optimizer
 from raybert.train.checkpoint import BackgroundWriter, load_state, snapshot, write
 
 CONFIG = BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)

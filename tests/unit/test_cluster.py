@@ -15,6 +15,16 @@ from raybert.errors import InputError
 from raybert.train.check import check_probe_gpus
 
 
+def test_several_processes_of_probes_have_room_beside_the_workers():
+    one, three = plan_shares(6, 0, workers=2), plan_shares(6, 0, workers=2, probes=3)
+    assert (one.worker, one.probe) == (three.worker, three.probe) == (1, 1)
+    assert plan_shares(5, 0, workers=2).probe == 1
+    small = plan_shares(5, 0, workers=2, probes=3)
+    assert 2 * small.worker + 2 * small.data_task + 3 * small.probe <= 5
+    given = plan_shares(4, 0, workers=1, probe_cpus=1, probes=3)
+    assert given.worker + given.data_task + 3 * given.probe <= 4
+
+
 @given(cpus=st.floats(1, 1000), workers=st.integers(1, 128), reserved=st.floats(0, 0.5))
 def test_a_plan_always_fits_with_a_data_task_and_a_probe(cpus, workers, reserved):
     try:

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.losses import Pretraining
-from raybert.train import optimizer
 from raybert.train.exchange import compress_gradients
 from raybert.train.ledger import sum_over_ranks
 from raybert.train.step import all_reduce_sums, train_step

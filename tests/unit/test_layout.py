@@ -42,16 +42,7 @@ FLOORS = [
 # that does.
 PURE = [
     *("errors", "storage", "tokenizer", "config", "model", "encode.encoders", "encode.vectors", "data", "data.text"),
-    *(
-        "spectral",
-        "probe",
-        "train.step",
-        "train.feed",
-        "train.schedule",
-        "train.optimizer",
-        "train.ledger",
-        "train.checkpoint",
-    ),
+    *("spectral", "probe", "train.step", "train.feed", "train.ledger", "train.checkpoint"),
     *("records", "report", "export"),
 ]
 WITH_RAY = ["data.stream", "spectral.table", "data.text.prepare", "probe.service"]

@@ -22,6 +22,7 @@ from raybert.data.spec import SampleSpec
 from raybert.data.tensors import to_torch
 from raybert.data.text.sample import draw
 from raybert.errors import InputError
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
@@ -31,7 +32,6 @@ from raybert.sweep.run import check_data
 from raybert.tokenizer import GPT2, Tokenizer, load
 from raybert.tokenizer.files import load_for_training
 from raybert.tokenizer.train import cost, count_words, extend, train
-from raybert.train import optimizer
 from raybert.train.check import check_inputs
 from raybert.train.complete import complete
 from raybert.train.start import begin, read_model

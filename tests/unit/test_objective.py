@@ -19,6 +19,7 @@ from raybert.data.shards import read_unit
 from raybert.data.spec import ORIGINAL, MaskedFraction, SampleSpec, sample_spec
 from raybert.data.tensors import to_torch
 from raybert.errors import InputError
+from raybert.model import optimizer
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining, contrast, tied_cross_entropy
@@ -26,7 +27,6 @@ from raybert.model.objective import Objective
 from raybert.records import format_line
 from raybert.sweep.run import _require_one_loss
 from raybert.tokenizer import CLS_ID, GPT2, MASK_ID, NUM_TEXT_TOKENS, PAD_ID, SEP_ID
-from raybert.train import optimizer
 from raybert.train.check import check_inputs
 from raybert.train.flops import run_flops_per_token
 from raybert.train.step import COUNT, SUMS, forward_sums, group_micro_batches, means, train_step

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -31,6 +32,7 @@ from raybert.probe.baselines import Cache
 from raybert.probe.classification import ClassificationTask, pack_bits, unpack_bits
 from raybert.probe.compare import compare
 from raybert.probe.evaluate import evaluate, prepare
+from raybert.probe.kind import Whole
 from raybert.probe.service import owner, queue
 from raybert.probe.service.owner import Owner
 from raybert.probe.service.served import Outcome, ServedRun
@@ -427,6 +429,7 @@ def test_tasks_that_read_a_common_file_share_a_pass_until_one_fails(task_file, t
     assert set(served.texts) == {"mine", "other"}
     finish_probe(served, error=NodeDiedError("preempted"))
     assert (served.next.task.name, served.next.beside) == ("mine", ())
+    assert served.not_before > time.monotonic()  # as after any other failure
     finish_probe(served, values={"started": 0.0})
     assert (served.next.task.name, served.next.beside) == ("other", ())
     finish_probe(served, values={"started": 0.0})
@@ -435,6 +438,32 @@ def test_tasks_that_read_a_common_file_share_a_pass_until_one_fails(task_file, t
     assert (served.next.entry.step, served.next.task.name) == (1, "tuned")  # when nothing else waits
     finish_probe(served, values={"started": 0.0})
     assert served.next is None
+    assert queue.waiting_steps(run) == []
+
+
+def test_a_service_that_ended_between_encoding_and_judging_leaves_nothing_half_done(
+    task_file, encoder, tmp_path, monkeypatch
+):
+    run, task = str(tmp_path / "run"), load_task(task_file)
+    material, cache = prepare(task, encoder.tokenize, 32), Cache(str(tmp_path / "cache"))
+    before = served_run(run, task)
+    probe, before.next, before.running = before.next, None, before.next
+    with monkeypatch.context() as patch:
+        patch.setattr(Whole, "finish", Mock(side_effect=SystemExit))
+        with pytest.raises(SystemExit):
+            evaluate(encoder, material, cache)
+    assert storage.list_dir(str(tmp_path / "cache")) == []
+    assert queue.records(run) == {}
+    # The next service finds the same probe, which then has the result of one that nothing disturbed.
+    after = ServedRun(run, Owner("me", "here"))
+    after.advance()
+    assert (after.next.entry, after.next.task, after.next.key) == (probe.entry, probe.task, probe.key)
+    found = evaluate(encoder, material, cache)
+    undisturbed = evaluate(encoder, material, Cache(str(tmp_path / "other")))
+    assert {**found, "seconds": 0} == {**undisturbed, "seconds": 0}
+    finish_probe(after, values={"started": 0.0, **found})
+    (record,) = queue.records(run).values()
+    assert record["pooler"] == found["pooler"]
     assert queue.waiting_steps(run) == []
 
 
@@ -455,6 +484,19 @@ def test_texts_that_change_are_read_again(task_file, tmp_path):
     served.advance()
     assert served.next.key != before
     assert served.texts == {"mine": served.next.key}
+
+
+def test_a_request_keeps_its_workers_and_one_without_any_is_refused(task_file, tmp_path):
+    run, task = str(tmp_path), load_task(task_file)
+    for step, workers in ((1, 3), (2, 0)):
+        queue.add(replace(request(run, step, task), workers=workers))
+    assert queue.read_entry(run, 1).workers == 3
+    with pytest.raises(InputError, match="out of range"):
+        queue.read_entry(run, 2)
+    older = json.loads(Path(queue.queue_uri(run, 1)).read_text())
+    del older["workers"]
+    Path(queue.queue_uri(run, 1)).write_text(json.dumps(older))
+    assert queue.read_entry(run, 1).workers == 1
 
 
 def test_a_planted_queue_entry_is_refused(tmp_path):

@@ -143,6 +143,50 @@ def test_every_reader_takes_a_record_of_any_kind(encoder, tmp_path):
         record.parse(json.dumps({**parsed, "mean": {**parsed["mean"], headline.key: 1.5}}).encode())
 
 
+def test_two_checkpoints_compare_on_each_kind(encoder, tmp_path):
+    make_shards(str(tmp_path / "shards"), rows=60, validation=60, vocabulary=300)
+    classes(tmp_path, epochs=1)
+    task = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}
+    specs = [
+        similarity(tmp_path),
+        retrieval(tmp_path),
+        f"neighbours@{tmp_path / 'shards'}",
+        str(tmp_path / "tuned.yaml"),
+    ]
+    specs.append(write(tmp_path, "read", [], kind="classification", **task))
+    torch.manual_seed(9)
+    other = RaybertEncoder(Bert(encoder.module.config).eval())
+    seen = set()
+    for spec in specs:
+        material, cache = prepare(load_task(spec), encoder.tokenize, 64), Cache(str(tmp_path / "c"))
+        a, b = ({"step": 1, "run": "r", **evaluate(one, material, cache)} for one in (encoder, other))
+        found, headline = compare(a, b), kinds.of_record(a).headline
+        for pooling in kinds.poolings(a):
+            row = found[pooling]
+            assert (row["a"], row["b"]) == (headline.of(a[pooling]), headline.of(b[pooling]))
+            assert row["difference"] == pytest.approx(row["b"] - row["a"], abs=1e-6)
+            low, high = row["interval"]
+            assert low <= high
+            assert 0 < row["p_value"] <= 1
+            back = compare(b, a)[pooling]
+            assert back["difference"] == pytest.approx(-row["difference"], abs=1e-6)
+        assert comparison_table(found).row_count >= len(kinds.poolings(a)) > 0
+        json.dumps(found, allow_nan=False)
+        seen.add(kinds.of_record(a).name)
+    assert seen == set(kinds.KINDS)
+
+
+def test_a_record_that_lacks_figures_is_shown_without_them(encoder, tmp_path):
+    material = prepare(load_task(similarity(tmp_path)), encoder.tokenize, 64)
+    found = {"step": 5, "run": "r", **evaluate(encoder, material, Cache(str(tmp_path / "c")), start="untrained")}
+    for pooling in ("pooler", "cls", "mean"):
+        del found[pooling]["interval"], found["beyond_start"][pooling]["p_value"]
+    parsed = record.parse(json.dumps(found).encode())
+    assert f"mean {found['mean']['spearman']:.4f}\n" in format_block(parsed)
+    assert results_table([parsed]).row_count == 1
+    assert result_table(parsed).row_count >= 7
+
+
 def test_better_vectors_compare_as_better(tmp_path):
     kind = kinds.KINDS["similarity"]
     rng = np.random.default_rng(0)
@@ -269,7 +313,8 @@ def test_documents_of_the_same_text_are_both_right(encoder, tmp_path):
     files = {"queries": "q.jsonl", "documents": "d.jsonl", "relevance": "r.jsonl"}
     task = load_task(write(tmp_path, "ids", [], kind="retrieval", **files))
     data = prepare(task, encoder.tokenize, 64).data
-    assert data.relevance.document[data.relevance.query == 0].tolist() == [0, 30]
+    right = data.relevance.document[data.relevance.query == 0]
+    assert [data.documents[number] for number in right] == [texts[0]] * 2
     found = evaluate(encoder, prepare(task, encoder.tokenize, 64), Cache(str(tmp_path / "cache")))
     assert found["mean"]["ndcg_at_10"] == pytest.approx(1.0)  # every query is its own document
     with open(tmp_path / "q.jsonl", "a") as file:
@@ -296,6 +341,13 @@ def test_neighbours_needs_nothing_but_shards(encoder, tmp_path):
     make_shards(str(tmp_path / "few"), rows=60, validation=5)
     with pytest.raises(InputError, match="needs 20 validation windows"):
         load_task(f"neighbours@{tmp_path / 'few'}")
+
+
+def test_tasks_are_passed_in_groups_that_read_a_common_file(tmp_path):
+    tuned, alike, found = load_task(classes(tmp_path)), load_task(similarity(tmp_path)), load_task(retrieval(tmp_path))
+    same = alike.model_copy(update={"name": "same"})
+    assert kinds.passes([tuned, alike, found, same]) == [[alike, same], [found], [tuned]]
+    assert kinds.passes([]) == []
 
 
 def test_tasks_that_share_texts_are_encoded_once(encoder, tmp_path, monkeypatch):
@@ -538,7 +590,7 @@ def test_a_probe_from_python_is_the_commands(encoder, tmp_path, monkeypatch):
 def test_a_plan_counts_texts_tokens_and_operations(encoder, tmp_path):
     config = encoder.module.config
     tasks = [load_task(similarity(tmp_path)), load_task(retrieval(tmp_path)), load_task(classes(tmp_path, epochs=2))]
-    alike, found, tuned = plan.costs(tasks, config, device=torch.device("cpu"))
+    alike, found, tuned = plan.costs(tasks, config)
     lengths = prepare(tasks[0], encoder.tokenize, 64).sequences.lengths
     assert (alike.texts, alike.tokens) == (len(lengths), lengths.sum())
     layer = 2 * (4 * 32 * 32 + 2 * 32 * config.intermediate_size)
@@ -547,3 +599,16 @@ def test_a_plan_counts_texts_tokens_and_operations(encoder, tmp_path):
     assert tuned.flops > found.flops > alike.flops / 2
     assert min(cost.seconds for cost in (alike, found, tuned)) > 0
     assert plan.table([alike, found, tuned]).row_count == 4
+    # A second task of the same file, of whose texts a few are new.
+    more = load_task(
+        write(tmp_path, "alike2", [], kind="similarity", test=str(tmp_path / "alike.jsonl"), max_tokens=12)
+    )
+    first, second, _ = plan.costs([tasks[0], tasks[1], more], config)
+    assert (first.shared, second.texts) == (0, first.texts)
+    assert 0 < second.shared < second.texts
+    assert second.tokens == 12 * (second.texts - second.shared)
+    shown = plan.table([first, second], threads=2)
+    assert "in 2 threads; shared texts are encoded once" in shown.caption
+    assert [plan.threads_of(cpus) for cpus in ("auto", 0.25, 2.5)] == [1, 1, 2]
+    assert plan.costs([], config) == []
+    assert "The run has no probe task" in plan.table([])

@@ -259,8 +259,8 @@ def test_ray_train_reads_the_record_that_is_made_for_it(tmp_path):
 
     from raybert.model.bert import Bert
     from raybert.model.config import BertConfig
+    from raybert.model.optimizer import build
     from raybert.train import checkpoint
-    from raybert.train.optimizer import build
 
     bert = Bert(BertConfig(vocab_size=101, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
     adam = build(bert, lr=1e-3, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-6)

@@ -14,10 +14,10 @@ from raybert.errors import InputError, RunFailed
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.directory import REQUIRED, SUMS, TRAINING_STATE
+from raybert.model.optimizer import build
 from raybert.ray_internals.names import SNAPSHOT
 from raybert.storage.retry import retry
 from raybert.train import checkpoint
-from raybert.train.optimizer import build
 from raybert.train.recovery import faults, supervise
 from raybert.train.recovery import watchdog as hang
 from raybert.train.recovery.committed import last_step

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.train import optimizer
-from raybert.train.schedule import lr_at
+from raybert.model.schedule import lr_at
 
 
 @given(

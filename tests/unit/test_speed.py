@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raybert.model import optimizer
 from raybert.model.attention import _flash, attention
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.dropout import Noise, apply_mask, dropout
 from raybert.model.layout import padded, unpadded
 from raybert.model.losses import Pretraining
-from raybert.train import optimizer
 from raybert.train.step import forward_sums, group_micro_batches, means, train_step
 
 CONFIG = BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.0)

@@ -7,13 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from raybert.model import precision
+from raybert.model import optimizer, precision
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
-from raybert.train import optimizer
 from raybert.train.interval import Streak, Totals
 from raybert.train.memory import out_of_memory
 from raybert.train.step import COUNT, SUMS, dropout_seed, means, train_step, validate

@@ -258,6 +258,9 @@ def test_a_probe_is_shown_with_its_step_its_interval_and_all_baselines(tmp_path)
     page = Path(write_summary(loaded, outcomes)).read_text()
     probe = outcomes[0].probes["bbc_news"]
     assert probe.step == 1000
+    saved = json.loads((tmp_path / "sweep" / "summary.json").read_text())[0]["probes"]["bbc_news"]
+    assert saved["tfidf"]["test_accuracy"] > 0.5
+    assert saved["bm25"] is None  # what a record does not have has its key
     for place, parts in (
         (text, ("1,000", "untrained", "majority", "TF-IDF", "96.2", "68.4")),
         (page, ("1,000", "untrained", "majority class", "TF-IDF", "96.2 % [", "68.4 % [", str(probe.scores["mean"]))),

@@ -103,7 +103,7 @@ class ProbeService:
         with self._lock:
             for run, probe in self._running.values():
                 if (run.uri, probe.entry.step, probe.task.name) == (run_uri, step, task):
-                    probe.started = when
+                    probe.started = probe.started or when
 
     def release(self) -> None:
         """Begin nothing more, and leave the runs to the next service that is asked to serve them."""
@@ -226,7 +226,7 @@ class ProbeService:
                 if key not in self._texts:
                     self._texts[key] = work.read_texts(task, probe.entry)
             me = ray.get_runtime_context().current_actor
-            ref = work.probe(probe.entry, [self._texts[key] for _, key in wanted], self._cache, me)
+            ref = work.probe(probe.entry, probe.task, [self._texts[key] for _, key in wanted], self._cache, me)
             with self._lock:
                 run.next, run.running = None, probe
                 self._running[ref] = (run, probe)

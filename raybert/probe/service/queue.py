@@ -2,6 +2,7 @@
 
     RUN/probes/queue/step-00000200.json     waiting or running: the tasks and what they need
     RUN/probes/weights/step-00000200/       a copy of the weights that checkpoint retention never reaches
+        trained/                            what trainings of a costly probe have found so far
     RUN/probes/TASK-00000200.json           the record: a result, or why there is none
     RUN/probes/best.json                    whose weights the run keeps as its best (`raybert.probe.service.best`)
     RUN/probes/service.json                 which probe service serves this run (`raybert.probe.service.owner`)
@@ -43,6 +44,9 @@ class Request:
     cpus: float
     max_waiting: int  # checkpoints of the run; past that the oldest are skipped
     gpus: float = 0.0
+    workers: int = (
+        1  # processes at a time, each with these CPUs and GPUs: for trainings that need nothing of each other
+    )
     tokenizer: str = ""  # hash of the run's, which lies beside the weights; empty where it is raybert's own
     begins_random: bool = False  # the run's start is an untrained encoder and has no record at step 0
     best: str = ""  # the metric whose best weights the run keeps, where a probe measures it (`raybert.probe.metrics`)
@@ -98,6 +102,7 @@ def add(request: Request) -> bool:
             "positions": request.positions,
             "cpus": request.cpus,
             "gpus": request.gpus,
+            "workers": request.workers,
             "tokenizer": request.tokenizer,
             "begins_random": request.begins_random,
             "best": request.best,
@@ -155,6 +160,7 @@ def read_entry(run_uri: str, step: int) -> Entry:
             positions=found["positions"],
             cpus=found["cpus"],
             gpus=found.get("gpus", 0.0),
+            workers=found.get("workers", 1),
             tokenizer=str(found.get("tokenizer", "")),
             begins_random=bool(found.get("begins_random", False)),
             best=str(found.get("best", "")),
@@ -162,8 +168,8 @@ def read_entry(run_uri: str, step: int) -> Entry:
             submitted=found["submitted"],
         )
         # What Ray would refuse, in the middle of the service's work for all runs.
-        counts = is_count(entry.positions) and is_count(entry.max_waiting) and is_number(entry.submitted)
-        if not counts or not _fits(entry.cpus, LARGEST_SHARE) or not _fits(entry.gpus, 1.0):
+        counts = all(map(is_count, (entry.positions, entry.max_waiting, entry.workers))) and is_number(entry.submitted)
+        if not counts or not entry.workers or not _fits(entry.cpus, LARGEST_SHARE) or not _fits(entry.gpus, 1.0):
             raise ValueError("a number of it is none, or out of range")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{uri} is no probe queue entry: {error}") from error

@@ -140,12 +140,12 @@ class ServedRun:
             if not tasks:
                 self._finish(entry)
                 continue
-            cheap = [task for task in tasks if not kinds.of_task(task).costly]
-            if cheap:
-                others = [] if step in self._apart else [task for task in cheap[1:] if work.share_texts(cheap[0], task)]
-                beside = tuple((task, self._key(task, entry)) for task in others)
-                return Probe(entry, cheap[0], self._key(cheap[0], entry), beside)
-            costly = costly or Probe(entry, tasks[0], self._key(tasks[0], entry))
+            first, *others = kinds.passes(tasks)[0]
+            if kinds.of_task(first).costly:
+                costly = costly or Probe(entry, first, self._key(first, entry))
+                continue
+            beside = tuple((task, self._key(task, entry)) for task in others if step not in self._apart)
+            return Probe(entry, first, self._key(first, entry), beside)
         return costly
 
     def _key(self, task: ProbeTask, entry: Entry) -> str:
@@ -162,6 +162,7 @@ class ServedRun:
             record = queue.write_record(entry, task.name, "done", {**values, **waited})
         elif outcome.probe.beside:  # whose fault it was will be seen when each has a pass of its own
             self._apart.add(entry.step)
+            self.not_before = time.monotonic() + work.pause_after(1)
             return
         else:
             place = (entry.step, task.name)

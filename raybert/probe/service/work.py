@@ -20,9 +20,11 @@ from ray.exceptions import (
 from raybert import storage
 from raybert.encode.encoders import open_encoder, tokenize
 from raybert.errors import last_line
+from raybert.probe import kinds
 from raybert.probe.baselines import Cache
 from raybert.probe.evaluate import Material, Start, evaluate_all, prepare
-from raybert.probe.kind import ProbeTask
+from raybert.probe.kind import ProbeTask, TrainedKind
+from raybert.probe.measure import train
 from raybert.probe.service.queue import Entry, Record, read_record, record_uri
 from raybert.storage.retry import FINAL
 from raybert.tokenizer import files as tokenizers
@@ -48,17 +50,22 @@ def texts_key(task: ProbeTask, entry: Entry) -> str:
     return f"{task.hash}:{min(task.max_tokens, entry.positions)}:{entry.tokenizer}:{stamps}"
 
 
-def share_texts(a: ProbeTask, b: ProbeTask) -> bool:
-    """Whether a pass of the encoder over both tasks' texts may be shorter than two passes: they read a common file."""
-    return bool({uri for uri, _ in a.files} & {uri for uri, _ in b.files})
+def probe(entry: Entry, task: ProbeTask, texts: Sequence[ray.ObjectRef], cache: str, service: Any) -> ray.ObjectRef:
+    """Start a probe of the tasks with these texts, `task` the first. It tells `service.started` when it has got its
+    CPUs.
 
-
-def probe(entry: Entry, texts: Sequence[ray.ObjectRef], cache: str, service: Any) -> ray.ObjectRef:
-    """Start a probe of the tasks with these texts. It tells `service.started` when it has got its CPUs.
+    The trainings of a task that trains the encoder are Ray tasks of their own, at most `entry.workers` at a time. What
+    each finds is kept beside the weights, so that a probe that is started again takes up what is done.
 
     Its result is the first task's record, with `started`, and the others' records by name under `beside`.
     """
-    return _probe.options(**_options(entry)).remote(entry, cache, service, *texts)
+    options, kind = _options(entry), kinds.of_task(task)
+    trained: list[ray.ObjectRef] = []
+    for number in range(kind.trainings if isinstance(kind, TrainedKind) else 0):
+        # Ray starts it when the one that stands so many places before it has ended.
+        before = [trained[number - entry.workers]] if number >= entry.workers else []
+        trained.append(_train.options(**options).remote(entry, number, service, texts[0], *before))
+    return _probe.options(**options).remote(entry, cache, service, len(texts), *texts, *trained)
 
 
 def _options(entry: Entry) -> dict[str, Any]:
@@ -84,14 +91,35 @@ def _prepare(task: ProbeTask, entry: Entry) -> Material:
 
 
 @ray.remote(max_retries=0)
-def _probe(entry: Entry, cache: str, service: Any, *materials: Material) -> Record:
-    started = time.time()
-    service.started.remote(entry.run_uri, entry.step, materials[0].task.name, started)
-    _lower_priority()
-    device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+def _train(entry: Entry, number: int, service: Any, material: Material, *_before: Record) -> Record:
+    started = _begin(entry, material, service)
+    done = Cache(storage.join(entry.weights, "trained"))
+    key = f"{material.data.hash}:{number}"
+    found = done.get(key, lambda: train(open_encoder(entry.weights), material, number, _device()))
+    return {**found, "started": started}
+
+
+@ray.remote(max_retries=0)
+def _probe(entry: Entry, cache: str, service: Any, tasks: int, *inputs: Any) -> Record:
+    materials, trained = inputs[:tasks], inputs[tasks:]
+    started = _begin(entry, materials[0], service)
     encoder, starts = open_encoder(entry.weights), [_start(entry, material.task.name) for material in materials]
-    first, *others = evaluate_all(encoder, materials, Cache(cache), starts=starts, device=device)
+    records = evaluate_all(encoder, materials, Cache(cache), starts=starts, device=_device(), trained=trained)
+    first, *others = records
+    started = min([started, *(each["started"] for each in trained)])
     return {**first, "started": started, "beside": {record["task"]: record for record in others}}
+
+
+def _begin(entry: Entry, material: Material, service: Any) -> float:
+    """What comes first in the process of a probe; the time."""
+    started = time.time()
+    service.started.remote(entry.run_uri, entry.step, material.task.name, started)
+    _lower_priority()
+    return started
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
 
 
 def _start(entry: Entry, task: str) -> Start | None:
@@ -106,6 +134,7 @@ def _start(entry: Entry, task: str) -> Start | None:
 
 def try_again(error: BaseException, failures: int) -> bool:
     """Whether a probe that has failed so often, this time included, may end otherwise the next time."""
+    error = _unwrapped(error)
     if isinstance(error, LOST_NODE):
         return True
     if isinstance(error, OutOfMemoryError):
@@ -116,6 +145,12 @@ def try_again(error: BaseException, failures: int) -> bool:
     return isinstance(error, RayError) and not isinstance(error, RayTaskError) and failures < MOST_CRASHES
 
 
+def _unwrapped(error: BaseException) -> BaseException:
+    """A task whose input was never made, since the process that made it ended, raises that end in a wrapping."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(error, RayTaskError) and isinstance(cause, RayError) else error
+
+
 def pause_after(failures: int) -> float:
     """Seconds until the next attempt."""
     return min(LONGEST_PAUSE, 0.5 * 2.0 ** min(failures, 16))
@@ -123,6 +158,7 @@ def pause_after(failures: int) -> float:
 
 def reason(error: BaseException, failures: int) -> str:
     """What went wrong in one line, without the remote stack."""
+    error = _unwrapped(error)
     times = f" ({failures} times)" if failures > 1 else ""
     if isinstance(error, OutOfMemoryError):
         return (
