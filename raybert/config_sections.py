@@ -360,15 +360,15 @@ class ProbeConfig(Section):
 
     tasks: list[TaskSpec] | None = Field(
         default=None,
-        description="names or YAML files of probe tasks; neighbours uses the run's own shards; [] for none. Not set: "
-        "the suite's, or else neighbours, if the shards have text for it",
+        description="names or YAML files of probe tasks; neighbours uses the run's own shards; [] for none; not set: "
+        "the suite's, else neighbours if the shards have text for it",
     )
     suite: TaskSpec = Field(
         default="", description="name or YAML file of a suite, whose tasks are added to probe.tasks"
     )
     cpus: Cpus | Literal["auto"] = Field(default="auto", description="CPUs of one probe")
     gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPUs of one probe; may be a fraction")
-    workers: int = Field(default=1, ge=1, description="processes that train the seeds of a fine-tuning probe")
+    workers: int = Field(default=1, ge=1, description="parallel processes for the seeds of a fine-tuning probe")
     max_waiting: int = Field(
         default=20, ge=1, description="checkpoints of a run that may wait for their probe; older ones are skipped"
     )

@@ -41,9 +41,7 @@ class FinetuneTask(LabelledTask):
     target: Literal["classes", "scores"] = Field(default="classes", description="what the label column holds")
     pooling: Literal["pooler", "cls", "mean"] = Field(default="pooler", description="vector that the head reads")
     n_train: int | None = Field(default=2000, gt=1, description="training rows to use; null for all")
-    max_seconds: float = Field(
-        default=600, gt=0, description="time limit of the three trainings together, a third each"
-    )
+    max_seconds: float = Field(default=600, gt=0, description="time limit of the three trainings, a third each")
     epochs: int = Field(default=3, ge=1, description="passes over the training rows")
     batch_size: int = Field(default=16, ge=1, description="rows of a step")
     lr: float = Field(default=5e-5, gt=0, description="peak learning rate of AdamW")
