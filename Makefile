@@ -48,7 +48,7 @@ docs: $(VENV)/.dev  ## build the documentation into build/site; a broken link is
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet it would not count warnings
 
 tutorial: $(VENV)/.dev  ## run the tutorial and keep its outputs, which the site shows (three minutes)
-	$(BIN)/python -m scripts.tutorial
+	$(BIN)/python -m docs.scripts.tutorial
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -18,6 +18,7 @@ import typer.main
 
 import raybert
 from benchmarks import table
+from docs.scripts import pages
 from raybert import records
 from raybert.cli import app, run_app
 from raybert.config import Config, all_keys, meanings
@@ -27,7 +28,6 @@ from raybert.report import trackers
 from raybert.storage import lease
 from raybert.sweep.space import SweepConfig
 from raybert.train.recovery import faults
-from scripts import pages
 from tests.faults.scenarios import SCENARIOS
 from tests.tasks import WORDS
 

@@ -27,7 +27,7 @@ def test_a_job_carries_the_code_and_little_else(tmp_path):
     with zipfile.ZipFile(package) as content:
         names = set(content.namelist())
     assert {"raybert/cli.py", "jobs/compact.yaml", *(f"jobs/{command}.py" for command in SCRIPTS)} <= names
-    left_out = (".git/", ".venv/", "tests/", "docs/", "benchmarks/", "scripts/")
+    left_out = (".git/", ".venv/", "tests/", "docs/", "benchmarks/")
     assert not [name for name in names if name.startswith(left_out)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "tutorial.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[1] / "tutorial.ipynb"
 LOG_LINE = re.compile(r"\(.*pid=\d+.*\)|\d{4}-\d\d-\d\d \d\d:\d\d")  # of Ray's processes
 
 
