@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from benchmarks.common import medians, result, seconds
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.sizes import SIZES
-from raybert.train import checkpoint, optimizer
+from raybert.train import checkpoint
 from raybert.train.memory import keep_freed_memory
 
 

@@ -40,6 +40,7 @@ from raybert import cluster
 from raybert.data.reader import iter_batches
 from raybert.data.text.prepare import prepare
 from raybert.encode.encoders import RaybertEncoder
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
@@ -53,7 +54,7 @@ from raybert.probe.kind import ProbeTask
 from raybert.probe.service import client, queue
 from raybert.probe.tasks import load_task, parse_task
 from raybert.probe.texts import load_texts
-from raybert.train import checkpoint, optimizer
+from raybert.train import checkpoint
 from raybert.train.step import train_step
 
 SIZE, T, BATCH = "tiny", 128, 16

@@ -13,6 +13,7 @@ from benchmarks.on_gpu import carried, probe, recipes
 from benchmarks.on_gpu.figure import draw
 from raybert.config import load
 from raybert.data.spec import sample_spec
+from raybert.tokenizer import GPT2
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +24,7 @@ def test_the_recipes_are_those_of_the_jobs(job, recipe):
     bert = config.model.bert()
     assert recipe.bert() == bert
     assert recipe.objective == config.objective.objective()
-    spec = sample_spec(config)
+    spec = sample_spec(config, GPT2)
     assert (recipe.spec.halves, recipe.spec.next_sentence) == (spec.halves, spec.next_sentence)
     assert recipe.lr == config.optimizer.lr
     assert {name: getattr(config.optimizer, name) for name in recipes.ADAM} == recipes.ADAM

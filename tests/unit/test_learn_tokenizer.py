@@ -16,6 +16,7 @@ import yaml
 import raybert
 from raybert.cli import run_app
 from raybert.config import from_mapping
+from raybert.config_sections import VALIDATION_LOSS
 from raybert.data import shards
 from raybert.data.reader import SampleReader
 from raybert.data.spec import SampleSpec
@@ -357,9 +358,10 @@ def test_a_sweep_compares_losses_of_one_tokenizer(bases, tmp_path):
     found = [make_set(tmp_path / kind, bases[kind]) for kind in ("wordpiece", "bpe")]
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     trials = [SimpleNamespace(config=settings(tmp_path, shards, **sizes)) for shards in found]
-    check_data(trials[:1])
+    sweep = SimpleNamespace(metric=VALIDATION_LOSS)
+    check_data(sweep, trials[:1])
     with pytest.raises(InputError, match=r"wordpiece and .*bpe were prepared with different tokenizers"):
-        check_data(trials)
+        check_data(sweep, trials)
 
 
 def test_a_start_that_is_nowhere_is_a_sentence(bases, tmp_path, monkeypatch):

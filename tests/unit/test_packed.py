@@ -19,13 +19,13 @@ from raybert.data.packing import pack, packing_for
 from raybert.data.spec import SampleSpec
 from raybert.data.tensors import packed_to_torch, rows_of, to_torch
 from raybert.model import layout as layouts
-from raybert.model import varlen
+from raybert.model import optimizer, varlen
 from raybert.model.bert import Bert, Layer
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.objective import Objective
 from raybert.tokenizer import CLS_ID, NUM_TEXT_TOKENS, PAD_ID, SEP_ID
-from raybert.train import checkpoint, optimizer
+from raybert.train import checkpoint
 from raybert.train.feed import Feed, choose_packing
 from raybert.train.step import forward_sums, means, train_step
 
