@@ -71,7 +71,7 @@ def plan_shares(
     given = task_cpus != "auto" or probe_cpus != "auto"
     worker = worker_cpus if worker_cpus != "auto" else _worker_share(free, workers, data, probes * probe, roomy, given)
     if worker_cpus == "auto" and worker < SMALLEST_WORKER:
-        raise InputError(_too_many(cpus, free, workers, data, task_cpus != "auto"))
+        raise InputError(_too_many(cpus, free, workers, data, task_cpus != "auto", probes))
     if workers * worker + data > free + 1e-6:
         lower = ["train.workers"] * (workers > 1) + ["train.worker_cpus"] + ["data.task_cpus"] * (task_cpus != "auto")
         raise InputError(
@@ -102,13 +102,19 @@ def _floor(cpus: float) -> float:
     return math.floor(100 * cpus + 1e-6) / 100
 
 
-def _too_many(cpus: float, free: float, workers: int, data: float, data_given: bool) -> str:
-    if data_given and free - 3 * SMALLEST_SHARE >= workers * SMALLEST_WORKER:
+def _too_many(cpus: float, free: float, workers: int, data: float, data_given: bool, probes: int) -> str:
+    others = 2 + probes
+    if probes > 1 and free - 3 * SMALLEST_SHARE >= workers * SMALLEST_WORKER > free - others * SMALLEST_SHARE:
+        return (
+            f"probe.workers={probes} leaves too little for train.workers={workers}: this cluster can have at most "
+            f"{cpus:g} CPUs; lower probe.workers or use a larger cluster."
+        )
+    if data_given and free - others * SMALLEST_SHARE >= workers * SMALLEST_WORKER:
         return (
             f"data.task_cpus={data:g} leaves too little for train.workers={workers}: this cluster can have at most "
             f"{cpus:g} CPUs; lower data.task_cpus or use a larger cluster."
         )
-    most = max(0, int((free - 3 * SMALLEST_SHARE) / SMALLEST_WORKER + 1e-6))
+    most = max(0, int((free - others * SMALLEST_SHARE) / SMALLEST_WORKER + 1e-6))
     if not most:
         return f"This cluster can have at most {cpus:g} CPUs, too few for one worker; use a larger one."
     return (

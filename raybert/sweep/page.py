@@ -32,6 +32,8 @@ def write_summary(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> str:
         config = next(trial.config for trial in trials(sweep) if trial.name == winner.name)
         tree = config.model_dump(mode="json") | {"run": {"name": f"{sweep.name}-winner", "storage": sweep.storage}}
         storage.write_bytes(storage.join(sweep.uri, "winner.yaml"), yaml.safe_dump(tree, sort_keys=False).encode())
+    elif storage.exists(storage.join(sweep.uri, "winner.yaml")):  # of before a trial ran on
+        storage.remove(storage.join(sweep.uri, "winner.yaml"))
     drawn = []
     for name, (title, figure) in figures(outcomes, rates).items():
         image = png(figure)

@@ -9,6 +9,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from raybert.config_sections import VALIDATION_LOSS
 from raybert.probe import metrics
+from raybert.records import read_metrics
 from raybert.report.watch import Subscriber, watching
 from raybert.storage.retry import retry
 from raybert.sweep.summary import note_end
@@ -66,15 +67,23 @@ def reporting(metric: str, run: Run) -> Iterator[Sequence[Any]]:
 
 
 class Asha(AsyncHyperBandScheduler):
-    """Notes in the directory of a trial that it was pruned."""
+    """Notes in the directory of a trial that it was pruned, and prunes none that has come to its last step.
 
-    def __init__(self, run_uris: Sequence[str], **options: Any) -> None:
+    Args:
+        trials: of each its run's URI and the steps that it trains.
+    """
+
+    def __init__(self, trials: Sequence[tuple[str, int]], **options: Any) -> None:
         super().__init__(**options)
-        self._run_uris = run_uris
+        self._trials = trials
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP:
-            uri = self._run_uris[trial.config["trial"]]
+            uri, steps = self._trials[trial.config["trial"]]
+            # A probe tells of a step long after it: the last checkpoint may be under way, and is not to be cut off.
+            records = retry(lambda: read_metrics(uri), f"reading the steps of {uri}", seconds=PATIENCE)
+            if max((record["step"] for record in records), default=0) >= steps:
+                return str(TrialScheduler.CONTINUE)
             retry(lambda: note_end(uri, "pruned"), f"noting the end of {uri}", seconds=PATIENCE)
         return decision

@@ -12,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from raybert import storage
 from raybert.cluster import OFF_SPOT, largest_resources
 from raybert.config import Config, warmup_steps
-from raybert.config_sections import VALIDATION_LOSS
+from raybert.config_sections import NEIGHBOURS, VALIDATION_LOSS
 from raybert.data.shards import open_shards
 from raybert.errors import InputError, Interrupted, last_line
 from raybert.probe import metrics
@@ -165,13 +165,19 @@ def _require_same(sweep: SweepConfig, before: dict[str, Any], now: dict[str, Any
     # A setting that is younger than the sweep had no other value than its default.
     defaults = {f"base.{key}": value for key, value in trackers.flatten(Config().model_dump(mode="json")).items()}
     defaults["metric"] = VALIDATION_LOSS
-    before, now = _in_steps(before), _in_steps(now)
+    before, now = _own_probe_unset(_in_steps(before)), _own_probe_unset(_in_steps(now))
     for key in sorted(before.keys() | now.keys()):
         if (old := before.get(key, defaults.get(key))) != now.get(key):
             raise InputError(
                 f"The sweep {sweep.uri} was begun with {key}={old} and cannot go on with {now.get(key)}; "
                 "resume it with the settings it began with."
             )
+
+
+def _own_probe_unset(described: dict[str, Any]) -> dict[str, Any]:
+    """The same with the probe of the shards' own text as what it is by default: it was written out once."""
+    own = described.get("base.probe.tasks") == [NEIGHBOURS]
+    return described | {"base.probe.tasks": None} if own else described
 
 
 def _in_steps(described: dict[str, Any]) -> dict[str, Any]:
@@ -336,7 +342,7 @@ def _scheduler(sweep: SweepConfig, planned: list[Trial]) -> TrialScheduler:
         for trial in planned
     )
     return Asha(
-        [trial.config.run_uri for trial in planned],
+        [(trial.config.run_uri, trial.config.train.steps) for trial in planned],
         time_attr="tokens",
         max_t=tokens,
         grace_period=max(1, int(sweep.asha.grace_fraction * tokens)),

@@ -140,10 +140,10 @@ def tasks_of(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def figure(metric: str, outcome: Outcome) -> float | None:
-    """What the sweep's metric came to in the end, by the last validation or the last probe."""
+    """What the sweep's metric came to in the end: by the last validation, or by the probe of the last step."""
     if metric == VALIDATION_LOSS or outcome.loss is None:
         return outcome.loss
-    found = [metrics.value(metric, probe.raw) for probe in outcome.probes.values()]
+    found = [metrics.value(metric, probe.raw) for probe in outcome.probes.values() if probe.step == outcome.steps]
     return next((value for value in found if value is not None), None)
 
 
@@ -165,10 +165,11 @@ def best(metric: str, outcomes: Sequence[Outcome]) -> Outcome | None:
 
 
 def sentence_of_best(metric: str, outcomes: Sequence[Outcome]) -> str:
-    """Which trial is the best, in words; empty while none is."""
+    """Which trial is the best, in words; empty while none is finished."""
     winner = best(metric, outcomes)
     if winner is None:
-        return ""
+        finished = any(outcome.status == "finished" for outcome in outcomes)
+        return f"No finished trial has {metric} at its last step" if finished else ""
     value, name = figure(metric, winner), "validation loss" if metric == VALIDATION_LOSS else metric
     return f"Best finished trial: {winner.name} with {name} {value:.4f}"
 

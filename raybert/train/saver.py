@@ -3,6 +3,7 @@
 Only the copy into memory is on the way of the step, on a GPU not even that; files are written and uploaded behind it.
 """
 
+import math
 import tempfile
 import threading
 import time
@@ -20,6 +21,7 @@ from raybert import storage
 from raybert.config import Config
 from raybert.config_sections import VALIDATION_LOSS
 from raybert.probe.kind import ProbeTask
+from raybert.probe.service import best as best_weights
 from raybert.probe.service import client, queue
 from raybert.storage.retry import retry
 from raybert.telemetry import Gauges
@@ -59,6 +61,8 @@ class Saver:
         self.tasks, self.probe_cpus = tasks, probe_cpus
         self.clock, self.flush, self.gauges = clock, flush, gauges
         self.saved, self.best = restored, best
+        if rank == 0 and self._best_by == VALIDATION_LOSS and best_weights.forget(config.run_uri):
+            self.best = math.inf  # the weights that are kept are not those of the lowest loss
         self.gate = checkpoints.Gate(optimizer)
         self.writer = checkpoints.BackgroundWriter() if rank == 0 else None
         # Ray Train takes any number of uploads, each with a copy of the weights and the optimizer's state in memory.

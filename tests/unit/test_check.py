@@ -125,6 +125,8 @@ def test_a_run_that_names_no_task_trains_without_a_probe_where_there_is_no_text_
         check_inputs(from_mapping(tree | {"probe": {"tasks": ["neighbours", "bbc_news"]}}))
     with pytest.raises(InputError, match="needs 20 validation windows"):  # who names it wants it
         check_inputs(from_mapping(tree | {"probe": {"tasks": ["neighbours"]}}))
+    short = make_shards(str(tmp_path / "short"), validation=40, seq_len=16)  # enough windows, each too short
+    assert not check_inputs(from_mapping(settings(tmp_path, short, probe=5))).tasks
     again = from_mapping(from_mapping(tree).model_dump(mode="json"))  # as a sweep's trial is
     assert not check_inputs(again).tasks
 

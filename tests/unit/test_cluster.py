@@ -68,6 +68,7 @@ def test_a_share_that_was_given_may_make_a_probe_wait_but_never_a_worker():
         (2, {"task_cpus": 2}, "^data.task_cpus=2 leaves too little for train.workers=1"),
         (2, {"task_cpus": 4}, "^data.task_cpus=4 is more than"),
         (2, {"worker_cpus": 2}, "lower train.worker_cpus"),
+        (2, {"probes": 20}, "^probe.workers=20 leaves too little for train.workers=1"),
         (0.5, {}, "too few for one worker"),
     ],
 )

@@ -107,6 +107,15 @@ def test_the_weights_of_the_highest_headline_are_kept_whatever_is_killed_in_betw
     assert (found.step, found.best) == (500, "the highest topics-1.5.test_accuracy")
     probed(600, 0.95, metric="")  # a run that keeps the best by validation loss, or none
     assert kept(run) == 500
-    probed(700, 0.2, metric="topics-1.5.cls.test_accuracy")  # a run that goes on with another metric
-    assert kept(run) == 700
-    assert origin(f"{run}/checkpoints/best") is None, "by the settings of before"
+    # A run that goes on with another metric; what was asked for before says nothing of it.
+    other = "topics-1.5.cls.test_accuracy"
+    config.write_text(config.read_text().replace("best: topics-1.5.test_accuracy", f"best: {other}"))
+    probed(700, 0.99)
+    assert kept(run) == 500
+    probed(800, 0.2, metric=other)
+    assert kept(run) == 800
+    found = origin(f"{run}/checkpoints/best")
+    assert (found.step, found.best) == (800, f"the highest {other}")
+    (tmp_path / "run" / "probes" / "weights" / "step-00000800" / "trained").mkdir(exist_ok=True)
+    assert best.forget(run)
+    assert not best.forget(run)

@@ -148,6 +148,7 @@ def test_a_run_queues_its_start_where_it_is_no_untrained_encoder(task, tmp_path,
         {"run": {"name": "run", "storage": str(tmp_path)}, "model": sizes | model, "probe": {"tasks": ["bbc_news"]}}
     )
     saver.tasks, saver.clock, saver.model = [task], Clock(), make_encoder(1).module
+    saver.gate = SimpleNamespace(hold=lambda snap: None)
     queued = []
     monkeypatch.setattr(saver, "_request_probe", lambda weights, step: queued.append(step))
     saver.writer = SimpleNamespace(submit=lambda job: job())

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from raybert.sweep import run as sweeps
 from raybert.sweep import space
 from raybert.sweep.page import write_summary
 from raybert.sweep.rates import best_rates, fit_parabola, sentence
-from raybert.sweep.summary import best, note_end, read_sweep, require_none_failed
+from raybert.sweep.summary import best, note_end, read_sweep, require_none_failed, sentence_of_best
 from raybert.sweep.table import summary_table
 from raybert.train.dry_run import Estimate, show_sweep
 from tests.data import make_shards
@@ -130,6 +131,9 @@ def test_a_setting_that_is_younger_than_a_sweep_does_not_keep_it_from_going_on(t
     before = {key: value for key, value in now.items() if key not in ("base.model.attention_init", "metric")}
     assert before != now
     sweeps._require_same(begun, before, now)
+    sweeps._require_same(
+        begun, before | {"base.probe.tasks": ["neighbours"]}, now
+    )  # the default, as it was once written
     with pytest.raises(InputError, match=r"begun with base.model.attention_init=normal and cannot go on with average"):
         sweeps._require_same(begun, before, now | {"base.model.attention_init": "average"})
     with pytest.raises(InputError, match=r"begun with metric=validation_loss and cannot go on with sts.spearman"):
@@ -214,6 +218,9 @@ def test_the_best_trial_is_best_by_the_metric_that_the_sweep_names(tmp_path):
     assert best("validation_loss", outcomes).name == "trial-0000"
     assert best(loaded.metric, outcomes).name == "trial-0001"
     assert best("bbc_news.pooler.spearman", outcomes) is None
+    without = [replace(outcome, steps=outcome.steps + 1) for outcome in outcomes]  # their last probe is of before
+    assert best(loaded.metric, without) is None
+    assert "No finished trial has bbc_news.cls.test_accuracy" in sentence_of_best(loaded.metric, without)
     told = "Best finished trial: trial-0001 with bbc_news.cls.test_accuracy 0.9000"
     text = shown(summary_table(loaded, outcomes))
     assert told in " ".join(text.split())

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import ray
 
@@ -252,7 +253,8 @@ class ProbeService:
                 for key in (probe.key, *(key for _, key in probe.beside)):
                     self._texts.pop(key, None)
                 for other in trained:  # the others would go on, and write where the weights may soon be gone
-                    ray.cancel(other, force=True)
+                    with suppress(Exception):
+                        ray.cancel(other, force=True)
                 outcome = Outcome(probe, error=error)
             run.outcome, run.running = outcome, None
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from raybert import storage
+from raybert.config import load_run
 from raybert.errors import DamagedCheckpoint
 from raybert.model.directory import CONFIG, SUMS, WEIGHTS, verify_files, write_directory
 from raybert.probe import metrics
@@ -16,10 +17,11 @@ from raybert.records import is_count, is_number, read_object
 def keep(entry: Entry) -> None:
     """Copy the weights of an entry whose tasks all have their records, if its metric is higher than that of the best.
 
-    The start (step 0) is never kept. A run that goes on with another metric begins anew. Called again, it does the
+    The start (step 0) is never kept. A run that goes on with another metric begins anew, and what was asked of before
+    says nothing of it. Called again, it does the
     same again, as long as the weights are there.
     """
-    if not entry.best or entry.step == 0:
+    if not entry.best or entry.step == 0 or entry.best != load_run(entry.run_uri).checkpoint.best:
         return
     records = [queue.read_record(entry.run_uri, task.name, entry.step) for task in entry.tasks]
     values = [metrics.value(entry.best, record) for record in records if record is not None]
@@ -45,13 +47,22 @@ def read(run_uri: str, metric: str) -> tuple[int, float] | None:
     return None
 
 
+def forget(run_uri: str) -> bool:
+    """Of a run that goes on and keeps its best weights itself: whether a probe said until now which those are."""
+    there = storage.exists(_uri(run_uri))
+    if there:
+        storage.remove(_uri(run_uri))
+    return there
+
+
 def _uri(run_uri: str) -> str:
     return storage.join(run_uri, "probes", "best.json")
 
 
 def _copy(weights: str, target: str) -> None:
     """Copy a directory of weights, complete or not at all."""
-    names = [name for _, name in storage.find_files(weights) if name != SUMS]
+    sums = storage.read_bytes(storage.join(weights, SUMS)).decode("ascii")  # beside them lies what probes keep
+    names = [line.split("  ", 1)[1] for line in sums.splitlines()]
     with storage.local_copy(weights, names) as source:
 
         def fill(directory: Path) -> None:
