@@ -116,9 +116,12 @@ def pack(parts: Sequence[Columns], packing: Packing) -> list[Columns]:
     return [_join(rows, np.flatnonzero(group_of == group), packing) for group in range(int(group_of.max()) + 1)]
 
 
-def empty_groups(packing: Packing, like: Columns) -> list[Columns]:
-    """A group without a sample for every rung, from the smallest up, with the columns that such a micro-batch gives."""
-    rows, none = _flatten([like]), np.arange(0)
+def empty_groups(packing: Packing) -> list[Columns]:
+    """A group without a sample for every rung, from the smallest up."""
+    none, spec = np.arange(0), packing.spec
+    wide: Columns = {"next_sentence_label": none} | ({"document": none} if spec.halves else {})
+    wide |= {"bag_labels": none.reshape(0, spec.bag_tokens)} if spec.bag_tokens else {}
+    rows = _Rows(none, none, none, none, none, none, none, wide)
     return [_join(rows, none, replace(packing, rungs=(rung,))) for rung in packing.rungs]
 
 

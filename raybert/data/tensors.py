@@ -33,9 +33,9 @@ def packed_to_torch(parts: Sequence[Columns], device: torch.device, packing: Pac
     return _groups_to_torch(pack([rows_of(part, packing.spec) for part in parts], packing), device)
 
 
-def empty_to_torch(like: Columns, device: torch.device, packing: Packing) -> list[dict[str, Tensor]]:
-    """A group without a sample for each rung, of the columns that micro-batches like this one have."""
-    return _groups_to_torch(empty_groups(packing, rows_of(like, packing.spec)), device)
+def empty_to_torch(device: torch.device, packing: Packing) -> list[dict[str, Tensor]]:
+    """A group without a sample for each rung."""
+    return _groups_to_torch(empty_groups(packing), device)
 
 
 def _groups_to_torch(groups: Sequence[Columns], device: torch.device) -> list[dict[str, Tensor]]:

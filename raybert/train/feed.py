@@ -16,6 +16,8 @@ from raybert.data.spec import SampleSpec
 from raybert.data.tensors import empty_to_torch, packed_to_torch, to_torch
 from raybert.model import varlen
 
+PADDED = "Padding is computed like text, which costs time and changes no result"
+
 
 def choose_packing(
     setting: Literal["auto"] | bool,
@@ -38,7 +40,7 @@ def choose_packing(
     if setting is False or (setting == "auto" and device.type == "cpu"):
         return None, ""
     if device.type == "cuda" and (reason := varlen.why_not(device, dtype, head_size)):
-        return None, f"Padding is computed like text, which costs time and changes no result: {reason}."
+        return None, f"{PADDED}: {reason}."
     return packing_for(micro_batch, seq_len, spec), ""
 
 
@@ -63,13 +65,12 @@ class Feed:
         """The same, not counted: of what is no step."""
         return self._beside(lambda: self._made(parts))
 
-    def rungs(self, like: Columns) -> list[dict[str, Tensor]]:
-        """A packed group without a sample for every shape that there can be, of micro-batches like this one; none
-        where nothing is packed."""
+    def rungs(self) -> list[dict[str, Tensor]]:
+        """A packed group without a sample for every shape that there can be; none where nothing is packed."""
         packing = self._packing
         if packing is None:
             return []
-        return self._beside(lambda: empty_to_torch(like, self._device, packing))
+        return self._beside(lambda: empty_to_torch(self._device, packing))
 
     def _beside(self, make: Callable[[], list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:
         """Made on the side stream, and then the step's."""

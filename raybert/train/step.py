@@ -197,8 +197,15 @@ def _fit(values: Tensor, length: int) -> Tensor:
     return F.pad(values, (0, length - values.shape[1]))
 
 
-def warm_up(model: nn.Module, batch: MicroBatch, dtype: torch.dtype, objective: Objective = ORIGINAL) -> None:
-    """Run a batch forward and back, and in evaluation: what torch.compile makes of its shape is made then.
+def warm_up(
+    model: nn.Module,
+    batch: MicroBatch,
+    dtype: torch.dtype,
+    objective: Objective = ORIGINAL,
+    *,
+    validation: bool = True,
+) -> None:
+    """Run a batch forward and back, and as `validate` does: what torch.compile makes of its shape is made then.
 
     Weights stay as they are, no gradients are left, and ranks exchange nothing.
     """
@@ -210,7 +217,8 @@ def warm_up(model: nn.Module, batch: MicroBatch, dtype: torch.dtype, objective: 
             with torch.autocast(device.type, enabled=False):
                 part[SUM :: len(SUMS)].sum().backward()
         model.zero_grad(set_to_none=True)
-        validate(model, [batch], dtype, device, objective)
+        if validation:
+            validate(model, [batch], dtype, device, objective)
 
 
 @torch.no_grad()

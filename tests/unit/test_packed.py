@@ -396,7 +396,7 @@ def test_rungs_have_few_sequences_and_empty_groups_no_loss():
         assert rung.sequences <= 4 * rung.tokens / 512 + rung.tokens / 512 + 10
     for spec, objective in OBJECTIVES:
         model, feed = pretraining(objective), Feed(DEVICE, spec, packing_for(4, T, spec))
-        groups = feed.rungs(columns(4, 0))
+        groups = feed.rungs()
         assert [len(group["input_ids"]) for group in groups] == [rung.tokens for rung in packing_for(4, T, spec).rungs]
         shapes = [{name: (value.shape, value.dtype) for name, value in group.items()} for group in groups]
         real = feed([columns(4, seed) for seed in range(5)])
@@ -459,7 +459,7 @@ def test_a_feed_counts_its_shapes_and_how_full_they_are():
     parts = [columns(4, seed) for seed in range(3)]
     groups = feed(parts)
     feed.send(parts)  # which is not counted
-    feed.rungs(parts[0])
+    feed.rungs()
     filled = sum(int(part["length"].sum()) for part in parts) / sum(len(group["input_ids"]) for group in groups)
     found = feed.lap()
     assert found["filled"] == filled
