@@ -142,7 +142,8 @@ def summary(out: Path, seconds: float, failed: list[str]) -> dict[str, Any]:
     """The last line, with the names that all benchmarks have; figures that were not measured are left out."""
     lines = [json.loads(line) for line in (out / RESULTS).read_text().splitlines()]
     steps = [line for line in lines if line["part"] == "step" and "ours" in line]
-    first = next((line for line in steps if "ratio" in line), steps[0] if steps else {})
+    newest = list({(line["size"], line["T"]): line for line in steps}.values())  # in the order of the shapes
+    first = next((line for line in newest if "ratio" in line), newest[0] if newest else {})
     named = ("ours", "peer", "ratio", "limit", "mfu", "size", "T", "ours_is", "peer_is")
     found = {name: first[name] for name in named if name in first}
     if "mfu" in found:

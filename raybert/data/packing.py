@@ -128,12 +128,12 @@ def empty_groups(packing: Packing) -> list[Columns]:
 def _first_fit(needs: list[list[int]], packing: Packing) -> list[int]:
     """The group of each cell of so many tokens, rows and masked positions."""
     used: list[tuple[int, int, int]] = []
-    chosen = []
+    chosen, room = [], packing.rungs[-1].tokens
     for tokens, rows, masked in needs:
         for group, own in enumerate([*used, (0, 0, 0)]):
-            total = own[0] + tokens, own[1] + rows, own[2] + masked
-            if packing.fits(*total):
-                used[group : group + 1] = [total]
+            # Most groups are full of tokens, which is seen without a call.
+            if own[0] + tokens <= room and packing.fits(own[0] + tokens, own[1] + rows, own[2] + masked):
+                used[group : group + 1] = [(own[0] + tokens, own[1] + rows, own[2] + masked)]
                 chosen.append(group)
                 break
         else:
