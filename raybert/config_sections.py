@@ -179,7 +179,7 @@ class TrainConfig(Section):
     compile: Literal["auto"] | bool = Field(default="auto", description="torch.compile; auto: on GPUs only")
     packing: Literal["auto"] | bool = Field(
         default="auto",
-        description="pack the texts of joined micro-batches without padding, in a few fixed shapes; auto: on GPUs that "
+        description="pack the texts of a step without padding, in a few fixed shapes; auto: on GPUs that "
         "have a kernel for it",
     )
     gradient_checkpointing: bool = Field(

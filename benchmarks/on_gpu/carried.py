@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.common import DATA
 from raybert.data.reader import SampleReader
 from raybert.data.spec import ORIGINAL, SampleSpec
-from raybert.data.text.windows import cut_windows, encode_document
+from raybert.data.text.windows import MIN_TOKENS, SPECIALS, encode_document
 from raybert.data.units import Unit, UnitRows
 from raybert.errors import InputError
 from raybert.tokenizer import GPT2, Tokenizer, vocabulary_files
@@ -60,18 +60,49 @@ class Windows:
         )
 
     def cut(self, seq_len: int, most: int) -> "Windows":
-        """The sentences of the first `most` windows in shorter ones, in an order of their own."""
-        lengths, flat, docs = [], [], []
-        kept: list[np.ndarray] = []
-        for i in range(min(most, len(self.rows))):
-            tokens, ends = window(self.rows, i)
-            for start, stops in cut_windows(ends.tolist(), seq_len)[0]:
-                kept.append(tokens[start : stops[-1]])
-                flat.append(np.array(stops, np.int64) - start)
-                lengths.append(stops[-1] - start)
-                docs.append(self.rows.doc[i])
-        order = np.random.default_rng(0).permutation(len(docs))
-        return Windows(join([kept[i] for i in order], [flat[i] for i in order], np.array(docs)[order]), seq_len)
+        """The sentences of the first `most` windows in shorter ones, in an order of their own.
+
+        As `raybert.data.text.windows.cut_windows` cuts each, but all at once.
+        """
+        rows, count, room = self.rows, min(most, len(self.rows)), seq_len - SPECIALS
+        sentences = np.diff(rows.end_offsets[: count + 1])
+        ends = rows.ends[: rows.end_offsets[count]].astype(np.int64) + np.repeat(rows.token_offsets[:count], sentences)
+        # A long sentence falls into pieces.
+        lengths = np.diff(ends, prepend=0)
+        pieces = np.maximum(1, -(-lengths // (room // 2)))
+        total = np.cumsum(pieces)
+        number = np.arange(1, total[-1] + 1) - np.repeat(total - pieces, pieces)
+        ends = np.repeat(ends - lengths, pieces) + np.repeat(lengths, pieces) * number // np.repeat(pieces, pieces)
+        stops = total[rows.end_offsets[1 : count + 1] - 1]  # of each window's pieces
+        # The first short window of all long ones, then the second of those that have another, and so on.
+        first, window = np.append(0, stops[:-1]), np.arange(count)
+        start, found = rows.token_offsets[:count], []
+        while len(window):
+            stop = np.minimum(np.searchsorted(ends, start + room, side="right"), stops[window])
+            found.append(np.stack([first, stop, start, window]))
+            more = stop < stops[window]
+            first, start, window = stop[more], ends[stop - 1][more], window[more]
+        first, stop, start, window = np.concatenate(found, 1)
+        kept = ends[stop - 1] - start >= MIN_TOKENS
+        order = np.lexsort((start, window))
+        order = np.random.default_rng(0).permutation(order[kept[order]])
+        first, stop, start = first[order], stop[order], start[order]
+        lengths, counts = ends[stop - 1] - start, stop - first
+        return Windows(
+            UnitRows(
+                tokens=rows.tokens[_ranges(start, lengths)],
+                token_offsets=np.append(0, np.cumsum(lengths)),
+                ends=(ends[_ranges(first, counts)] - np.repeat(start, counts)).astype(np.uint16),
+                end_offsets=np.append(0, np.cumsum(counts)),
+                doc=rows.doc[window[order]],
+            ),
+            seq_len,
+        )
+
+
+def _ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The places of ranges, one range after the other."""
+    return np.arange(lengths.sum()) + np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
 
 
 class WindowReader(SampleReader):
@@ -108,12 +139,6 @@ class Carried:
                 (folder / PACKAGE / "data" / name).write_bytes(content)
             sys.path.insert(0, str(folder))
         return Tokenizer()
-
-
-def window(rows: UnitRows, i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and sentence ends of one window."""
-    tokens = rows.tokens[rows.token_offsets[i] : rows.token_offsets[i + 1]]
-    return tokens, rows.ends[rows.end_offsets[i] : rows.end_offsets[i + 1]].astype(np.int64)
 
 
 def join(tokens: list[np.ndarray], ends: list[np.ndarray], doc: np.ndarray) -> UnitRows:

@@ -1,5 +1,6 @@
 """A part of `benchmarks.gpu`: what it is given, and how it answers."""
 
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -48,6 +49,15 @@ class Order:
         """Until the device has done all that it was given."""
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
+
+
+def fresh(order: Order) -> None:
+    """Nothing of what ran before is left: neither what was compiled nor its memory, and the peak begins here."""
+    torch._dynamo.reset()
+    gc.collect()
+    if order.on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(order.device)
 
 
 def timed(work: Callable[[], object], order: Order) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.on_gpu.carried import WindowReader, Windows
 from raybert.data.block import Columns
 from raybert.data.spec import SampleSpec
-from raybert.model import optimizer
+from raybert.model import compiler, optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
@@ -26,7 +26,7 @@ from raybert.model.objective import Objective
 from raybert.model.schedule import lr_at
 from raybert.model.sizes import SIZES
 from raybert.train.feed import Feed, choose_packing
-from raybert.train.step import train_step
+from raybert.train.step import train_step, warm_up
 
 ADAM = {"weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
 AHEAD = 8  # steps whose samples are being built
@@ -70,17 +70,22 @@ RECORD = Recipe(
 
 
 class Trainer:
-    """Model, optimizer and feed of a recipe on a device; compiled on a GPU."""
+    """Model, optimizer and feed of a recipe on a device; compiled on a GPU where that works."""
 
-    def __init__(self, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, recipe: Recipe, device: torch.device, dtype: torch.dtype, *, compiles: bool | None = None
+    ) -> None:
+        """`compiles`: None for what a run does by itself."""
         torch.manual_seed(0)
         self.recipe, self.dtype = recipe, dtype
         self.bert = Bert(recipe.bert()).to(device)
         pretraining = Pretraining(self.bert, recipe.objective)
-        self.model: Any = torch.compile(pretraining, dynamic=False) if device.type == "cuda" else pretraining
+        wanted = compiler.wanted("auto" if compiles is None else compiles, device)
+        uncompiled = compiler.why_not(device) if wanted else ""
+        self.model: Any = compiler.compiled(pretraining) if wanted and not uncompiled else pretraining
         self.adam = optimizer.build(self.bert, lr=recipe.lr, **ADAM)
         config = self.bert.config
-        packing, self.fallback = choose_packing(
+        packing, padded = choose_packing(
             "auto",
             micro_batch=recipe.micro_batch,
             seq_len=recipe.seq_len,
@@ -92,7 +97,14 @@ class Trainer:
         if packing is not None:  # one shape alone: compiling another takes longer than the room that it would save
             packing = replace(packing, rungs=packing.rungs[-1:])
         self.feed = Feed(device, recipe.spec, packing)
+        self.notes = [sentence for sentence in (padded, uncompiled) if sentence]
         self.step = 0
+
+    def warm_up(self, parts: list[Columns]) -> None:
+        """Compile, and have the libraries choose what they run: a step without an update."""
+        batches = self.feed.rungs() or self.feed.send(parts[:1])
+        for batch in batches:
+            warm_up(self.model, batch, self.dtype, self.recipe.objective, validation=False)
 
     def train(self, parts: list[Columns]) -> Tensor:
         """One optimizer step; returns its sums, which stay on the device."""

@@ -1,26 +1,28 @@
 """Real tokens per second of one optimizer step; beside it transformers' BertForPreTraining on the same samples.
 
-The samples are windows of real text, so about half of the places of a padded batch are padding. The peer is at its
-best: SDPA, bfloat16 autocast, fused AdamW, eager or compiled, whichever is faster. MFU is of real tokens: what their
-operations would take at the measured rate of products. Both are given up with the reason where memory runs out.
+The samples are windows of real text, so about half of the places of a padded batch are padding. Both sides are at their
+best: bfloat16 autocast, fused AdamW, eager or compiled, whichever is faster; the peer with SDPA. MFU is of real tokens:
+what their operations would take at the measured rate of products. A side that fails has the reason in the place of a
+figure. Ours is measured for all shapes before the peer is, and each figure is a line as it comes; the newest line of
+both of a shape holds.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.on_gpu.carried import WindowReader, Windows
-from benchmarks.on_gpu.parts import Order, timed
+from benchmarks.on_gpu.carried import WindowReader
+from benchmarks.on_gpu.parts import Order, fresh, timed
 from benchmarks.on_gpu.recipes import ADAM, ORIGINAL, Recipe, Trainer, micro_batches
 from raybert.data.block import Columns
 from raybert.data.tensors import to_torch
 from raybert.errors import one_line
-from raybert.model import optimizer
+from raybert.model import compiler, optimizer
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.interop import to_transformers
 from raybert.model.peak import peak_flops
@@ -29,95 +31,137 @@ PLACES = {"compact": 32_768, "base": 32_768}  # of a micro-batch, padding includ
 SHAPES = (("compact", 512), ("base", 512), ("compact", 128), ("base", 128))
 CPU_SHAPES = (("tiny", 128), ("mini", 128))  # to see that all of it runs
 STEPS = 4  # of different samples, which are gone through again and again
-MOST_STEPS, MOST_SECONDS = 40, 5.0
-LEAST_LEFT = 25.0  # seconds of the part that a shape is begun with
+MOST_STEPS, MOST_SECONDS = 40, 4.0
+LEAST_LEFT = 5.0  # seconds of the part that a side is begun with
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A recipe, and the samples of some of its steps."""
+
+    recipe: Recipe
+    steps: list[list[Columns]]
+
+    @property
+    def named(self) -> dict[str, Any]:
+        return {"size": self.recipe.size, "T": self.recipe.seq_len, "B": self.recipe.micro_batch}
+
+    def about(self, peak: float) -> dict[str, float]:
+        """How full rows are, and the tokens/s at which real tokens' operations take the measured rate of products."""
+        lengths = np.concatenate([part["length"] for parts in self.steps for part in parts]).astype(np.float64)
+        masked = sum(int((part["masked_positions"] >= 0).sum()) for parts in self.steps for part in parts)
+        # Attention's operations grow with the square of a length, so the mean length would be too short.
+        length = round((lengths**2).sum() / lengths.sum())
+        flops = flops_per_token(self.recipe.bert(), length, masked / lengths.sum())
+        filled = lengths.mean() / self.recipe.seq_len
+        return {"filled": filled, "limit": peak / flops, "gflops_per_token": flops / 1e9}
+
+
+Side = tuple[Callable[[list[Columns]], None], Callable[[list[Columns]], object]]  # a step, and its warm-up
 
 
 def run(order: Order) -> None:
-    windows = order.load().windows
     peak = peak_flops(order.device, order.dtype, seconds=0.5)
     order.tell(gemm_tflops=peak / 1e12, dtype=str(order.dtype))
-    short: Windows | None = None
+    shapes = shapes_of(order)
+    ways = {"eager": False}
+    if order.on_gpu:
+        if uncompiled := compiler.why_not(order.device):
+            order.tell(note=uncompiled)
+        else:
+            ways["compiled"] = True
+    # What is worth most comes first: time may end it.
+    todo = [("ours", way) for way in reversed(ways)] + [("peer", way) for way in ways]
+    rates: dict[tuple[int, str], dict[str, float]] = {}
+    for place, (side, way) in enumerate(todo):
+        for number, shape in enumerate(shapes):
+            if order.left < (LEAST_LEFT if order.on_gpu else 1):
+                order.tell(side=side, way=way, **shape.named, left_out="the part's time is up")
+                continue
+            make = partial(SIDES[side], order, shape.recipe, compiles=ways[way])
+            share = order.left / (len(shapes) * (len(todo) - place) - number)
+            found = measure(order, make, shape, share)
+            order.tell(side=side, way=way, **shape.named, **found)
+            if "tokens_per_second" in found:
+                rates.setdefault((number, side), {})[way] = found["tokens_per_second"]
+            if side == "peer":  # again for each of the peer's ways, since time may end it
+                about = shape.about(peak)
+                order.tell(**shape.named, **about, **compared(rates, number, about["limit"]))
+
+
+def shapes_of(order: Order) -> list[Shape]:
+    windows, cut = order.load().windows, {}
+    shapes = []
     for size, seq_len in SHAPES if order.on_gpu else CPU_SHAPES:
-        if order.left < (LEAST_LEFT if order.on_gpu else 2):
-            order.tell(size=size, T=seq_len, left_out="the part's time is up")
-            continue
-        if seq_len < windows.seq_len and short is None:
-            short = windows.cut(seq_len, 20_000 if order.on_gpu else 500)
+        if seq_len not in cut:
+            whole = seq_len == windows.seq_len
+            cut[seq_len] = windows if whole else windows.cut(seq_len, 20_000 if order.on_gpu else 500)
         micro_batch = (PLACES[size] if order.on_gpu else 512) // seq_len
         recipe = replace(ORIGINAL, size=size, seq_len=seq_len, micro_batch=micro_batch, global_batch=4 * micro_batch)
-        reader = WindowReader(windows if seq_len == windows.seq_len else short or windows)
-        count = STEPS if order.on_gpu else 1
-        steps = [micro_batches(reader, recipe, step) for step in range(count)]
-        order.tell(**compare(order, recipe, steps, peak))
+        reader = WindowReader(cut[seq_len])
+        shapes.append(
+            Shape(recipe, [micro_batches(reader, recipe, step) for step in range(STEPS if order.on_gpu else 1)])
+        )
+    return shapes
 
 
-def compare(order: Order, recipe: Recipe, steps: list[list[Columns]], peak: float) -> dict[str, Any]:
-    """One shape. A side that fails has its reason in the place of a figure."""
-    found: dict[str, Any] = {"size": recipe.size, "T": recipe.seq_len, "B": recipe.micro_batch}
-    lengths = np.concatenate([part["length"] for parts in steps for part in parts]).astype(np.float64)
-    masked = sum(int((part["masked_positions"] >= 0).sum()) for parts in steps for part in parts)
-    found["filled"] = lengths.mean() / recipe.seq_len
-    found |= _side("ours", order, partial(our_side, order, recipe), steps)
-    ways = {"eager": False} | ({"compiled": True} if order.on_gpu else {})
-    for name, compiled in ways.items():
-        if order.left > 5:
-            found |= _side(name, order, partial(peer_side, order, recipe, compiled=compiled), steps)
-    rates = {name: found[name] for name in ways if isinstance(found.get(name), float)}
-    if rates and isinstance(found["ours"], float):
-        found["peer_is"] = best = max(rates, key=lambda name: rates[name])
-        found |= {"peer": rates[best], "ratio": found["ours"] / rates[best]}
-    # Attention's operations grow with the square of a length, so the mean length would be too short.
-    length = round((lengths**2).sum() / lengths.sum())
-    flops = flops_per_token(recipe.bert(), length, masked / lengths.sum())
-    found |= {"limit": peak / flops, "gflops_per_token": flops / 1e9}
-    if isinstance(found["ours"], float):
-        found["mfu"] = found["ours"] / found["limit"]
+def compared(rates: dict[tuple[int, str], dict[str, float]], number: int, limit: float) -> dict[str, Any]:
+    """The faster way of each side of a shape, and their ratio; what was not measured is left out."""
+    found: dict[str, Any] = {}
+    for side in ("ours", "peer"):
+        if ways := rates.get((number, side)):
+            way = max(ways, key=lambda name: ways[name])
+            found |= {side: ways[way], f"{side}_is": way}
+    if "ours" in found:
+        found["mfu"] = found["ours"] / limit
+        if "peer" in found:
+            found["ratio"] = found["ours"] / found["peer"]
     return found
 
 
-def _side(name: str, order: Order, make: Callable[[], Callable[[list[Columns]], None]], steps: Any) -> dict[str, Any]:
-    """Tokens per second, seconds until the first steps are through (compiling), and peak memory."""
-    if order.on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+def measure(order: Order, make: Callable[[], Side], shape: Shape, seconds: float) -> dict[str, Any]:
+    """Tokens per second after a step that is not counted, the seconds of that and the warm-up (compiling), and peak
+    memory; in so many seconds with all that, if compiling leaves some."""
+    fresh(order)
+    begun = time.perf_counter()
     try:
-        step = make()
-        warm = timed(lambda: [step(parts) for parts in steps], order)
+        step, warm_up = make()
+        compile_s = timed(lambda: warm_up(shape.steps[0]), order) + timed(lambda: step(shape.steps[0]), order)
+        left = min(MOST_SECONDS, max(0.5, seconds - (time.perf_counter() - begun)))
         tokens, count, start = 0, 0, time.perf_counter()
-        while count < MOST_STEPS and time.perf_counter() - start < min(MOST_SECONDS, max(1.0, order.left / 4)):
-            for parts in steps:
+        while count < MOST_STEPS and time.perf_counter() - start < left:
+            for parts in shape.steps:
                 step(parts)
                 tokens += sum(int(part["length"].sum()) for part in parts)
                 count += 1
             order.wait()
         spent = time.perf_counter() - start
     except torch.OutOfMemoryError as error:
-        return {name: f"out of memory: {one_line(error)[:120]}"}
+        return {"failed": f"out of memory: {one_line(error)[:120]}"}
     except Exception as error:  # the other side and the other shapes are worth having all the same
-        return {name: f"failed: {type(error).__name__}: {one_line(error)[:300]}"}
-    found: dict[str, Any] = {name: tokens / spent, f"{name}_warm_up_s": warm, f"{name}_steps": count}
+        return {"failed": f"{type(error).__name__}: {one_line(error)[:300]}"}
+    found: dict[str, Any] = {"tokens_per_second": tokens / spent, "compile_s": compile_s, "steps": count}
     if order.on_gpu:
-        found[f"{name}_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return found
 
 
-def our_side(order: Order, recipe: Recipe) -> Callable[[list[Columns]], None]:
-    trainer = Trainer(recipe, order.device, order.dtype)
-    if trainer.fallback:
-        order.tell(note=trainer.fallback)
+def our_side(order: Order, recipe: Recipe, *, compiles: bool) -> Side:
+    trainer = Trainer(recipe, order.device, order.dtype, compiles=compiles)
+    if trainer.notes:
+        order.tell(side="ours", notes=trainer.notes)
 
     def step(parts: list[Columns]) -> None:
         trainer.train(parts)
 
-    return step
+    return step, trainer.warm_up
 
 
-def peer_side(order: Order, recipe: Recipe, *, compiled: bool) -> Callable[[list[Columns]], None]:
+def peer_side(order: Order, recipe: Recipe, *, compiles: bool) -> Side:
     """The same samples, padded to T; head on every position, as its class has it."""
     torch.manual_seed(0)
     model = to_transformers(Bert(recipe.bert())).to(order.device).train()
-    called: Any = torch.compile(model, dynamic=False) if compiled else model
+    called: Any = torch.compile(model, dynamic=False) if compiles else model
     adam = optimizer.build(model, lr=recipe.lr, **ADAM)
 
     def step(parts: list[Columns]) -> None:
@@ -140,4 +184,7 @@ def peer_side(order: Order, recipe: Recipe, *, compiled: bool) -> Callable[[list
         adam.step()
         adam.zero_grad(set_to_none=True)
 
-    return step
+    return step, step
+
+
+SIDES: dict[str, Callable[..., Side]] = {"ours": our_side, "peer": peer_side}

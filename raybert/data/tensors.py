@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raybert.data import bag, halves
 from raybert.data.block import Columns
-from raybert.data.packing import Packing, pack
+from raybert.data.packing import Packing, empty_groups, pack
 from raybert.data.spec import ORIGINAL, SampleSpec
 
 SENT = ("input_ids", "cut", "length", "masked_positions", "masked_labels", "next_sentence_label")
@@ -30,7 +30,15 @@ def to_torch(columns: Columns, device: torch.device, spec: SampleSpec = ORIGINAL
 
 def packed_to_torch(parts: Sequence[Columns], device: torch.device, packing: Packing) -> list[dict[str, Tensor]]:
     """Micro-batches, joined and packed (`raybert.data.packing.pack`), as the model takes them."""
-    groups = pack([rows_of(part, packing.spec) for part in parts], packing)
+    return _groups_to_torch(pack([rows_of(part, packing.spec) for part in parts], packing), device)
+
+
+def empty_to_torch(device: torch.device, packing: Packing) -> list[dict[str, Tensor]]:
+    """A group without a sample for each rung."""
+    return _groups_to_torch(empty_groups(packing), device)
+
+
+def _groups_to_torch(groups: Sequence[Columns], device: torch.device) -> list[dict[str, Tensor]]:
     return [{name: _widened(name, _send(values, device)) for name, values in group.items()} for group in groups]
 
 

@@ -72,8 +72,13 @@ class Packed:
 
     @property
     def first(self) -> Tensor:
-        """(S,) the first token of each sequence; any token for a sequence without one."""
-        return self.starts[:-1].long().clamp(max=len(self.sequence) - 1)
+        """(S,) the first token of each sequence; for a sequence without one another token, not the same for all.
+
+        On the way back a GPU adds up what is gathered from one row one after the other, zeros too.
+        """
+        starts, count = self.starts.long(), len(self.sequence)
+        spread = torch.arange(len(starts) - 1, device=starts.device) % count
+        return starts[:-1].where(starts.diff() > 0, spread)
 
     def keep(self, width: int, rate: float) -> None:
         """torch draws the dropout of packed sequences."""

@@ -77,7 +77,10 @@ class Pretraining(nn.Module):
         if starts is not None:
             packed = layouts.packed(starts, len(input_ids), self.bert.config.max_position_embeddings)
             hidden, pooled = self.bert.encode_packed(input_ids, token_type_ids, packed)
-            features = self.bert.mlm_features(hidden[masked_positions.clamp(min=0)])  # (M, D)
+            # Places without a label are spread over the tokens: gradients of one row are added one after the other.
+            spread = torch.arange(len(masked_positions), device=hidden.device) % len(hidden)
+            places = masked_positions.where(masked_positions >= 0, spread)
+            features = self.bert.mlm_features(hidden[places])  # (M, D)
             weight, bias = self.bert.word_embeddings.weight, self.bert.mlm_bias
             mlm, mlm_right = tied_cross_entropy(features, weight, bias, masked_labels)
             sums = [mlm, (masked_positions >= 0).sum().float(), mlm_right]

@@ -21,6 +21,7 @@ from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
 from raybert.data.spec import sample_spec
 from raybert.errors import RunFailed, last_line
+from raybert.model import compiler
 from raybert.model import optimizer as optimizers
 from raybert.model.bert import Bert
 from raybert.model.losses import Pretraining
@@ -28,6 +29,7 @@ from raybert.model.precision import pick_dtype
 from raybert.records import format_seconds
 from raybert.spectral.recipe import Recipe
 from raybert.spectral.table import find
+from raybert.train import memory
 from raybert.train.check import Run
 from raybert.train.feed import Feed, choose_packing
 from raybert.train.flops import run_flops_per_token
@@ -55,6 +57,7 @@ class Estimate:
     device: str
     dtype: str
     accumulation: int
+    notes: tuple[str, ...] = ()  # what this machine cannot do, in sentences
 
 
 def estimate(run: Run) -> Estimate:
@@ -90,20 +93,25 @@ def estimate(run: Run) -> Estimate:
         seconds=slowest["seconds"] * config.train.steps,
         device=slowest["device"],
         dtype=slowest["dtype"],
+        notes=tuple(dict.fromkeys(note for one in found for note in one["notes"])),
         accumulation=config.train.global_batch // (config.train.micro_batch * workers),
     )
 
 
 @ray.remote(max_retries=0, max_calls=1)  # a process of its own: its peak of memory is what is measured
 def _measure(settings: dict[str, Any], rank: int) -> dict[str, Any]:
-    return measure(from_mapping(settings), rank)
+    config = from_mapping(settings)
+    try:
+        return measure(config, rank)
+    except torch.OutOfMemoryError as error:
+        raise RunFailed(memory.sentence(error, config, step=1)) from None
 
 
 def measure(config: Config, rank: int) -> dict[str, Any]:
     """Three steps of one worker, alone, on the first samples of the data; one more before them is not timed.
 
     Returns:
-        seconds of one step of the run; peak_bytes, parameters, device, dtype.
+        seconds of one step of the run; peak_bytes, parameters, device, dtype, and notes on what cannot be done here.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
@@ -113,16 +121,17 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
     bert = Bert(config.model.bert()).to(device)
     bert.gradient_checkpointing = train.gradient_checkpointing
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
-    compiled = train.compile if train.compile != "auto" else device.type == "cuda"
+    uncompiled = compiler.why_not(device) if compiler.wanted(train.compile, device) else ""
     objective, shards = config.objective.objective(), open_shards(config.data.shards)
     samples = sample_spec(config, shards.vocabulary)
     pretraining = Pretraining(bert, objective)
-    model: Any = torch.compile(pretraining, dynamic=False) if compiled else pretraining
+    compiles = compiler.wanted(train.compile, device) and not uncompiled
+    model: Any = compiler.compiled(pretraining) if compiles else pretraining
     of_a_step = train.global_batch // (train.micro_batch * train.worker_range[0])
     count = min(of_a_step, MOST_MICRO_BATCHES)
     reader = SampleReader(shards, seed=config.data.seed, spec=samples)
     first = rank * count * train.micro_batch
-    packing, _ = choose_packing(
+    packing, padded = choose_packing(
         train.packing,
         micro_batch=train.micro_batch,
         seq_len=shards.seq_len,
@@ -172,6 +181,7 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in bert.parameters()),
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         "dtype": str(dtype).removeprefix("torch."),
+        "notes": [sentence for sentence in (padded, uncompiled) if sentence],
     }
 
 
@@ -197,6 +207,7 @@ def show(run: Run, found: Estimate) -> RenderableType:
         ("checkpoint", f"{_size(found.checkpoint_bytes)}, {run.config.checkpoint.keep_last} kept"),
         ("time", f"{format_seconds(found.seconds)} for {train.steps:,} steps, from {STEPS} measured ones"),
         ("", "without validation, checkpoints and the exchange of gradients between workers"),
+        *(("note", sentence) for sentence in found.notes),
     ):
         table.add_row(name, escape(value))
     return Group(escape(yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False)), table)

@@ -4,7 +4,7 @@ Nothing in a step waits for a GPU, so the host is at the next step while the dev
 next step then run on a stream of their own, from memory that the device can read without the host.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 from raybert.data.block import Columns
 from raybert.data.packing import Packing, packing_for
 from raybert.data.spec import SampleSpec
-from raybert.data.tensors import packed_to_torch, to_torch
+from raybert.data.tensors import empty_to_torch, packed_to_torch, to_torch
 from raybert.model import varlen
+
+PADDED = "Padding is computed like text, which costs time and changes no result"
 
 
 def choose_packing(
@@ -38,7 +40,7 @@ def choose_packing(
     if setting is False or (setting == "auto" and device.type == "cpu"):
         return None, ""
     if device.type == "cuda" and (reason := varlen.why_not(device, dtype, head_size)):
-        return None, f"Padding is computed like text, which costs time and changes no result: {reason}."
+        return None, f"{PADDED}: {reason}."
     return packing_for(micro_batch, seq_len, spec), ""
 
 
@@ -53,18 +55,33 @@ class Feed:
 
     def __call__(self, parts: Sequence[Columns]) -> list[dict[str, Tensor]]:
         """The micro-batches of a step, or the groups that they are packed into, for `raybert.train.step`."""
-        if self._side is None:
-            groups = self._made(parts)
-        else:
-            with torch.cuda.stream(self._side):
-                groups = self._made(parts)
-            step = torch.cuda.current_stream(self._device)
-            step.wait_stream(self._side)
-            for tensor in (tensor for group in groups for tensor in group.values()):
-                tensor.record_stream(step)  # so that its memory is not used again before the step is through
+        groups = self.send(parts)
         self._shapes |= {tuple(group["input_ids"].shape) for group in groups}
         self._tokens += sum(int(part["length"].sum()) for part in parts)
         self._places += sum(group["input_ids"].numel() for group in groups)
+        return groups
+
+    def send(self, parts: Sequence[Columns]) -> list[dict[str, Tensor]]:
+        """The same, not counted: of what is no step."""
+        return self._beside(lambda: self._made(parts))
+
+    def rungs(self) -> list[dict[str, Tensor]]:
+        """A packed group without a sample for every shape that there can be; none where nothing is packed."""
+        packing = self._packing
+        if packing is None:
+            return []
+        return self._beside(lambda: empty_to_torch(self._device, packing))
+
+    def _beside(self, make: Callable[[], list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:
+        """Made on the side stream, and then the step's."""
+        if self._side is None:
+            return make()
+        with torch.cuda.stream(self._side):
+            groups = make()
+        step = torch.cuda.current_stream(self._device)
+        step.wait_stream(self._side)
+        for tensor in (tensor for group in groups for tensor in group.values()):
+            tensor.record_stream(step)  # so that its memory is not used again before the step is through
         return groups
 
     def _made(self, parts: Sequence[Columns]) -> list[dict[str, Tensor]]:

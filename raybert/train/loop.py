@@ -23,19 +23,18 @@ from raybert.probe.kind import ProbeTask
 from raybert.probe.tasks import parse_task
 from raybert.ray_internals.train import preemption_noticed
 from raybert.records import FAILURE
-from raybert.train import clock
-from raybert.train.feed import Feed, choose_packing
+from raybert.train import clock, memory
+from raybert.train.feed import PADDED, Feed, choose_packing
 from raybert.train.flops import run_flops_per_token
 from raybert.train.interval import Interval, Streak, Totals
-from raybert.train.memory import out_of_memory
 from raybert.train.recorder import Recorder
 from raybert.train.recovery import faults, preemption
 from raybert.train.recovery.committed import checkpoint_name
 from raybert.train.recovery.heartbeat import Pulse
 from raybert.train.recovery.stop import StopVote
-from raybert.train.replica import build_replica
+from raybert.train.replica import all_agree, build_replica
 from raybert.train.saver import Saver
-from raybert.train.step import COUNT, all_reduce_sums, means, train_step, validate
+from raybert.train.step import COUNT, all_reduce_sums, means, train_step, validate, warm_up
 
 # A run whose loss is so many times that of guessing has diverged.
 DIVERGED = 3.0
@@ -55,18 +54,13 @@ def train_loop(settings: dict[str, Any]) -> None:
     except InputError as error:
         _give_up(config.run_uri, "data", f"Training cannot begin: {error}", step=0)
         raise
+    except torch.OutOfMemoryError as error:  # of a GPU, which the next start would find as small
+        _give_up(config.run_uri, "memory", memory.sentence(error, config, step=1), step=0)
+        raise
     try:
         worker.run()
-    except torch.OutOfMemoryError as error:  # of a GPU, which the next start would find as small
-        train = config.train
-        reason = out_of_memory(
-            error,
-            step=worker.step + 1,
-            micro_batch=train.micro_batch,
-            seq_len=worker.shards.seq_len,
-            checkpointing=train.gradient_checkpointing,
-        )
-        _give_up(config.run_uri, "memory", reason, step=worker.step)
+    except torch.OutOfMemoryError as error:
+        _give_up(config.run_uri, "memory", memory.sentence(error, config, step=worker.step + 1), step=worker.step)
         raise
     finally:
         worker.close()
@@ -132,8 +126,11 @@ class Worker:
             dtype=self.replica.dtype,
             head_size=bert.hidden_size // bert.num_attention_heads,
         )
-        if fallback and self.rank == 0:
-            faults.note(self.config.run_uri, "padding", fallback, step=self.step)
+        if not all_agree(packing is not None, self.device, self.world_size) and packing is not None:
+            packing, fallback = None, f"{PADDED}: another worker has no kernel for packed texts."
+        for kind, sentence in (("padding", fallback), ("compiler", self.replica.uncompiled)):
+            if sentence and self.rank == 0:
+                faults.note(self.config.run_uri, kind, sentence, step=self.step)
         return Feed(self.device, self.samples, packing)
 
     def _start_pulse(self) -> Pulse:
@@ -170,6 +167,7 @@ class Worker:
             return
         if self.step == 0:
             self.saver.probe_start()
+        self._warm_up()
         if self.step == 0 and self.config.every.validation:
             self.recorder.log(self._validate(), {})
         self.recorder.open_ledger()
@@ -192,6 +190,13 @@ class Worker:
                 with self.clock.waiting("checkpoint"):
                     preemption.leave(self.config.run_uri, self.step)
         self._finish()
+
+    def _warm_up(self) -> None:
+        """Compile every shape that there can be: one that is first met in mid-run would look like a hang."""
+        replica, validation = self.replica, bool(self.config.every.validation)
+        for group in self.feed.rungs() if replica.compiles else []:
+            warm_up(replica.model, group, replica.dtype, self.objective, validation=validation)
+            self.clock.progress += 1
 
     def _batches(self) -> Iterator[Any]:
         return worker_batches(
@@ -322,7 +327,7 @@ class Worker:
         The machine's limit is measured again as well: at the start of a run others may still be at work on its cores.
         """
         with self.clock.waiting("validation"):
-            batches = (group for part in self._counting_progress(self.validation) for group in self.feed([part]))
+            batches = (group for part in self._counting_progress(self.validation) for group in self.feed.send([part]))
             sums = validate(self.replica.model, batches, self.replica.dtype, self.device, self.objective)
             sums = all_reduce_sums(sums, self.world_size)
             peak = peak_flops(self.device, self.replica.dtype, seconds=0.05) * self.world_size

@@ -7,8 +7,13 @@ the embedding table, takes 19 ms instead of 2. A step makes and drops hundreds o
 import ctypes
 import os
 import sys
+from typing import TYPE_CHECKING
 
+from raybert.data.shards import open_shards
 from raybert.errors import one_line
+
+if TYPE_CHECKING:
+    from raybert.config import Config
 
 # Read by glibc at the start of a process. One arena, since others cannot hold more than 64 MB in one piece.
 WORKER_ENVIRONMENT = {
@@ -48,4 +53,16 @@ def out_of_memory(error: BaseException, *, step: int, micro_batch: int, seq_len:
     return (
         f"The GPU ran out of memory at step {step}, with train.micro_batch={micro_batch} samples of up to "
         f"T={seq_len} tokens; {halved}{other}. ({one_line(error)[:200]})"
+    )
+
+
+def sentence(error: BaseException, config: "Config", *, step: int) -> str:
+    """`out_of_memory` of a run."""
+    train = config.train
+    return out_of_memory(
+        error,
+        step=step,
+        micro_batch=train.micro_batch,
+        seq_len=open_shards(config.data.shards).seq_len,
+        checkpointing=train.gradient_checkpointing,
     )

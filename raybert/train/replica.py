@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import ray.train
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from raybert.config import Config
 from raybert.data.shards import ShardSet
 from raybert.errors import DamagedCheckpoint, InputError
+from raybert.model import compiler
 from raybert.model import optimizer as optimizers
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
@@ -43,6 +43,8 @@ class Replica:
     bert: BertConfig
     dtype: torch.dtype
     restored: Progress
+    compiles: bool
+    uncompiled: str  # why it is not although the run asks for it, as a sentence
 
 
 def build_replica(
@@ -64,16 +66,33 @@ def build_replica(
     bert.tokenizer, bert.gradient_checkpointing = shards.kept_tokenizer(), config.train.gradient_checkpointing
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
     restored = _restore(config, bert, optimizer, shards, token_vectors)
-    return Replica(_wrap(config, bert, device), optimizer, bert.config, dtype, restored)
+    uncompiled = _why_uncompiled(config, device, world_size)
+    compiles = compiler.wanted(config.train.compile, device) and not uncompiled
+    return Replica(_wrap(config, bert, compiles), optimizer, bert.config, dtype, restored, compiles, uncompiled)
 
 
 def _agree_on_dtype(config: Config, device: torch.device, world_size: int) -> torch.dtype:
     """bfloat16 where it is the choice of every rank."""
     mine = pick_dtype(config.train.dtype, device)
-    agreed = torch.tensor(int(mine == torch.bfloat16), device=device)
+    return torch.bfloat16 if all_agree(mine == torch.bfloat16, device, world_size) else torch.float32
+
+
+def _why_uncompiled(config: Config, device: torch.device, world_size: int) -> str:
+    """Why this rank or another cannot compile, where the run asks for it; all ranks do the same."""
+    if not compiler.wanted(config.train.compile, device):
+        return ""
+    mine = compiler.why_not(device)
+    if all_agree(not mine, device, world_size):
+        return ""
+    return mine or f"{compiler.UNCOMPILED}: torch.compile failed on another worker."
+
+
+def all_agree(mine: bool, device: torch.device, world_size: int) -> bool:
+    """Whether it is so on every rank; each one has to ask."""
+    agreed = torch.tensor(int(mine), device=device)
     if world_size > 1:
         dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
-    return torch.bfloat16 if agreed.item() else torch.float32
+    return bool(agreed.item())
 
 
 def _restore(
@@ -94,11 +113,10 @@ def _restore(
     return Progress(state["step"], state["elapsed_seconds"], float(state["best_validation_loss"]))
 
 
-def _wrap(config: Config, bert: Bert, device: torch.device) -> nn.Module:
-    compiled = config.train.compile if config.train.compile != "auto" else device.type == "cuda"
+def _wrap(config: Config, bert: Bert, compiles: bool) -> nn.Module:
     pretraining = Pretraining(bert, config.objective.objective())
     model: nn.Module = prepare_model(
-        cast(nn.Module, torch.compile(pretraining, dynamic=False)) if compiled else pretraining,
+        compiler.compiled(pretraining) if compiles else pretraining,
         parallel_strategy_kwargs={"gradient_as_bucket_view": True},
     )
     if config.train.gradient_exchange == "bfloat16":

@@ -197,6 +197,30 @@ def _fit(values: Tensor, length: int) -> Tensor:
     return F.pad(values, (0, length - values.shape[1]))
 
 
+def warm_up(
+    model: nn.Module,
+    batch: MicroBatch,
+    dtype: torch.dtype,
+    objective: Objective = ORIGINAL,
+    *,
+    validation: bool = True,
+) -> None:
+    """Run a batch forward and back, and as `validate` does: what torch.compile makes of its shape is made then.
+
+    Weights stay as they are, no gradients are left, and ranks exchange nothing.
+    """
+    device = batch["input_ids"].device
+    model.train()
+    with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            part = forward_sums(model, [batch], [0])
+            with torch.autocast(device.type, enabled=False):
+                part[SUM :: len(SUMS)].sum().backward()
+        model.zero_grad(set_to_none=True)
+        if validation:
+            validate(model, [batch], dtype, device, objective)
+
+
 @torch.no_grad()
 def validate(
     model: nn.Module,

@@ -1,6 +1,7 @@
 """What `benchmarks.gpu` does without the libraries: recipes, the classifier, the file it carries, the picture."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ import torch
 from matplotlib import image
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.on_gpu import carried, probe, recipes
+from benchmarks import gpu
+from benchmarks.on_gpu import carried, correct, probe, recipes
 from benchmarks.on_gpu.figure import draw
+from benchmarks.on_gpu.parts import Order
 from raybert.config import load
 from raybert.data.spec import sample_spec
+from raybert.data.text.windows import cut_windows
 from raybert.tokenizer import GPT2
 
 ROOT = Path(__file__).parents[2]
@@ -60,9 +64,19 @@ def test_the_carried_file_gives_back_windows_texts_and_vocabulary(tmp_path):
     reader = carried.WindowReader(found.windows)
     columns = reader.build(np.arange(3 * len(rows)))
     assert (columns["length"] <= carried.T).all()
-    short = found.windows.cut(128, 10**9)
-    assert np.diff(short.rows.token_offsets).max() <= 125
-    assert sum(map(len, [short.rows.tokens])) <= len(rows.tokens)
+    for seq_len, most in ((128, 10**9), (48, 20)):
+        short, expected = found.windows.cut(seq_len, most).rows, []
+        for i in range(min(most, len(rows))):
+            tokens = rows.tokens[rows.token_offsets[i] : rows.token_offsets[i + 1]]
+            ends = rows.ends[rows.end_offsets[i] : rows.end_offsets[i + 1]].astype(int).tolist()
+            for start, stops in cut_windows(ends, seq_len)[0]:
+                expected.append((tokens[start : stops[-1]].tolist(), [stop - start for stop in stops], rows.doc[i]))
+        mine = []
+        for i in range(len(short)):
+            tokens = short.tokens[short.token_offsets[i] : short.token_offsets[i + 1]].tolist()
+            mine.append((tokens, short.ends[short.end_offsets[i] : short.end_offsets[i + 1]].tolist(), short.doc[i]))
+        order = np.random.default_rng(0).permutation(len(expected))
+        assert mine == [expected[i] for i in order]
     assert found.tokenizer.encode("a text")
 
 
@@ -71,3 +85,26 @@ def test_the_picture_is_a_png_with_a_line():
     shown = image.imread(io.BytesIO(png))
     blue = np.abs(shown[..., :3] - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.01
     assert blue.sum() > 500
+
+
+def test_the_steps_that_must_not_wait_run(tmp_path):
+    correct.no_wait(Order("correct", torch.device("cpu"), tmp_path, tmp_path, 0.0))
+
+
+def test_a_test_that_time_did_not_allow_is_no_success(tmp_path):
+    about = {"part": "about", "machine": "m"}
+    done = [{"part": "correct", "test": name, "ok": True} for name in ("a", "b")]
+    for lines, missing in [
+        ([about, {"part": "correct", "planned": ["a", "b"]}, *done], []),
+        ([about, {"part": "correct", "planned": ["a", "b", "c"]}, *done], ["c"]),
+        ([about, {"part": "correct", "ended": {"how": "stopped at its limit"}}], ["all"]),
+        ([about, {"part": "step", "ended": {"how": "done"}}], []),
+    ]:
+        (tmp_path / gpu.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        found = gpu.summary(tmp_path, 1.0, [])
+        assert found["tests_not_run"] == missing
+        assert gpu.exit_code(found) == (1 if missing else 0)
+    failing = [{"part": "correct", "planned": ["a"]}, {"part": "correct", "test": "a", "ok": False}]
+    (tmp_path / gpu.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in [about, *failing]))
+    assert gpu.exit_code(gpu.summary(tmp_path, 1.0, [])) == 1
+    assert gpu.exit_code({"tests_not_run": [], "tests_failed": [], "failed": ["probe"]}) == 1

@@ -27,7 +27,7 @@ from raybert.model.objective import Objective
 from raybert.tokenizer import CLS_ID, NUM_TEXT_TOKENS, PAD_ID, SEP_ID
 from raybert.train import checkpoint
 from raybert.train.feed import Feed, choose_packing
-from raybert.train.step import forward_sums, means, train_step
+from raybert.train.step import forward_sums, means, train_step, warm_up
 
 DEVICE = torch.device(os.environ.get("RAYBERT_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
 BACKEND = "inductor" if DEVICE.type == "cuda" else "aot_eager"
@@ -247,7 +247,7 @@ def test_a_step_on_packed_groups_is_the_step_on_micro_batches():
         model, whole = pretraining(objective), columns(24, 7, longest=16)
         other, parts = copy.deepcopy(model), [take(whole, slice(at, at + 4)) for at in range(0, 24, 4)]
         groups = packed_to_torch(parts, DEVICE, packing_for(4, T, spec))
-        assert len(groups) < len(parts) or spec.halves  # which are too many here to be joined
+        assert len(groups) < len(parts)
         found = means(step(model, groups, 24), objective)
         expected = means(step(other, [to_torch(part, DEVICE, spec) for part in parts], 24), objective)
         assert all(abs(found[name] - value) <= 1e-5 * max(1, abs(value)) for name, value in expected.items())
@@ -320,32 +320,106 @@ def test_no_step_waits_for_the_device():
         assert waits.found, "what waits is not seen"
 
 
-def test_every_token_is_packed_once_and_no_sequence_is_longer_than_t():
+def rows_in(group: Columns) -> list[tuple[object, ...]]:
+    """What is packed of every real row: ids, types, positions and labels, and what it has one of."""
+    found = []
+    for row in np.flatnonzero(group["next_sentence_label"] != -100):
+        start, stop = group["starts"][row : row + 2]
+        own = (group["masked_positions"] >= start) & (group["masked_positions"] < stop)
+        wide = [
+            group[name][row].tolist() for name in ("next_sentence_label", "document", "bag_labels") if name in group
+        ]
+        flat = [group["input_ids"][start:stop], group["token_type_ids"][start:stop]]
+        flat += [group["masked_positions"][own] - start, group["masked_labels"][own]]
+        found.append((*map(tuple, flat), str(wide)))
+    return found
+
+
+def rows_of_parts(parts: list[Columns], names: tuple[str, ...]) -> list[tuple[object, ...]]:
+    """The same of micro-batches' rows."""
+    found = []
+    for part in parts:
+        for row, length in enumerate(part["length"]):
+            wanted = part["masked_positions"][row] >= 0
+            types = (np.arange(length) >= part["cut"][row]).astype(int)
+            flat = [part["input_ids"][row, :length], types]
+            flat += [part["masked_positions"][row][wanted], part["masked_labels"][row][wanted]]
+            found.append((*map(tuple, flat), str([part[name][row].tolist() for name in names])))
+    return found
+
+
+def test_every_row_is_packed_once_and_no_sequence_is_longer_than_t():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         spec, micro_batch = (ORIGINAL, CONTRAST)[seed % 2], int(rng.integers(1, 9))
         parts = [rows_of(columns(micro_batch, 100 * seed + i), spec) for i in range(rng.integers(1, 12))]
         packing = packing_for(micro_batch, T, spec)
         groups = pack(parts, packing)
-        ids, labels, rows, masks = [], [], 0, 0
-        for group in groups:
-            starts, real = group["starts"], int((group["next_sentence_label"] >= 0).sum())
+        assert len(groups) <= len(parts)
+        of_part: dict[int, set[int]] = {}
+        for number, group in enumerate(groups):
+            starts, real = group["starts"], int((group["next_sentence_label"] != -100).sum())
             assert (np.diff(starts) >= 0).all()
             assert np.diff(starts).max() <= T
             assert starts[-1] == len(group["input_ids"])
             assert any(starts[-1] == rung.tokens for rung in packing.rungs)
-            ids.append(group["input_ids"][: starts[real]])
             wanted = group["masked_positions"] >= 0
             assert (group["masked_positions"][wanted] < starts[real]).all()
             assert ((group["masked_labels"] >= 0) == wanted).all()
-            labels.append(group["masked_labels"][wanted])
-            rows, masks = rows + real, masks + int(wanted.sum())
-        place = np.arange(T)
-        expected = np.concatenate([part["input_ids"][place < part["length"][:, None]] for part in parts])
-        assert np.array_equal(np.concatenate(ids), expected)
-        wanted = [part["masked_labels"][part["masked_positions"] >= 0] for part in parts]
-        assert np.array_equal(np.concatenate(labels), np.concatenate(wanted))
-        assert rows == sum(len(part["length"]) for part in parts)
+            for part in group.get("part", np.array([-1])):
+                of_part.setdefault(int(part), set()).add(number)
+        of_part.pop(-1, None)
+        assert all(len(numbers) == 1 for numbers in of_part.values()), "negatives are torn apart"
+        names = ("next_sentence_label", "document", "bag_labels") if spec.halves else ("next_sentence_label",)
+        assert sorted(row for group in groups for row in rows_in(group)) == sorted(rows_of_parts(parts, names))
+        again = pack(parts, packing)
+        assert all(
+            np.array_equal(one[name], other[name]) for one, other in zip(groups, again, strict=True) for name in one
+        )
+
+
+def test_groups_are_full_of_rows_that_are_more_than_half_as_long_as_they_may_be():
+    for micro_batch, count in [(8, 512), (16, 256), (64, 1024)]:
+        rng = np.random.default_rng(micro_batch)
+        whole = columns(count, micro_batch)
+        whole["length"] = rng.integers(T // 2, T + 1, count).astype(np.int32)
+        whole["masked_positions"][whole["masked_positions"] >= whole["length"][:, None]] = -1
+        parts = [take(whole, slice(at, at + micro_batch)) for at in range(0, count, micro_batch)]
+        groups = pack(parts, packing_for(micro_batch, T))
+        filled = whole["length"].sum() / sum(len(group["input_ids"]) for group in groups)
+        assert filled >= 0.9, f"{filled:.2f} of micro-batches of {micro_batch}"
+        assert len(groups) <= 0.85 * len(parts)
+
+
+def test_rungs_have_few_sequences_and_empty_groups_no_loss():
+    for rung in packing_for(64, 512).rungs:
+        assert rung.sequences <= 4 * rung.tokens / 512 + rung.tokens / 512 + 10
+    for spec, objective in OBJECTIVES:
+        model, feed = pretraining(objective), Feed(DEVICE, spec, packing_for(4, T, spec))
+        groups = feed.rungs()
+        assert [len(group["input_ids"]) for group in groups] == [rung.tokens for rung in packing_for(4, T, spec).rungs]
+        shapes = [{name: (value.shape, value.dtype) for name, value in group.items()} for group in groups]
+        real = feed([columns(4, seed) for seed in range(5)])
+        assert all({name: (value.shape, value.dtype) for name, value in group.items()} in shapes for group in real)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        for group in groups:
+            sums = forward_sums(model, [group], None)
+            assert not sums.detach().any()
+            assert not any(gradient.any() for gradient in gradients(model, sums).values())
+        model.zero_grad()
+        warm_up(model, groups[0], torch.float32, objective)
+        assert model.training
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_belongs_to_no_sample_is_not_gathered_from_one_row():
+    """Zeros too are added up one after the other on the way back."""
+    (group,) = packed_to_torch([columns(3, 0)], DEVICE, packing_for(40, T))
+    layout = layouts.packed(group["starts"], len(group["input_ids"]), T)
+    assert torch.bincount(layout.first).max() <= 2
+    lengths = group["starts"].diff()
+    assert torch.equal(layout.first[lengths > 0], group["starts"][:-1][lengths > 0].long())
 
 
 def test_a_device_without_the_kernel_says_why():
@@ -384,6 +458,8 @@ def test_a_feed_counts_its_shapes_and_how_full_they_are():
     feed = Feed(DEVICE, ORIGINAL, packing_for(4, T))
     parts = [columns(4, seed) for seed in range(3)]
     groups = feed(parts)
+    feed.send(parts)  # which is not counted
+    feed.rungs()
     filled = sum(int(part["length"].sum()) for part in parts) / sum(len(group["input_ids"]) for group in groups)
     found = feed.lap()
     assert found["filled"] == filled

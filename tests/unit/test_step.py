@@ -2,12 +2,13 @@
 
 import copy
 import math
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from raybert.model import optimizer, precision
+from raybert.model import compiler, optimizer, precision
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
@@ -182,6 +183,21 @@ def test_a_gpu_without_memory_says_what_to_halve():
     last = out_of_memory(error, step=3, micro_batch=1, seq_len=512, checkpointing=True)
     assert "model.size" in last
     assert "gradient_checkpointing" not in last
+
+
+def test_what_cannot_be_compiled_runs_all_the_same():
+    cpu, card = torch.device("cpu"), torch.device("cuda")
+    assert [compiler.wanted("auto", device) for device in (cpu, card)] == [False, True]
+    assert [compiler.wanted(setting, cpu) for setting in (True, False)] == [True, False]
+    state = torch.random.get_rng_state()
+    for error, words in ((None, ""), (RuntimeError("Cannot find a working\ntriton installation"), "working triton")):
+        compiler.why_not.cache_clear()
+        with mock.patch.object(compiler, "compiled", side_effect=error or (lambda module: module)):
+            sentence = compiler.why_not(cpu)
+        assert words in sentence
+        assert bool(sentence) == bool(words)
+        assert torch.equal(torch.random.get_rng_state(), state)
+    compiler.why_not.cache_clear()
 
 
 def test_a_streak_of_bad_steps_is_found_across_log_lines():

@@ -1,0 +1,87 @@
+"""What a run does where a machine cannot do what it asks for: compile, or hold a micro-batch. Without Ray."""
+
+import io
+from unittest import mock
+
+import pytest
+import torch
+from rich.console import Console
+
+from raybert import storage
+from raybert.config import Config, from_mapping
+from raybert.errors import RunFailed
+from raybert.model import compiler
+from raybert.records import FAILURE
+from raybert.train import dry_run, loop, replica
+from tests.data import make_shards
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    tree = {
+        "run": {"name": "x", "storage": str(tmp_path)},
+        "data": {"shards": make_shards(str(tmp_path / "shards")).uri},
+        "model": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32},
+        "train": {
+            "steps": 4,
+            "global_batch": 6,
+            "micro_batch": 3,
+            "dtype": "float32",
+            "compile": True,
+            "packing": True,
+        },
+        "schedule": {"warmup_steps": 1},
+        "probe": {"tasks": []},
+    }
+    return from_mapping(tree)
+
+
+def test_a_dry_run_measures_uncompiled_and_says_so(config):
+    with mock.patch.object(compiler, "why_not", return_value="Nothing is compiled: no compiler."):
+        found = dry_run.measure(config, 0)
+    assert found["notes"] == ["Nothing is compiled: no compiler."]
+    assert found["seconds"] > 0
+
+
+def test_out_of_memory_in_a_dry_run_names_what_to_halve(config):
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    with mock.patch.object(dry_run, "measure", side_effect=error), pytest.raises(RunFailed) as raised:
+        dry_run._measure._function(config.model_dump(mode="json"), 0)
+    assert all(word in str(raised.value) for word in ("train.micro_batch=3", "T=32", "step 1", "2 GiB"))
+
+
+def test_out_of_memory_while_a_worker_is_made_ends_the_run_with_the_sentence(config):
+    settings = {"tasks": [], "config": config.model_dump(mode="json"), "probe_cpus": 1.0, "manifest": ""}
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    with mock.patch.object(loop, "Worker", side_effect=error), pytest.raises(torch.OutOfMemoryError):
+        loop.train_loop(settings | {"token_vectors": ""})
+    noted = storage.read_json(storage.join(config.run_uri, FAILURE))
+    assert noted["kind"] == "memory"
+    assert "train.micro_batch=3" in noted["reason"]
+    assert "T=32" in noted["reason"]
+
+
+def test_all_ranks_compile_or_none(config):
+    cpu = torch.device("cpu")
+    with mock.patch.object(compiler, "why_not", return_value="no compiler"):
+        assert replica._why_uncompiled(config, cpu, 1) == "no compiler"
+    with mock.patch.object(compiler, "why_not", return_value=""):
+        assert replica._why_uncompiled(config, cpu, 1) == ""
+        with mock.patch.object(replica, "all_agree", return_value=False):
+            assert "another worker" in replica._why_uncompiled(config, cpu, 2)
+
+
+def test_a_dry_run_shows_its_notes(config):
+    run = mock.Mock(config=config)
+    run.shards.rows.return_value, run.shards.seq_len, run.shards.uri, run.shares.worker = 600, 32, "u", 1.0
+    run.shards.tokens.return_value, run.uri = 1000, config.run_uri
+    figures = dict.fromkeys(
+        ("parameters", "tokens", "state_bytes", "peak_bytes", "checkpoint_bytes", "accumulation"), 1
+    )
+    found = dry_run.Estimate(
+        **figures, flops=1.0, seconds=1.0, device="d", dtype="float32", notes=("Nothing compiles.",)
+    )
+    console = Console(file=io.StringIO(), width=120)
+    with mock.patch.object(dry_run, "_start", return_value=""):
+        console.print(dry_run.show(run, found))
+    assert "Nothing compiles." in console.file.getvalue()  # type: ignore[attr-defined]
