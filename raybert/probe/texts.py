@@ -11,7 +11,6 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from pydantic import Field
 
-from raybert.data.text.held_out import digests
 from raybert.data.text.values import MISSING, refusal, text_of
 from raybert.encode import Text
 from raybert.errors import InputError
@@ -119,19 +118,6 @@ def test_texts(task: LabelledTask) -> Iterator[str]:
 
 
 T = TypeVar("T")
-
-
-def held_out(task: ProbeTask) -> frozenset[int]:
-    """Digests of the task's test texts, which `prepare` then leaves out of what is trained on.
-
-    Raises:
-        InputError: as `load_texts`.
-    """
-    loaded = load_texts(task)
-    _, test = loaded.split(loaded.texts)
-    return digests(part for text in test for part in ((text,) if isinstance(text, str) else text))
-
-
 Sample = tuple[Text, str]
 
 
