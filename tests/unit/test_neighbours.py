@@ -94,9 +94,9 @@ def test_windows_that_are_no_span_are_counted(tmp_path):
     assert NEIGHBOURS.about(data) == {"n_test": 30, "n_documents": 30, "dropped": 10}
 
 
-def test_before_a_run_the_manifest_alone_is_looked_at(tmp_path, monkeypatch):
+def test_before_a_run_the_manifest_alone_of_a_large_set_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(neighbours, "read_unit", lambda *_: pytest.fail("a unit was read"))
-    shards = make_shards(str(tmp_path / "shards"), validation=80)
+    shards = make_shards(str(tmp_path / "shards"), validation=neighbours.FEW_WINDOWS + 1)
     assert task_of(shards.uri).shards == shards.uri
     short = write_texts(tmp_path / "short", ["Short."] * 100)
     with pytest.raises(InputError, match=r"needs 20 validation windows of 16 tokens or more, and .* has 1\d;"):
