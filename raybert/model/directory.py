@@ -112,6 +112,22 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def read_sums(uri: str) -> dict[str, str]:
+    """Name -> SHA-256 of the files that were written into a directory, as `SUMS` lists them.
+
+    Raises:
+        DamagedCheckpoint: there is no such list, or it cannot be read.
+        InputError: the storage does not let us in.
+    """
+    try:
+        lines = storage.read_bytes(storage.join(uri, SUMS)).decode("ascii").splitlines()
+        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except InputError:
+        raise
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise DamagedCheckpoint(f"{uri} has no {SUMS} that can be read.") from error
+
+
 def verify_files(uri: str, required: Sequence[str] = REQUIRED) -> None:
     """Read the files of a checkpoint and compare them with its checksums.
 
@@ -122,13 +138,7 @@ def verify_files(uri: str, required: Sequence[str] = REQUIRED) -> None:
         DamagedCheckpoint: a file is missing or not the one that was written, or there are no checksums.
         InputError: the storage does not let us in.
     """
-    try:
-        lines = storage.read_bytes(storage.join(uri, SUMS)).decode("ascii").splitlines()
-        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except InputError:
-        raise
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise DamagedCheckpoint(f"{uri} has no {SUMS} that can be read.") from error
+    sums = read_sums(uri)
     for name in (*required, *(name for name in sums if name not in required)):
         try:
             with storage.open_uri(storage.join(uri, name)) as file:

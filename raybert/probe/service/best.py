@@ -7,7 +7,7 @@ from pathlib import Path
 from raybert import storage
 from raybert.config import load_run
 from raybert.errors import DamagedCheckpoint
-from raybert.model.directory import CONFIG, SUMS, WEIGHTS, verify_files, write_directory
+from raybert.model.directory import CONFIG, WEIGHTS, read_sums, verify_files, write_directory
 from raybert.probe import metrics
 from raybert.probe.service import queue
 from raybert.probe.service.queue import Entry
@@ -61,8 +61,7 @@ def _uri(run_uri: str) -> str:
 
 def _copy(weights: str, target: str) -> None:
     """Copy a directory of weights, complete or not at all."""
-    sums = storage.read_bytes(storage.join(weights, SUMS)).decode("ascii")  # beside them lies what probes keep
-    names = [line.split("  ", 1)[1] for line in sums.splitlines()]
+    names = list(read_sums(weights))  # beside them lies what probes keep
     with storage.local_copy(weights, names) as source:
 
         def fill(directory: Path) -> None:
