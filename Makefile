@@ -4,7 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-BENCHMARKS := step 'step --sizes' padding stream overhead ddp checkpoint probe start spectral prepare memory
+BENCHMARKS := step 'step --sizes' padding stream overhead ddp checkpoint probe suite interference start spectral \
+  prepare 'prepare --tokenizer all-MiniLM-L6-v2' memory
 
 .PHONY: help demo test bench test-faults soak prometheus lint format docs tutorial wheel clean
 demo: $(VENV)/.demo  ## train a small BERT on real text, with probes beside it (four minutes)

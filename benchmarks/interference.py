@@ -2,7 +2,8 @@
 
 The trainer has a core to itself; the service, its probes and Ray's own processes share another one, as in a cluster
 with cores to spare. The trainer steps on the plan's batches while checkpoints that it handed over before are probed, by
-one kind of task after the other: `kinds` has the share of the undisturbed speed beside each, `ours` is the lowest.
+one kind of task after the other: `kinds` has the share of the undisturbed speed beside each, measured just before and
+after it, and `ours` is the lowest of these shares of the limit.
 The peer is training while a process without Ray probes one encoder again and again on that other core: what a busy
 neighbour costs on this machine (memory, caches, hyper-threads), whoever it is. The limit is the undisturbed trainer.
 What handing a checkpoint over takes from the trainer's process stands beside it, in CPU seconds (`hand_over`): a run
@@ -60,7 +61,7 @@ from raybert.train.step import train_step
 SIZE, T, BATCH = "tiny", 128, 16
 AHEAD = 4  # checkpoints that are queued before a measurement: more than are probed in it
 AHEAD_COSTLY = 2  # of a kind whose probes take longer than a measurement
-ROUNDS, PHASE = 3, 3.0  # measurements beside each kind, and seconds of each
+ROUNDS, PHASE = 5, 3.0  # measurements beside each kind, and seconds of each
 WORDS = 60  # of a text of a pair
 
 
@@ -230,21 +231,24 @@ def main() -> None:
         for _ in range(ROUNDS):
             found["idle"].append(idle())
             found["control"].append(beside_control())
+        of_idle = {}
         for kind, checkpoints in handed.items():
             # The service is not waited for between its measurements: that would take longer than they do.
             found[kind] = [busy(checkpoints) for _ in range(ROUNDS)]
             checkpoints.wait()
-            found["idle"].append(idle())
+            found["idle"] += [idle() for _ in range(ROUNDS)]
+            # A core's speed drifts, so each kind has its own undisturbed speed beside it.
+            around = statistics.median(speed.cpu for speed in found["idle"][-2 * ROUNDS :])
+            of_idle[kind] = statistics.median(speed.cpu for speed in found[kind]) / around
         probes = {kind: len(queue.records(checkpoints.run)) - 1 for kind, checkpoints in handed.items()}
         hand_over = statistics.median(second for checkpoints in handed.values() for second in checkpoints.seconds)
     wall, cpu, core = (
         {name: statistics.median(map(figure, speeds)) for name, speeds in found.items()}
         for figure in (attrgetter("wall"), attrgetter("cpu"), lambda speed: speed.wall / speed.cpu)
     )
-    of_idle = {kind: cpu[kind] / cpu["idle"] for kind in handed}
     more = {"kinds": of_idle, "wall": wall, "core": core, "probes": probes, "hand_over": hand_over, "target": 0.97}
     unit = "tokens per CPU second"
-    lowest = min(cpu[kind] for kind in handed)
+    lowest = min(of_idle.values()) * cpu["idle"]
     result("interference", lowest, cpu["control"], cpu["idle"], unit, size=SIZE, seq_len=T, **more)
     ray.shutdown()
 

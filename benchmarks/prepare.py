@@ -3,9 +3,10 @@
 The peer tokenises and cuts into runs of 512 as transformers' run_mlm.py does, from the same Parquet files; it knows no
 sentences, documents' ends, hashes or shards. The limit is the tokenizer alone with a thread for every core.
 
-With `--tokenizer WHERE` another vocabulary, which the peer opens as transformers' fast tokenizer. `threads` are then
-tokens per second of the library `tokenizers` in one process on all cores, `tasks` of as many Ray tasks of one thread,
-which is what `prepare` has. Ray's processes are nice: on a busy machine set RAY_worker_niceness=0.
+With `--tokenizer WHERE` another vocabulary, which the peer opens as transformers' fast tokenizer; `all-MiniLM-L6-v2` is
+that of an installed package. `threads` are then tokens per second of the library `tokenizers` in one process on all
+cores, `tasks` of as many Ray tasks of one thread, which is what `prepare` has. Ray's processes are nice: on a busy
+machine set RAY_worker_niceness=0.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import ray
 
-from benchmarks.common import DATA, clock, elsewhere, medians, result, seconds
+from benchmarks.common import DATA, MINILM, clock, elsewhere, medians, minilm, result, seconds
 from raybert import cluster
 from raybert.data.text.prepare import prepare
 from raybert.tokenizer import TextTokenizer, Tokenizer, load
@@ -82,9 +83,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     paths = corpus()[: arguments.files]
+    where = minilm() if arguments.tokenizer == MINILM else arguments.tokenizer
     cluster.connect()
     texts = [text for path in paths for text in pq.read_table(path, columns=["text"])["text"].to_pylist()]
-    tokenizer, cores = load(arguments.tokenizer), os.cpu_count() or 1
+    tokenizer, cores = load(where), os.cpu_count() or 1
     tokenizer.encode("")  # reads the vocabulary
     total = 0
 
@@ -100,7 +102,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             return total / seconds(lambda: prepare(paths, f"{folder}/shards", seq_len=SEQ_LEN, tokenizer=tokenizer))
 
-    with elsewhere(partial(peer_side, paths, total, arguments.tokenizer)) as (peer,):
+    with elsewhere(partial(peer_side, paths, total, where)) as (peer,):
         first, second = medians(ours, peer, rounds=arguments.rounds)
     limit = max(before, alone())
     extra: dict[str, Any] = {"tokens": total, "documents": len(texts), "per_core": first / cores}

