@@ -45,7 +45,8 @@ format: $(VENV)/.dev  ## format, and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.dev  ## build the documentation into build/site; a broken link is an error
+docs: $(VENV)/.dev  ## write the generated pages, and build the documentation into build/site; a broken link is an error
+	$(BIN)/python -m docs.scripts.pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet it would not count warnings
 
 tutorial: $(VENV)/.dev  ## run the tutorial and keep its outputs, which the site shows (three minutes)

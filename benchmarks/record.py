@@ -3,8 +3,8 @@
 Same texts (the corpus, without any text or label of a probe), same encoder, same minutes; the recipe's vocabulary is
 learned from the corpus, as jobs/record.yaml says, and the others have GPT-2's. The sides take turns in one
 process: each trains up to the next mark of its own clock and is then probed, which is on nobody's clock. A clock starts
-at finished shards, so the token vectors that a side begins with are on it. Each side's number of steps is what fits
-into the minutes, by three steps that are timed before, and its schedule ends with its last step.
+at finished shards, so the token vectors that a side begins with are on it. The learning rate follows the clock too:
+each side's schedule ends with its minutes, however many steps fit into them.
 
 `ours` and `peer` are minutes until the pooler passes 0.8121 on AG News, the original's figure after half a billion
 tokens; a side that never does has all its minutes, and `passed` says so.
@@ -61,7 +61,7 @@ from raybert.train.step import train_step
 THRESHOLD = 0.8121
 VOCABULARY = 32_000  # of the recipe: words of the corpus in lower case
 MARKS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)  # minutes
-TIMED_STEPS = 3
+SCHEDULE = 10_000  # places of the clock in the schedule
 # Of transformers and of the original: the rates and batches of jobs/compact.yaml, at this sequence length.
 ORIGINAL = Path(__file__).parents[1] / "jobs" / "compact.yaml"
 RECORD = Path(__file__).parents[1] / "jobs" / "record.yaml"
@@ -88,32 +88,18 @@ class Side:
         trained: Any = self._theirs or self._bert
         self._adam = optimizers.build(trained, **config.optimizer.model_dump())
         self._model = Pretraining(self._bert, self._objective)
-        self._steps = 1_000_000
-        self._time(minutes)
-
-    def _time(self, minutes: float) -> None:
-        """How many steps fit: a few are made and undone."""
-        trained: Any = self._theirs or self._bert
-        kept = {name: value.clone() for name, value in trained.state_dict().items()}
-        state = self._adam.state_dict()
-        begun = time.perf_counter()
-        for _ in range(TIMED_STEPS):
-            self._train(0.0)
-        seconds = (time.perf_counter() - begun) / TIMED_STEPS
-        trained.load_state_dict(kept)
-        self._adam.load_state_dict(state)
-        self._steps, self.step, self.tokens = max(1, round((60 * minutes - self.seconds) / seconds)), 0, 0
+        self._seconds = 60 * minutes
 
     def until(self, minutes: float) -> None:
-        """Train until its clock shows so many minutes, or its last step is done."""
-        while self.seconds < 60 * minutes and self.step < self._steps:
+        """Train until its clock shows so many minutes."""
+        while self.seconds < 60 * minutes:
             begun, schedule = time.perf_counter(), self.config.schedule
             self._train(
                 lr_at(
-                    self.step,
+                    int(SCHEDULE * self.seconds / self._seconds),
                     peak_lr=self.config.optimizer.lr,
-                    total_steps=self._steps,
-                    warmup_steps=round(0.05 * self._steps),
+                    total_steps=SCHEDULE,
+                    warmup_steps=round(0.05 * SCHEDULE),
                     decay=schedule.decay,
                     decay_fraction=schedule.decay_fraction,
                     min_lr_ratio=schedule.min_lr_ratio,

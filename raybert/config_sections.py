@@ -348,6 +348,15 @@ class CheckpointConfig(Section):
         "sts.mean.spearman)",
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.best != VALIDATION_LOSS and not self.keep_best:
+            raise ValueError(
+                f"checkpoint.best={self.best} has no effect with checkpoint.keep_best=false; set "
+                "checkpoint.keep_best=true, or remove checkpoint.best"
+            )
+        return self
+
 
 class ValidationConfig(Section):
     """What is scored at each validation."""

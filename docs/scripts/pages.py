@@ -1,11 +1,14 @@
-"""A hook of mkdocs: fills the reference pages of the command line and of the settings from the code.
+"""Write the reference of the command line and of the settings into their pages, from the code.
 
-A page asks for a part with `<!-- generated: NAME -->`, NAME being one of `PARTS`.
+    python -m docs.scripts.pages
+
+A page has a part between `<!-- generated: NAME -->` and `<!-- end of NAME -->`, NAME being one of `PARTS`.
 """
 
 import re
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as limits
@@ -19,7 +22,7 @@ from raybert.config import Config
 from raybert.probe.kinds import KINDS
 from raybert.sweep.space import AshaConfig, Dimension, SweepConfig
 
-MARK = re.compile(r"<!-- generated: ([a-z-]+) -->")
+PART = re.compile(r"<!-- generated: ([a-z-]+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
 
 
 def command_line() -> str:
@@ -62,9 +65,19 @@ PARTS = {
 }
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """What mkdocs calls for each page."""
-    return MARK.sub(lambda found: PARTS[found[1]](), markdown)
+def filled(page: str) -> str:
+    """The page with its parts as the code has them now."""
+    return PART.sub(
+        lambda found: f"<!-- generated: {found[1]} -->\n\n{PARTS[found[1]]().strip()}\n\n<!-- end of {found[1]} -->",
+        page,
+    )
+
+
+def main() -> None:
+    for path in Path(__file__).parents[1].glob("*.md"):
+        page = path.read_text(encoding="utf-8")
+        if (current := filled(page)) != page:
+            path.write_text(current, encoding="utf-8")
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -177,3 +190,7 @@ def _limits(metadata: Any) -> Iterator[str]:
 def _rows(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join((cell or "").replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -69,8 +69,7 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     sizes_only = config.data.verify == "sizes" or (config.data.verify == "auto" and shards.bytes > FULL_VERIFY_BYTES)
     verify_shards(shards, sizes_only=sizes_only or hashes_known)
     tasks = _tasks(config)
-    if config.checkpoint.keep_best:
-        metrics.check("checkpoint.best", config.checkpoint.best, tasks)
+    metrics.check("checkpoint.best", config.checkpoint.best, tasks)
     _check_resume(config, shards)
     if config.model.start_from and not last_step(config.run_uri):
         _say_what_is_random(config.model.start_from)

@@ -51,6 +51,11 @@ def test_a_wrong_setting_is_one_sentence(override, sentence):
     assert "\n" not in str(caught.value)
 
 
+def test_a_rule_for_the_best_weights_needs_best_weights():
+    with pytest.raises(InputError, match=r"best=sts.spearman has no effect with checkpoint\.keep_best=false"):
+        config.load(None, ["checkpoint.best=sts.spearman", "checkpoint.keep_best=false"])
+
+
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="no config file"):
         config.load(str(tmp_path / "none.yaml"))
