@@ -49,7 +49,9 @@ def check_shape(size: str, samples: int, seq_len: int) -> None:
     if size not in SIZES:
         raise InputError(f"There is no size {size!r}; use one of {', '.join(SIZES)}.")
     if not 8 <= seq_len <= 512 or samples < 1:
-        raise InputError("A batch has at least one sample, of 8 to 512 tokens: the named sizes have 512 positions.")
+        raise InputError(
+            "--samples must be at least 1 and --seq-len between 8 and 512: the named sizes have 512 positions."
+        )
 
 
 def default_device() -> torch.device:
@@ -149,7 +151,7 @@ def stream_rate(shards_uri: str, *, batch: int, steps: int) -> float:
     counts = (least, least, steps + least)
     _, (few, brief), (many, long) = (_consumed(shards_uri, batch, count) for count in counts)
     if long <= brief:
-        raise RunFailed("The machine is too busy with other work to measure the stream; try again.")
+        raise RunFailed("This machine is too busy to measure the data stream; try again when it is idle.")
     return (many - few) / (long - brief)
 
 

@@ -180,14 +180,14 @@ def pretrain(
 
 @app.command(epilog="Example: raybert sweep jobs/sweep.yaml base.data.shards=shards-128 base.train.steps=2000")
 def sweep(
-    config: Annotated[str, typer.Argument(help="YAML file of a sweep, at any URI")],
+    config: Annotated[str, typer.Argument(help="sweep file (YAML), at any URI")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="resume an interrupted sweep")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Compare settings over many trials.
 
-    Worse trials are stopped early, compared at equal tokens. The result names the best learning rate of each size.
+    Trials that are worse at equal tokens are stopped early. The result names the best learning rate of each size.
     """
     from raybert import cluster
     from raybert.sweep import space
@@ -293,7 +293,7 @@ def verify(run: Annotated[str, typer.Argument(help="run directory, at any URI")]
         faults += bool(finding.fault)
         print(f"{finding.subject:>24}  {'WRONG: ' + finding.fault if finding.fault else 'ok: ' + finding.detail}")
     if faults:
-        raise RunFailed(f"{faults} of the run's parts are wrong.")
+        raise RunFailed(f"{faults} parts of the run failed their check; see the lines marked WRONG.")
 
 
 @app.command(epilog="Example: raybert doctor jobs/compact.yaml run.storage=gs://bucket/runs")
@@ -322,7 +322,7 @@ def doctor(
         if line.remedy:
             print(f"{'':>12}  what to do: {line.remedy}", flush=True)
     if wrong:
-        raise RunFailed(f"{wrong} of {lines} checks found something wrong.")
+        raise RunFailed(f"{wrong} of {lines} checks failed; see what to do below each.")
 
 
 @app.command(epilog="Example: raybert bench --size base --samples 16 --seq-len 128")

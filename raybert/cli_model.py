@@ -24,11 +24,11 @@ def embed(
     text_column: Annotated[str, typer.Option(help="column that holds the text")] = "text",
     pooling: Annotated[str, typer.Option(help="mean, cls or pooler")] = "mean",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: the faster one on this machine")] = "float32",
-    workers: Annotated[int | None, typer.Option(help="parallel encoders of the job; default: what fits")] = None,
+    workers: Annotated[int | None, typer.Option(help="encoders that run in parallel; default: as many as fit")] = None,
 ) -> None:
     """Turn texts into vectors.
 
-    This process writes an --output named .npy or .parquet. Any other output is a directory that a Ray Data job writes;
+    This process writes an --output that ends in .npy or .parquet. A Ray Data job writes any other output, a directory;
     rerun the same command to resume an interrupted job.
     """
     from raybert import cluster
@@ -38,7 +38,7 @@ def embed(
     if output.endswith((".npy", ".parquet")):
         rows = embedding.embed_file(settings, input, output)
     elif input == embedding.STDIN:
-        raise InputError("Texts from standard input go into one file: give an --output named .npy or .parquet.")
+        raise InputError("Texts from standard input need an --output that ends in .npy or .parquet.")
     else:
         cluster.connect()
         with Progress(
@@ -52,7 +52,7 @@ def embed(
                 workers=workers,
                 progress=lambda done, total: bars.update(shown, completed=done, total=total),
             )
-    print(f"{rows:,} rows in {output}")
+    print(f"wrote {rows:,} rows to {output}")
 
 
 @app.command(epilog="Example: raybert export runs/compact/checkpoints/best compact-bert")
@@ -89,4 +89,7 @@ def import_(
     missing = import_dir(directory, checkpoint)
     print(checkpoint)
     if missing:
-        print(f"{len(missing)} tensors of heads that {directory} lacks begin at random, {missing[0]} for one")
+        print(
+            f"{directory} lacks {len(missing)} tensors of the heads, such as {missing[0]}; they are initialised "
+            "at random"
+        )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from raybert.probe.service.queue import Records
 
 app = typer.Typer(
-    name="probe", help="Probe checkpoints; ask the probe service.", no_args_is_help=True, rich_markup_mode=None
+    name="probe", help="Probe checkpoints, and inspect the probe service.", no_args_is_help=True, rich_markup_mode=None
 )
 
 RunUri = Annotated[str, typer.Argument(metavar="RUN", help="run directory, at any URI")]
@@ -112,7 +112,7 @@ def run(
 def compare(
     a: Annotated[str, typer.Argument(help="checkpoint, transformers directory, or a run's probes/TASK-STEP.json")],
     b: Annotated[str, typer.Argument(help="the same; the result is B minus A")],
-    task: Annotated[str, typer.Option(help="probe task; needed unless both are probe records")] = "",
+    task: Annotated[str, typer.Option(help="probe task; required unless both are probe records")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Compare two checkpoints on the same test texts, by a paired bootstrap for each pooling."""
@@ -127,7 +127,7 @@ def compare(
             probe_task = probe_task or _load_task(task)
             sides.append(_probe(uri, probe_task))
         else:
-            raise InputError(f"Say which task to probe {uri} with: --task NAME_OR_YAML.")
+            raise InputError(f"Name the task to probe {uri} with: --task NAME_OR_YAML.")
     found = compare_records(*sides)
     print(json.dumps(found)) if as_json else Console().print(show.comparison_table(found))
 
@@ -140,7 +140,7 @@ def stop() -> None:
 
     cluster.find()
     names = client.stop()
-    print(f"stopped {', '.join(names)}" if names else "no probe service runs")
+    print(f"stopped {', '.join(names)}" if names else "no probe service is running")
 
 
 def _record(uri: str) -> dict[str, object]:
@@ -151,12 +151,12 @@ def _record(uri: str) -> dict[str, object]:
     except FileNotFoundError as error:
         raise InputError(f"There is no probe record {uri}.") from error
     except ValueError as error:
-        raise InputError(f"{uri} is damaged, or no probe record: {error}; probe that checkpoint again.") from error
+        raise InputError(f"{uri} is damaged or not a probe record ({error}); probe the checkpoint again.") from error
 
 
 def _say_left_out(found: "Records") -> None:
     for name, fault in found.damaged.items():
-        say(f"left out: probes/{name} cannot be read: {fault}", style="yellow")
+        say(f"ignored: probes/{name} cannot be read: {fault}", style="yellow")
 
 
 def _load_task(spec: str) -> "ProbeTask":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raybert.tokenizer.fast import FastTokenizer
 
 app = typer.Typer(
-    name="tokenizer", help="Learn a tokenizer, or add words to one.", no_args_is_help=True, rich_markup_mode=None
+    name="tokenizer", help="Train a tokenizer, or add words to one.", no_args_is_help=True, rich_markup_mode=None
 )
 
 Input = Annotated[list[str], typer.Option(help="file, directory or glob of text, as prepare reads it; may be repeated")]
@@ -76,7 +76,7 @@ def extend(
     """Add words of a domain to a tokenizer.
 
     Adds the most frequent words of the text that the tokenizer splits into three or more pieces. With model.start_from,
-    a model of the old vocabulary starts each new word as the mean of its pieces.
+    the vector of each new word starts as the mean of its pieces' vectors.
     """
     from raybert.data.text import sample
     from raybert.tokenizer import train as learn
@@ -89,7 +89,7 @@ def extend(
     with _reading(drawn) as (bar, shown):
         counts = learn.count_words(drawn.texts(lambda size: bar.advance(shown, size)))
     made = learn.extend(base, counts, words)
-    print(f"{made.size - base.size:,} words added, {', '.join(made.pieces(range(base.size, made.size))[:8])} for some")
+    print(f"{made.size - base.size:,} words added, such as {', '.join(made.pieces(range(base.size, made.size))[:8])}")
     _write(made, output, drawn, {"before": base})
 
 
@@ -98,7 +98,7 @@ def _free(output: str) -> str:
     output = storage.absolute(output)
     storage.require_writable(output)
     if storage.list_dir(output):
-        raise InputError(f"{output} holds other files; give a new directory for the tokenizer.")
+        raise InputError(f"{output} contains other files; give a new directory for the tokenizer.")
     return output
 
 
@@ -120,8 +120,8 @@ def _write(made: "FastTokenizer", output: str, drawn: "Sample", beside: dict[str
     if line := sentence(drawn.passed_over):
         print(line)
     if drawn.unseen:
-        print(f"on {len(drawn.unseen):,} documents that it has not seen:")
+        print(f"on {len(drawn.unseen):,} held-out documents:")
         for name, tokenizer in {"now": made, **beside, "GPT-2": Tokenizer()}.items():
             tokens, characters = cost(tokenizer, drawn.unseen)
-            print(f"{name:>8}  {tokens:.3f} tokens a word, {characters:.2f} characters a token")
+            print(f"{name:>8}  {tokens:.3f} tokens per word, {characters:.2f} characters per token")
     print(f"{output}: {made.size:,} tokens")

@@ -107,7 +107,7 @@ def run_directory(uri: str) -> str:
     """The URI of a run's directory as it holds in every process.
 
     Raises:
-        InputError: it is no run directory.
+        InputError: it is not a run directory.
     """
     run_uri = storage.absolute(uri)
     if not storage.exists(storage.join(run_uri, "config.yaml")):
@@ -119,7 +119,7 @@ def load_run(run_uri: str, overrides: Iterable[str] = ()) -> Config:
     """The settings that a run was started with, wherever its directory lies now.
 
     Raises:
-        InputError: it is no run directory, or an override does not fit.
+        InputError: it is not a run directory, or an override does not fit.
     """
     storage_uri, _, name = run_directory(run_uri).rpartition("/")
     path = storage.join(storage_uri, name, "config.yaml")
@@ -138,7 +138,7 @@ def from_mapping(tree: Mapping[str, Any]) -> Config:
         InputError: one sentence for the first fault.
     """
     if not isinstance(tree, Mapping):
-        raise InputError(f"A config is a mapping of sections, not {tree!r:.60}.")
+        raise InputError(f"A config must be a mapping of sections, not {tree!r:.60}.")
     try:
         return Config.model_validate(typed(tree, Config))
     except ValidationError as error:

@@ -38,11 +38,11 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML's `yes` and `on` are flags, and Python would take a flag for 1."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
-            raise ValueError(f"{info.field_name} is {str(value).lower()} and must not be a flag")
+            raise ValueError("a boolean is not allowed here (YAML reads yes, no, on and off as booleans)")
         return value
 
 
@@ -73,7 +73,7 @@ class DataConfig(Section):
     task_cpus: Cpus | Literal["auto"] = Field(default="auto", description="CPUs of one Ray Data task")
     verify: Literal["auto", "full", "sizes"] = Field(
         default="auto",
-        description="check of the shards before training; auto: hashes of a set of up to 4 GB, sizes of a larger one",
+        description="check of the shards before training; auto: hashes up to 4 GB, only sizes beyond",
     )
 
 
@@ -99,9 +99,9 @@ class ModelConfig(Section):
         default=None, gt=0, description="longest sequence in tokens; by default 512"
     )
     vocab_size: int | None = Field(
-        default=None, gt=0, description="tokens of the vocabulary; by default that of the shards"
+        default=None, gt=0, description="size of the vocabulary; by default that of the shards"
     )
-    type_vocab_size: int | None = Field(default=None, ge=2, description="kinds of segments; by default 2")
+    type_vocab_size: int | None = Field(default=None, ge=2, description="number of segment types; by default 2")
     layer_norm_eps: float | None = Field(
         default=None, gt=0, description="added to the variance in each layer norm; by default 1e-12"
     )
@@ -123,11 +123,11 @@ class ModelConfig(Section):
         default="normal", description="initial attention; average: each layer adds the mean over the tokens"
     )
     output_init: Literal["normal", "centred"] = Field(
-        default="normal", description="initial scale of text vectors; centred: without what all texts share"
+        default="normal", description="initial scale of text vectors; centred: subtract the corpus mean"
     )
     mlm_init: Literal["normal", "unigram"] = Field(
         default="normal",
-        description="initial output layer for masked words; unigram: knows each token's frequency",
+        description="initial output layer for masked words; unigram: biases from token frequencies",
     )
 
     @model_validator(mode="after")
@@ -137,8 +137,8 @@ class ModelConfig(Section):
         for key in INITS:
             if self.start_from and getattr(self, key) not in USUAL_INITS:
                 raise ValueError(
-                    f"model.start_from brings all weights, and model.{key}={getattr(self, key)} would replace some of "
-                    f"them; leave one of the two out"
+                    f"model.start_from sets all weights, and model.{key}={getattr(self, key)} would replace some "
+                    "of them; remove one of the two"
                 )
         return self
 
@@ -208,7 +208,7 @@ class TrainConfig(Section):
     )
     hang_seconds: float = Field(default=120, gt=0, description="minimum seconds before a rank counts as hung")
     resize_seconds: float = Field(
-        default=60, gt=0, description="elastic runs: seconds between looks for nodes that came or went"
+        default=60, gt=0, description="elastic runs: seconds between checks for added or lost nodes"
     )
 
     @model_validator(mode="after")
@@ -239,20 +239,20 @@ class ObjectiveConfig(Section):
 
     pair: Literal["next_sentence", "contrastive", "none"] = Field(
         default="next_sentence",
-        description="second task beside masked words; contrastive: each half of a window finds its other half among "
-        "those of the micro-batch; none: masked words alone",
+        description="second objective besides masked words; contrastive: match the two halves of each window within "
+        "the micro-batch; none: masked words only",
     )
     mlm_rate: float = Field(default=0.15, gt=0, le=0.9, description="fraction of the tokens to predict")
     mlm_rate_end: float | None = Field(
-        default=None, gt=0, le=0.9, description="that fraction at the last step, approached linearly; none: no change"
+        default=None, gt=0, le=0.9, description="the fraction at the last step, approached linearly; not set: no change"
     )
-    whole_word: bool = Field(default=False, description="predict all tokens of a word, or none")
+    whole_word: bool = Field(default=False, description="mask all tokens of a word, or none")
     mlm_weight: float = Field(default=1.0, gt=0, description="weight of the masked-word loss")
     pair_weight: float = Field(default=1.0, gt=0, description="weight of the next-sentence or contrastive loss")
     vectors: Literal["pooler", "mean", "both"] = Field(
         default="both", description="text vectors that the contrastive and bag losses train"
     )
-    temperature: float = Field(default=0.05, ge=0.01, description="cosines are divided by it in the contrastive loss")
+    temperature: float = Field(default=0.05, ge=0.01, description="divisor of the cosines in the contrastive loss")
     bag_weight: float = Field(
         default=0.0, ge=0, description="weight of the bag loss: a text's vector predicts its words; 0: off"
     )
@@ -264,16 +264,14 @@ class ObjectiveConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.bag_weight and self.bag_of == "neighbour" and self.pair != "contrastive":
-            raise ValueError(
-                f"objective.bag_of=neighbour needs the two halves of objective.pair=contrastive, not {self.pair}"
-            )
+            raise ValueError(f"objective.bag_of=neighbour needs objective.pair=contrastive, not {self.pair}")
         contrast, bag = self.pair == "contrastive", self.bag_weight > 0
         used = {"pair_weight": self.pair != "none", "temperature": contrast, "vectors": contrast or bag}
         used |= {"bag_tokens": bag, "bag_of": bag}
         for key, is_used in used.items():
             if not is_used and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(
-                    f"objective.{key}={getattr(self, key)} does nothing with objective.pair={self.pair} and "
+                    f"objective.{key}={getattr(self, key)} has no effect with objective.pair={self.pair} and "
                     f"objective.bag_weight={self.bag_weight:g}; leave it out"
                 )
         return self
@@ -322,9 +320,7 @@ class ScheduleConfig(Section):
         if 0 < value < 1:
             return value
         if value != int(value):
-            raise ValueError(
-                f"schedule.warmup_steps={value} is neither a whole number of steps nor a fraction of them below 1"
-            )
+            raise ValueError(f"schedule.warmup_steps={value} must be an integer number of steps or a fraction below 1")
         return int(value)
 
 
@@ -370,7 +366,7 @@ class ProbeConfig(Section):
     tasks: list[TaskSpec] | None = Field(
         default=None,
         description="names or YAML files of probe tasks; neighbours uses the run's own shards; [] for none; not set: "
-        "the suite's, else neighbours if the shards have text for it",
+        "the suite's tasks, else neighbours if the shards have enough text",
     )
     suite: TaskSpec = Field(
         default="", description="name or YAML file of a suite, whose tasks are added to probe.tasks"
@@ -379,7 +375,9 @@ class ProbeConfig(Section):
     gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPUs of one probe; may be a fraction")
     workers: int = Field(default=1, ge=1, description="parallel processes for the seeds of a fine-tuning probe")
     max_waiting: int = Field(
-        default=20, ge=1, description="checkpoints of a run that may wait for their probe; older ones are skipped"
+        default=20,
+        ge=1,
+        description="maximum number of checkpoints of a run that wait for a probe; older ones are skipped",
     )
 
     @property

@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if key.value in lines:
                 raise InputError(
-                    f"{self.name} has the key {key.value} twice, in line {lines[key.value]} and in line {line}; "
+                    f"{self.name} has the key {key.value} twice, on line {lines[key.value]} and on line {line}; "
                     "write it once."
                 )
             lines[key.value] = line
@@ -124,7 +124,7 @@ def _read(path: str, loader: type[_Loader]) -> dict[str, Any]:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number that is none, say
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())[:500]}") from error
-    tree = _meant(tree) or {}
+    tree = _plain_value(tree) or {}
     if not isinstance(tree, dict):
         raise InputError(f"{path} must hold a mapping of settings, not a {type(tree).__name__}.")
     return tree
@@ -166,7 +166,7 @@ def _written(text: str, key: str) -> Any:
         return text
     if text[:1] in ("'", '"') and isinstance(value, str):
         return value
-    return Written(text, _meant(value))
+    return Written(text, _plain_value(value))
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -182,9 +182,9 @@ def _set(tree: dict[str, Any], path: list[str], key: str, value: Any) -> None:
     *parents, last = path
     node = tree
     for parent in parents:
-        inside = _meant(node.get(parent))
+        inside = _plain_value(node.get(parent))
         if not isinstance(inside, dict | None):
-            raise InputError(f"Cannot set {key}: {parent} is a plain value in the config file.")
+            raise InputError(f"Cannot set {key}: {parent} is a plain value in the config file, not a section.")
         # A copy, since an alias of YAML may have put the same mapping under another key too.
         node[parent] = node = dict(inside or {})
     node[last] = value
@@ -227,8 +227,8 @@ def _typed_section(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str,
     for key, value in tree.items():
         field = model.model_fields.get(key)
         if field is None:
-            found[key] = _meant(value)  # refused when the model is validated
-        elif _meant(value) is not None or not any(_holds_keys(kind) for kind in _kinds(field.annotation)):
+            found[key] = _plain_value(value)  # refused when the model is validated
+        elif _plain_value(value) is not None or not any(_holds_keys(kind) for kind in _kinds(field.annotation)):
             found[key] = typed(value, field.annotation)
     return found
 
@@ -279,5 +279,5 @@ def _holds_keys(kind: Any) -> bool:
     return _is_model(kind) or get_origin(kind) is dict
 
 
-def _meant(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     return value.value if isinstance(value, Written) else value

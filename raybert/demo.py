@@ -59,8 +59,8 @@ def run_demo(task: str, directory: str, overrides: Sequence[str] = ()) -> str:
     )
     run = check(settings)
     console.print(
-        f"[bold]3/4[/bold] training on {run.shards.tokens('train'):,} tokens with {settings.train.workers} workers; "
-        "a service beside them probes the checkpoints"
+        f"[bold]3/4[/bold] training on {run.shards.tokens('train'):,} tokens with {settings.train.workers} "
+        "workers; a probe service evaluates the checkpoints meanwhile"
     )
     drive(run, live.bars(run.config, console), wait_for_probes=True)
     console.print("[bold]4/4[/bold] report")

@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 
 class DamagedCheckpoint(InputError):  # noqa: N818 - reads as what was found
-    """The files of a checkpoint are not what was written; a run that goes on passes it over."""
+    """The files of a checkpoint are not what was written; a resumed run skips it."""
 
 
 class RunFailed(RuntimeError):  # noqa: N818 - reads as what happened
@@ -23,7 +23,7 @@ class RunFailed(RuntimeError):  # noqa: N818 - reads as what happened
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody ended the work early, and what was done is kept. The command line exits with code 130."""
+    """The user ended the work early; what was done is kept. The command line exits with code 130."""
 
 
 def last_line(error: BaseException, default: str = "") -> str:

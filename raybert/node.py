@@ -1,4 +1,4 @@
-"""A Ray node that leaves in good order: ``python -m raybert.node --address=HOST:PORT --num-cpus=N ...``.
+"""A Ray node that drains itself before it leaves: ``python -m raybert.node --address=HOST:PORT --num-cpus=N ...``.
 
 Takes the arguments of `ray start` and runs it in the foreground. Told to end with SIGTERM, as a cloud or Kubernetes
 does with a machine that it takes back, it first has the node drained: Ray places nothing on it any more, the training
@@ -70,7 +70,7 @@ def _drain(name: str, arguments: list[str]) -> None:
     from raybert.ray_internals.core import drain_node  # imports Ray, which this process needs only now
 
     address = next((word.partition("=")[2] for word in arguments if word.startswith("--address=")), "")
-    drain_node(address, (LABEL, name), seconds=GRACE, why="the node was told to end (SIGTERM)")
+    drain_node(address, (LABEL, name), seconds=GRACE, why="the node received SIGTERM")
 
 
 def _has_workers(root: int) -> bool:

@@ -14,10 +14,10 @@ from raybert.train.run import train
 
 
 def drive(run: Run, shown: AbstractContextManager[Subscriber], *, wait_for_probes: bool) -> None:
-    """Train until the last step, with the page, the trackers and a terminal told of what the run records.
+    """Train until the last step, and keep the page, the trackers and the terminal up to date.
 
     Args:
-        shown: what a person sees meanwhile; entered here (see `raybert.report.live`).
+        shown: the display in the terminal; entered here (see `raybert.report.live`).
         wait_for_probes: return when every checkpoint is probed; for a Ray that ends with this process, and the probe
             service with it.
 

@@ -21,20 +21,20 @@ GAUGES = {
     "loss": "training loss, the weighted sum of those of the objective (nats)",
     "mlm_loss": "masked-language-model loss (nats per masked token)",
     "nsp_loss": "next-sentence loss (nats per sample)",
-    "contrast_loss": "loss of finding a text's other half (nats per pair)",
-    "bag_loss": "loss of the words that a text's vector predicts (nats per word)",
-    "mlm_accuracy": "share of masked tokens predicted right",
-    "nsp_accuracy": "share of sentence pairs classified right",
-    "contrast_accuracy": "share of texts whose other half is nearest",
+    "contrast_loss": "contrastive loss (nats per pair)",
+    "bag_loss": "bag-of-words loss (nats per word)",
+    "mlm_accuracy": "fraction of masked tokens predicted correctly",
+    "nsp_accuracy": "fraction of sentence pairs classified correctly",
+    "contrast_accuracy": "fraction of texts whose other half is nearest",
     "validation_loss": "loss on the validation samples (nats)",
     "lr": "learning rate",
     "grad_norm": "gradient norm before clipping",
     "tokens_per_second": "tokens trained on per second, over all workers",
-    "mfu": "share of the measured peak matrix-multiplication rate",
+    "mfu": "fraction of the measured peak matrix-multiplication rate",
     "step": "optimizer steps done",
     "checkpoint_bytes": "size of the last checkpoint",
-    "checkpoint_seconds": "seconds that writing the last checkpoint took, beside training",
-    "restarts": "times the worker group was started again",
+    "checkpoint_seconds": "seconds to write the last checkpoint, in the background",
+    "restarts": "restarts of the worker group",
 }
 # Of a line of metrics.jsonl: numbers, if they are there. "validation" holds numbers too; other names are not checked.
 FIGURES = frozenset(
@@ -72,12 +72,12 @@ def parse_object(content: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError(f"a {type(found).__name__} and not an object")
+        raise ValueError(f"a {type(found).__name__}, not an object")
     return found
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"it holds {constant}, which is no number")
+    raise ValueError(f"it contains {constant}, which is not a finite number")
 
 
 def _finite(text: str) -> float:
@@ -95,7 +95,7 @@ def is_count(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Lines:
-    """What a part of metrics.jsonl holds: its good lines in order, and how many cannot be read."""
+    """A part of metrics.jsonl: its readable lines in order, and the number of unreadable ones."""
 
     records: Sequence[dict[str, Any]]
     damaged: int
@@ -116,14 +116,14 @@ def parse_lines(content: bytes) -> Lines:
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
     """
     Raises:
-        ValueError: it has no step, or something that is no number where one belongs.
+        ValueError: it has no step, or a figure in it is not a number.
     """
     if not is_count(record.get("step")):
         raise ValueError("no step")
     figures = {key: value for key, value in record.items() if key in FIGURES}
     validation = record.get("validation", {})
     if not isinstance(validation, dict) or not all(map(is_number, (*figures.values(), *validation.values()))):
-        raise ValueError("no number where one belongs")
+        raise ValueError("a figure is not a number")
     return record
 
 
@@ -133,7 +133,7 @@ def read_failure(run_uri: str) -> dict[str, str]:
 
 
 def read_end(run_uri: str) -> dict[str, str]:
-    """status and reason of a trial that its sweep ended, or that failed; empty where there is nothing of the kind."""
+    """status and reason of a trial that its sweep ended, or that failed; empty otherwise."""
     return _read_ending(storage.join(run_uri, END), {"reason": "", "status": "failed"})
 
 
@@ -144,7 +144,7 @@ def _read_ending(uri: str, default: dict[str, str]) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        return default | {"reason": f"{uri}, which says why it ended, cannot be read: {error}"}
+        return default | {"reason": f"{uri}, which records why it ended, cannot be read: {error}"}
     return {key: str(found.get(key, value)) for key, value in default.items()}
 
 
@@ -162,7 +162,7 @@ def by_step(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_metrics(run_uri: str) -> list[dict[str, Any]]:
-    """The logged steps in order (see `by_step`). Lines that cannot be read are passed over."""
+    """The logged steps in order (see `by_step`). Lines that cannot be read are skipped."""
     return by_step(read_lines(run_uri).records)
 
 
@@ -190,14 +190,14 @@ def format_line(record: Mapping[str, Any], total_steps: int) -> str:
 
 def _shown(figures: Mapping[str, float]) -> list[str]:
     losses, accuracies = (
-        _each(figures, f"_{kind}", form) for kind, form in (("loss", "{:.4f}"), ("accuracy", "{:.3f}"))
+        _joined_figures(figures, f"_{kind}", form) for kind, form in (("loss", "{:.4f}"), ("accuracy", "{:.3f}"))
     )
     parts = [f"loss {figures['loss']:.4f}" + f" ({losses})" * bool(losses)] if "loss" in figures else []
     parts += [f"acc {accuracies}"] * bool(accuracies)
     return parts + [form.format(figures[key]) for key, form in LINE.items() if key in figures]
 
 
-def _each(figures: Mapping[str, float], suffix: str, form: str) -> str:
+def _joined_figures(figures: Mapping[str, float], suffix: str, form: str) -> str:
     """Those of the objective's losses that are on: "mlm 7.1234 nsp 0.6931"."""
     found = {key.removesuffix(suffix): value for key, value in figures.items() if key.endswith(suffix)}
     return " ".join(f"{name} {form.format(value)}" for name, value in found.items())

@@ -37,7 +37,7 @@ def submit(arguments: Sequence[str], *, address: str | None = None, directory: s
     directory = str(storage.local_path(directory, "give a checkout on this machine as --directory"))
     script = Path(directory, "jobs", f"{command}.py")
     if not script.exists():
-        raise InputError(f"{directory} is no checkout of raybert: it has no {script.relative_to(directory)}.")
+        raise InputError(f"{directory} is not a checkout of raybert: it has no {script.relative_to(directory)}.")
     metadata = _metadata(list(arguments), directory)
     require_small(directory)
     entrypoint = shlex.join(["python", f"jobs/{command}.py", *arguments[1:]])
@@ -53,11 +53,11 @@ def _metadata(arguments: list[str], directory: str) -> dict[str, str]:
     }
     command, words = arguments[0], arguments[1:]
     if command in ("prepare", "embed"):
-        _seen_by_all("--output", _option(words, "--output")[0] or "")
+        _require_shared("--output", _option(words, "--output")[0] or "")
     resumed, words = _option(words, "--resume") if command == "pretrain" else (None, words)
     plain = [word for word in words if not word.startswith("--")]
     if resumed is not None:
-        _seen_by_all("--resume", resumed)
+        _require_shared("--resume", resumed)
         found["raybert.run"] = configs.load_run(resumed, plain).run_uri
     elif command in ("pretrain", "sweep") and plain:
         file, overrides = plain[0], plain[1:]
@@ -66,7 +66,7 @@ def _metadata(arguments: list[str], directory: str) -> dict[str, str]:
         written = configs.read_overridden(path, overrides)
         places = ("run.storage", "data.shards") if command == "pretrain" else ("storage", "base.data.shards")
         for key in places:
-            _seen_by_all(key, _written(written, key))
+            _require_shared(key, _written(written, key))
         found["raybert.run"] = settings.run_uri if isinstance(settings, configs.Config) else settings.uri
     return found
 
@@ -90,9 +90,9 @@ def _written(tree: Any, key: str) -> str:
     return str(tree)
 
 
-def _seen_by_all(key: str, path: str) -> None:
+def _require_shared(key: str, path: str) -> None:
     if path and storage.is_relative(path):
         raise InputError(
-            f"{key}={path} is a path in this directory, which the cluster does not have; "
-            "give a URI, or the absolute path of a file system that all nodes share."
+            f"{key}={path} is a path in this directory, which the cluster cannot read; give a URI, or the "
+            "absolute path of a file system that all nodes share."
         )

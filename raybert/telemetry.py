@@ -48,7 +48,7 @@ class Board:
             self._values[name, frozenset(tags.items())] = value
 
     def forget(self, tags: Mapping[str, str]) -> None:
-        """Show no value any more whose tags include these."""
+        """Drop all values whose tags include these."""
         with self._lock:
             self._values = {key: value for key, value in self._values.items() if not key[1] >= tags.items()}
 
@@ -76,14 +76,14 @@ class Gauges:
             self._board.set(name, values[name], self._tags)
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Raise the counters that are named in ``values``."""
+        """Increase the counters that are named in ``values``."""
         for name in values.keys() & COUNTERS.keys():
             if values[name] > 0:
                 self._counters[name].inc(values[name], self._tags)
 
 
 class MetricsLog:
-    """RUN/metrics.jsonl, written by one process. A restarted run goes on in the same file."""
+    """RUN/metrics.jsonl, written by one process. A restarted run appends to the same file."""
 
     def __init__(self, run_uri: str) -> None:
         self._file = GrowingFile(storage.join(run_uri, METRICS))

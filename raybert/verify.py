@@ -42,7 +42,7 @@ def verify(run_uri: str) -> Iterator[Finding]:
     A file that cannot be read is a finding of its own.
 
     Raises:
-        InputError: `run_uri` is no run directory.
+        InputError: `run_uri` is not a run directory.
     """
     run = read_run(run_uri)
     found: dict[str, Any] = {}
@@ -57,44 +57,47 @@ def verify(run_uri: str) -> Iterator[Finding]:
         if found["shards"].manifest_hash != run.about.get("manifest"):
             raise InputError(f"{found['shards'].uri} is not the shard set that this run was trained on.")
         verify_shards(found["shards"])
-        return f"{found['shards'].rows('train'):,} training windows, every hash as in the manifest"
+        return f"{found['shards'].rows('train'):,} training windows, all hashes match the manifest"
 
-    yield _look("settings", settings)
+    yield _run_check("settings", settings)
     yield from (Finding(part.file, part.fault) for part in run.left_out if part.file != CONFIG_FILE)
     for name, fault in read_faults(run.uri)[1].items():
         yield Finding(f"{FAULTS}/{name}", f"cannot be read: {fault}")
     if "config" not in found:
         return
-    yield _look("shards", shards)
+    yield _run_check("shards", shards)
     cut_short = set(incomplete_checkpoints(run.uri))
     for uri in storage.list_dir(storage.join(run.uri, "checkpoints")):
         if uri in cut_short:
-            said = "neither listed nor whole: being written or deleted, or cut short at it; nothing goes on from it"
+            said = (
+                "incomplete and not listed: being written or deleted, or left by an interrupted write; no run "
+                "resumes from it"
+            )
             yield Finding(uri.rpartition("/")[2], "", said)
         elif not uri.rpartition("/")[2].startswith((".", DAMAGED)):
-            yield _look(uri.rpartition("/")[2], partial(_checkpoint, uri, found["config"], found.get("shards")))
-    yield _look("log", partial(_log, run, found["config"]))
-    yield _look("ledger", partial(_ledger, run, found["config"], found.get("shards")))
+            yield _run_check(uri.rpartition("/")[2], partial(_checkpoint, uri, found["config"], found.get("shards")))
+    yield _run_check("log", partial(_log, run, found["config"]))
+    yield _run_check("ledger", partial(_ledger, run, found["config"], found.get("shards")))
     for task in run.tasks:
-        yield _look(f"probes of {task}", partial(_probes, run, task))
+        yield _run_check(f"probes of {task}", partial(_probes, run, task))
 
 
-def _look(subject: str, check: Callable[[], str]) -> Finding:
+def _run_check(subject: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(subject, "", check())
     except (InputError, OSError) as error:
         return Finding(subject, str(error) or type(error).__name__)
     except Exception as error:  # what is damaged makes any code fail that believes it
-        return Finding(subject, f"it cannot be checked ({type(error).__name__}: {error})")
+        return Finding(subject, f"the check failed ({type(error).__name__}: {error})")
 
 
 def _checkpoint(uri: str, config: configs.Config, shards: ShardSet | None) -> str:
     verify_files(uri, REQUIRED if uri.rpartition("/")[2].startswith("step-") else (CONFIG, WEIGHTS))
     model = load(uri)
     if model.config != config.model.bert():
-        raise InputError(f"The checkpoint {uri} is of another model than the run's settings.")
+        raise InputError(f"The checkpoint {uri} does not match the model in the run's settings.")
     if shards is not None and own_or(model.tokenizer).hash != shards.tokenizer_hash:
-        raise InputError(f"The checkpoint {uri} holds another tokenizer than the run's shards were made with.")
+        raise InputError(f"The checkpoint {uri} has another tokenizer than the run's shards.")
     return f"{sum(p.numel() for p in model.parameters()):,} parameters"
 
 
@@ -120,7 +123,7 @@ def _ledger(run: RunData, config: configs.Config, shards: ShardSet | None) -> st
     account = read_account(run.uri)
     steps, due = len(account.digests), last_step(run.uri)
     if steps < due:
-        raise InputError(f"The ledger ends at step {steps}, and there is a checkpoint of step {due}.")
+        raise InputError(f"The ledger ends at step {steps}, but there is a checkpoint of step {due}.")
     if shards is None:
         raise InputError(f"The {steps:,} steps of the ledger cannot be checked without the shards.")
     batch, at_once = config.train.global_batch, max(1, CHECKED_SAMPLES // config.train.global_batch)
@@ -132,14 +135,14 @@ def _ledger(run: RunData, config: configs.Config, shards: ShardSet | None) -> st
             expected = digest(take(columns, slice((step - start) * batch, (step - start + 1) * batch)))
             if expected != int(account.digests[step]):
                 raise InputError(
-                    f"Step {step + 1} was trained on with the digest {int(account.digests[step]):016x}, and the shards "
-                    f"give {expected:016x} for it: other samples or masks than planned."
+                    f"Step {step + 1} was trained with the digest {int(account.digests[step]):016x}, but the "
+                    f"shards give {expected:016x}: the samples or masks differ from the plan."
                 )
-    done = f"{steps:,} steps, each with the samples and masks that the shards give"
-    return f"{done}; {len(account.attempts)} starts, {account.repeated} steps done again, {account.skipped} left out"
+    done = f"{steps:,} steps, all with the samples and masks that the shards give"
+    return f"{done}; {len(account.attempts)} starts, {account.repeated} steps repeated, {account.skipped} skipped"
 
 
 def _probes(run: RunData, task: str) -> str:
     if missing := run.unrecorded(task):
         raise InputError(f"No record for step {missing[0]} ({len(missing)} in all): neither a result nor a reason.")
-    return f"{len(run.of_task(task))} results, {len(run.missed_of(task))} without one and a reason"
+    return f"{len(run.of_task(task))} results, {len(run.missed_of(task))} failed or skipped with a reason"

@@ -129,7 +129,7 @@ def tuned(result: dict[str, Any]) -> dict[str, Any]:
     return {
         **result,
         **{pooling: better(result[pooling]) | spread for pooling in baselines["untrained"]},
-        "tuning": "C chosen from 0.001 to 100 on 340 of the training texts, held out",
+        "tuning": "C chosen from 0.001 to 100 on 340 held-out training texts",
         "baselines": baselines
         | {
             "tfidf": better(baselines["tfidf"]),

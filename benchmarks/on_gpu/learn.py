@@ -111,7 +111,7 @@ def start(bert: Bert, vectors: np.ndarray, counts: np.ndarray) -> None:
     initialise.use_vectors(bert, vectors)
     initialise.average_attention(bert, 0)
     initialise.centre(bert, counts)
-    initialise.know_frequencies(bert, counts)
+    initialise.use_frequencies(bert, counts)
 
 
 def _token_vectors(windows: Windows, recipe: Recipe, order: Order) -> tuple[np.ndarray, np.ndarray, float]:

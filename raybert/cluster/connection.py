@@ -93,7 +93,7 @@ def start() -> None:
     try:
         ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **QUIET)
     except Exception as error:  # Ray has no type of its own for this
-        raise RunFailed(f"Ray could not be started on this machine: {last_line(error)}") from error
+        raise RunFailed(f"Ray failed to start on this machine: {last_line(error)}") from error
 
 
 def _choose_temporary_directory() -> None:
@@ -107,14 +107,14 @@ def _choose_temporary_directory() -> None:
     name = next((variable for variable in variables if variable in os.environ), "")
     folder = os.environ.get(name, SHORT_TEMPORARY)
     said = f"{name}={folder}" if name else folder
-    remedy = f"set RAY_TMPDIR to another directory, RAY_TMPDIR={SHORT_TEMPORARY} for example."
+    remedy = f"set RAY_TMPDIR to another directory, such as RAY_TMPDIR={SHORT_TEMPORARY}."
     place, fault = os.path.join(folder, "ray"), ""
     spare = LONGEST_SOCKET_PATH - len(os.fsencode(os.path.join(place, SOCKET.format(pid=os.getpid()))))
     if spare < 0 and name == "RAY_TMPDIR":
-        raise InputError(f"The path {said} is {-spare} bytes too long for the sockets that Ray puts below it; {remedy}")
+        raise InputError(f"The path {said} is {-spare} bytes too long for the sockets that Ray creates in it; {remedy}")
     if spare < 0:
         logger.warning(
-            "The path %s is too long for Ray's sockets: the files of Ray and its processes go to %s.",
+            "The path %s is too long for Ray's sockets; Ray and its processes use %s instead.",
             *(said, SHORT_TEMPORARY),
         )
         tempfile.gettempdir()  # this process keeps its own
@@ -123,7 +123,7 @@ def _choose_temporary_directory() -> None:
         return
     try:
         os.makedirs(place, exist_ok=True)
-        fault = "" if os.access(place, os.W_OK | os.X_OK) else f"{place} belongs to somebody else"
+        fault = "" if os.access(place, os.W_OK | os.X_OK) else f"{place} belongs to another user"
     except OSError as error:
         fault = str(error.strerror)
     if fault:
@@ -141,8 +141,12 @@ def find() -> None:
         return
     addresses = local_addresses()
     if len(addresses) != 1:
-        found = f"More than one Ray runs on this machine ({', '.join(addresses)})" if addresses else "No Ray runs here"
-        raise InputError(f"{found}: set RAY_ADDRESS to the cluster that is meant, as host:port.")
+        found = (
+            (f"More than one Ray is running on this machine ({', '.join(addresses)})")
+            if addresses
+            else "No Ray is running on this machine"
+        )
+        raise InputError(f"{found}: set RAY_ADDRESS to the cluster to use, as host:port.")
     ray.init(address=addresses[0], **QUIET)
 
 
@@ -160,8 +164,8 @@ def _require_listener(address: str) -> None:
 def _refuse_spot_node() -> None:
     if ray.get_runtime_context().get_node_labels().get(MARKET_TYPE) == "spot":
         raise InputError(
-            "This driver is on a spot node, and all its work would be lost with the node; submit it as a job "
-            "(`raybert submit`), whose driver runs on the head."
+            "This driver runs on a spot node and would be lost with it; submit the command as a job (`raybert "
+            "submit`), whose driver runs on the head node."
         )
 
 
@@ -188,7 +192,7 @@ def stated_limits() -> dict[str, float] | None:
     try:
         return {name: float(value) for name, value in json.loads(stated).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f'{LIMITS}={stated} is no JSON object like {{"CPU": 96, "GPU": 8}}.') from error
+        raise InputError(f'{LIMITS}={stated} is not a JSON object such as {{"CPU": 96, "GPU": 8}}.') from error
 
 
 def _monitored_limits() -> dict[str, float]:

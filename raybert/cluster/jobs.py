@@ -93,8 +93,8 @@ async def _follow(client: Any, job: Job, show: Callable[[str], None], patience: 
             lost = lost or time.monotonic()
             if time.monotonic() - lost > patience:
                 raise RunFailed(
-                    f"{job.address} has not answered for {patience:.0f} s ({last_line(error)}); the job {job.id} may "
-                    f"well go on. To follow it again: {job.follow}"
+                    f"{job.address} has not answered for {patience:.0f} s ({last_line(error)}); the job {job.id} "
+                    f"may still be running. To follow it again: {job.follow}"
                 ) from error
         else:
             lost = None
@@ -117,4 +117,4 @@ def _client(address: str):  # type: ignore[no-untyped-def] # Ray has no types
             "`kubectl port-forward`), or give another --address."
         ) from error
     except (AuthenticationError, RuntimeError) as error:
-        raise InputError(f"The cluster at {address} does not let us in: {last_line(error)}") from error
+        raise InputError(f"The cluster at {address} refused access: {last_line(error)}") from error

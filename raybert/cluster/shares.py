@@ -38,7 +38,7 @@ def plan_shares(
 ) -> Shares:
     """Divide what the cluster can ever have: each worker, and beside them at least one data task.
 
-    A worker that waits for data holds its CPU, so a data task that finds none free would wait for ever: the sum is
+    A worker that waits for data holds its CPU, so a data task that finds none free would wait forever: the sum is
     checked here, before anything starts. On a small machine the automatic shares become fractions of a CPU, with room
     for two data tasks and the probes beside the workers. A probe whose share was given may have to wait for the end of
     training instead.
@@ -54,8 +54,8 @@ def plan_shares(
     gpu = gpus >= workers if use_gpu == "auto" else use_gpu
     if gpu and gpus < workers:
         raise InputError(
-            f"train.workers={workers} needs {workers} GPUs and the cluster can have at most {gpus:g}; "
-            "lower train.workers or set train.use_gpu=false."
+            f"train.workers={workers} needs {workers} GPUs, but the cluster can have at most {gpus:g}; lower "
+            "train.workers or set train.use_gpu=false."
         )
     free = cpus - reserved
     roomy = free >= workers + 1 + probes
@@ -65,8 +65,8 @@ def plan_shares(
     for key, share in (("probe.cpus", probe_cpus), ("data.task_cpus", task_cpus), ("train.worker_cpus", worker_cpus)):
         if share != "auto" and share > free:
             raise InputError(
-                f"{key}={share:g} is more than this cluster can ever give: it can have at most {free:g} CPUs; "
-                f"lower {key} or use a larger cluster."
+                f"{key}={share:g} needs more CPUs than this cluster can have ({free:g} at most); lower {key} or "
+                "use a larger cluster."
             )
     given = task_cpus != "auto" or probe_cpus != "auto"
     worker = worker_cpus if worker_cpus != "auto" else _worker_share(free, workers, data, probes * probe, roomy, given)
@@ -75,9 +75,8 @@ def plan_shares(
     if workers * worker + data > free + 1e-6:
         lower = ["train.workers"] * (workers > 1) + ["train.worker_cpus"] + ["data.task_cpus"] * (task_cpus != "auto")
         raise InputError(
-            f"{workers} workers of {worker:g} CPUs and a data task of {data:g} need "
-            f"{workers * worker + data:g} CPUs, and the cluster can have at most {free:g}; "
-            f"lower {' or '.join(lower)}."
+            f"{workers} workers of {worker:g} CPUs and a data task of {data:g} need {workers * worker + data:g} "
+            f"CPUs, but the cluster can have at most {free:g}; lower {' or '.join(lower)}."
         )
     return Shares(worker, data, probe, gpu)
 
@@ -106,18 +105,18 @@ def _too_many(cpus: float, free: float, workers: int, data: float, data_given: b
     others = 2 + probes
     if probes > 1 and free - 3 * SMALLEST_SHARE >= workers * SMALLEST_WORKER > free - others * SMALLEST_SHARE:
         return (
-            f"probe.workers={probes} leaves too little for train.workers={workers}: this cluster can have at most "
-            f"{cpus:g} CPUs; lower probe.workers or use a larger cluster."
+            f"probe.workers={probes} leaves too few CPUs for train.workers={workers}: this cluster can have at "
+            f"most {cpus:g} CPUs; lower probe.workers or use a larger cluster."
         )
     if data_given and free - others * SMALLEST_SHARE >= workers * SMALLEST_WORKER:
         return (
-            f"data.task_cpus={data:g} leaves too little for train.workers={workers}: this cluster can have at most "
-            f"{cpus:g} CPUs; lower data.task_cpus or use a larger cluster."
+            f"data.task_cpus={data:g} leaves too few CPUs for train.workers={workers}: this cluster can have at "
+            f"most {cpus:g} CPUs; lower data.task_cpus or use a larger cluster."
         )
     most = max(0, int((free - others * SMALLEST_SHARE) / SMALLEST_WORKER + 1e-6))
     if not most:
-        return f"This cluster can have at most {cpus:g} CPUs, too few for one worker; use a larger one."
+        return f"This cluster can have at most {cpus:g} CPUs, too few for one worker; use a larger cluster."
     return (
-        f"train.workers={workers} is more than this cluster can ever run: it has at most {cpus:g} CPUs, enough "
-        f"for {most} workers; lower train.workers or use a larger cluster."
+        f"train.workers={workers} does not fit this cluster: it can have at most {cpus:g} CPUs, enough for {most} "
+        "workers; lower train.workers or use a larger cluster."
     )

@@ -21,16 +21,16 @@ def require_small(directory: str) -> None:
         sizes = _upload_sizes(directory)
     except OSError as error:
         raise InputError(
-            f"{error.filename or directory} cannot be packed for the job: {error.strerror or error}; make it readable, "
-            "or name it in .rayignore."
+            f"{error.filename or directory} cannot be packed for the job: {error.strerror or error}; make it "
+            "readable, or list it in .rayignore."
         ) from error
     total = sum(sizes.values())
     if total > LARGEST_UPLOAD:
         largest = [f"{path} ({_megabytes(size)})" for path, size in _largest(sizes, 3)]
         raise InputError(
-            f"The job would upload {_megabytes(total)} of {Path(directory).absolute()}, and Ray takes at most "
-            f"{_megabytes(LARGEST_UPLOAD)}. The largest are {', '.join(largest)}: name what the job does not need in "
-            ".rayignore, which is written like a .gitignore."
+            f"The job would upload {_megabytes(total)} of {Path(directory).absolute()}, but Ray accepts at most "
+            f"{_megabytes(LARGEST_UPLOAD)}. The largest are {', '.join(largest)}: list what the job does not need "
+            "in .rayignore, which has the syntax of .gitignore."
         )
 
 

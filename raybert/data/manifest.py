@@ -65,7 +65,7 @@ class AnyTokenizer(TokenizerEntry):
         drawn = any(first <= special < stop for special in specials for first, stop in self.ids.drawn)
         wrong = not self.ids.drawn or ranges != sorted(ranges) or empty or drawn
         if len(specials) < 4 or max(specials) >= self.size or wrong:
-            raise ValueError("the ids are not those of one vocabulary")
+            raise ValueError("the token ids are inconsistent with each other")
         return self
 
 
@@ -111,7 +111,7 @@ def parse(data: bytes, path: str) -> Manifest:
     """Check the bytes of a manifest; `path` is what errors call it.
 
     Raises:
-        InputError: it is no manifest, of another version, or of data prepared with an older tokenizer of raybert's own.
+        InputError: it is not a manifest, has another version, or its data was prepared with an older tokenizer.
     """
     try:
         tree = json.loads(data)
@@ -120,7 +120,7 @@ def parse(data: bytes, path: str) -> Manifest:
         kind = next((kind for number, kind in KINDS.items() if tree.get("version") == number), None)
         if kind is None:
             raise InputError(
-                f"{path} has format version {tree.get('version')} and this raybert reads versions {VERSION} and "
+                f"{path} has format version {tree.get('version')}, but this raybert reads versions {VERSION} and "
                 f"{VERSION_ANY}; prepare the data again, with --overwrite."
             )
         manifest = kind.model_validate(tree)
@@ -131,10 +131,10 @@ def parse(data: bytes, path: str) -> Manifest:
         place = ".".join(map(str, fault["loc"]))
         raise InputError(f"{path} is not a manifest of `raybert prepare`: {place}: {fault['msg']}.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON, it may be cut off or damaged ({error}).") from error
+        raise InputError(f"{path} is not JSON ({error}); it may be truncated or damaged.") from error
     if manifest.version == VERSION and manifest.tokenizer.hash != Tokenizer.hash:
         raise InputError(
-            f"The data of {path} were prepared with another tokenizer ({manifest.tokenizer.hash[:12]}... instead of "
-            f"{Tokenizer.hash[:12]}...); prepare them again."
+            f"The data of {path} was prepared with another tokenizer ({manifest.tokenizer.hash[:12]}... instead "
+            f"of {Tokenizer.hash[:12]}...); prepare it again."
         )
     return manifest

@@ -28,7 +28,7 @@ def mask(
     Special tokens and padding are never chosen. A sample's result depends on its own key alone.
 
     Where the vocabulary knows its word starts, whole words are chosen in a uniformly drawn order, and one that has more
-    tokens than are left to choose is passed over, so that fewer than round(fraction n) may be masked
+    tokens than are left to choose is skipped, so that fewer than round(fraction n) may be masked
     (https://github.com/google-research/bert, create_pretraining_data.py). A sample without a word that short, as in
     scripts without spaces, has tokens chosen instead. What becomes of a token is drawn for each on its own.
 

@@ -137,7 +137,7 @@ def _first_fit(needs: list[list[int]], packing: Packing) -> list[int]:
                 chosen.append(group)
                 break
         else:
-            raise ValueError(f"{rows} rows of {tokens} tokens and {masked} masked positions fit no {packing}")
+            raise ValueError(f"{rows} rows of {tokens} tokens and {masked} masked positions do not fit {packing}")
     return chosen
 
 

@@ -69,7 +69,7 @@ def iter_batches(
     world_size: int = 1,
     spec: SampleSpec = ORIGINAL,
 ) -> Iterator[Columns]:
-    """This rank's part of every global batch from `start_step` on, without end.
+    """This rank's part of every global batch from `start_step` on, endlessly.
 
     Step k holds the samples [k G, (k + 1) G); rank r of W gets the r-th of W equal parts. Starting late does not
     read the steps before. `spec` is that of a run's objective (`raybert.data.spec.sample_spec`); the default is BERT's.
@@ -81,7 +81,7 @@ def iter_batches(
 
     Raises:
         ValueError: the batch cannot be divided among the ranks.
-        InputError: `shards_uri` is no shard set.
+        InputError: `shards_uri` is not a shard set.
     """
     if global_batch_size % world_size:
         raise ValueError(f"a global batch of {global_batch_size} cannot be divided among {world_size} ranks")

@@ -101,7 +101,7 @@ class ShardSet:
         uri = storage.join(self.uri, tokenizers.DIRECTORY)
         found = tokenizers.load(uri)
         if found.hash != self.tokenizer_hash:
-            raise InputError(f"{uri} is another tokenizer than that of the shards beside it; prepare the data again.")
+            raise InputError(f"{uri} is not the tokenizer that the shards were prepared with; prepare the data again.")
         return found
 
     @property
@@ -184,7 +184,7 @@ def open_shards(uri: str, manifest_hash: str = "") -> ShardSet:
         manifest_hash: hash of the manifest that it must have, if known.
 
     Raises:
-        InputError: there is no manifest, it is not one of this version, or it is one of another set.
+        InputError: there is no manifest, it has another version, or it belongs to another set.
     """
     path = storage.join(uri, MANIFEST)
     try:
@@ -192,14 +192,14 @@ def open_shards(uri: str, manifest_hash: str = "") -> ShardSet:
     except (FileNotFoundError, NotADirectoryError) as error:
         storage.require_bucket(uri)
         raise InputError(
-            f"{uri} is no shard set: it has no {MANIFEST}. Write one with `raybert prepare --output {uri}`, "
+            f"{uri} is not a shard set: it has no {MANIFEST}. Create one with `raybert prepare --output {uri}`, "
             "or run it again if it was interrupted."
         ) from error
     found, its_hash = manifest.parse(data, path), hashlib.sha256(data).hexdigest()
     if manifest_hash not in ("", its_hash):
         raise InputError(
-            f"{uri} holds other shards than those that this run began with; bring them back, or start a run under "
-            "another run.name."
+            f"{uri} no longer contains the shards that this run started with; restore them, or start a new run "
+            "with another run.name."
         )
     return ShardSet(
         uri=storage.absolute(uri),
@@ -237,7 +237,9 @@ def verify_shards(shard_set: ShardSet, *, sizes_only: bool = False) -> None:
             if digest != shard.sha256:
                 raise InputError(f"The shard {uri} is corrupt (its SHA-256 differs); prepare the data again.")
             if (rows := _footer(uri).num_rows) != shard.rows:
-                raise InputError(f"The shard {uri} has {rows} rows, and its manifest says {shard.rows}.")
+                raise InputError(
+                    f"The shard {uri} has {rows} rows, but its manifest says {shard.rows}; prepare the data again."
+                )
     shard_set.kept_tokenizer()  # raises where its files are damaged or gone
 
 
@@ -271,21 +273,27 @@ def read_unit(uri: str, unit: Unit, vocabulary: Vocabulary) -> UnitRows:
 def _check_rows(rows: UnitRows, unit: Unit, path: str, vocabulary: Vocabulary) -> None:
     where = f"Row group {unit.row_group} of {path}"
     if len(rows) != unit.rows:
-        raise InputError(f"{where} has {len(rows)} rows, and its manifest says {unit.rows}.")
+        raise InputError(f"{where} has {len(rows)} rows, but its manifest says {unit.rows}; prepare the data again.")
     stop = vocabulary.text_stop
     if len(rows.tokens) and int(rows.tokens.max()) >= stop:
-        raise InputError(f"{where} holds the token {int(rows.tokens.max())}, and text has ids below {stop}.")
+        raise InputError(
+            f"{where} contains the token id {int(rows.tokens.max())}, but the ids of text are below {stop}; "
+            "prepare the data again."
+        )
     # Where text can have every id below its largest, as in raybert's own vocabulary, nothing more can be wrong.
     if not vocabulary.is_text[:stop].all() and not (known := vocabulary.is_text[rows.tokens]).all():
-        raise InputError(f"{where} holds the token {int(rows.tokens[~known][0])}, a special one, which text never has.")
+        raise InputError(
+            f"{where} contains the token id {int(rows.tokens[~known][0])}, a special token, which text never "
+            "contains; prepare the data again."
+        )
     lengths, sentences = np.diff(rows.token_offsets), np.diff(rows.end_offsets)
     if len(rows) and (lengths.min() < 1 or sentences.min() < 1):
-        raise InputError(f"{where} holds an empty window.")
+        raise InputError(f"{where} contains an empty window; prepare the data again.")
     inner = np.ones(max(0, len(rows.ends) - 1), bool)
     inner[rows.end_offsets[1:-1] - 1] = False  # from the last sentence of a window to the first of the next
     rising = np.diff(rows.ends.astype(np.int64)) > 0
     if not rising[inner].all() or not np.array_equal(rows.ends[rows.end_offsets[1:] - 1], lengths):
-        raise InputError(f"{where} holds sentence ends that do not fit its tokens.")
+        raise InputError(f"{where} contains sentence ends that do not match its tokens; prepare the data again.")
 
 
 def rows_of(table: pa.Table, vocabulary: Vocabulary) -> UnitRows:
@@ -303,10 +311,10 @@ def _footer(path: str) -> pq.FileMetaData:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the storage; Arrow's own have no number
-        raise InputError(f"{path} is no Parquet file, it may be cut off or damaged ({error}).") from error
+        raise InputError(f"{path} is not a Parquet file ({error}); it may be truncated or damaged.") from error
     columns = {footer.schema.column(i).path: footer.schema.column(i).physical_type for i in range(footer.num_columns)}
     if columns != COLUMNS:
-        raise InputError(f"{path} is no shard of `raybert prepare`: it has the columns {columns}.")
+        raise InputError(f"{path} is not a shard of `raybert prepare`: it has the columns {columns}.")
     return footer
 
 

@@ -87,7 +87,7 @@ class ReadAhead:
 
 
 def execution_options() -> ExecutionOptions:
-    """What the deal in order stands on."""
+    """Options with which Ray Data deals the blocks to the workers in order."""
     return ExecutionOptions(preserve_order=True)
 
 
@@ -98,7 +98,7 @@ def chapter_steps(global_batch: int, steps: int) -> int:
 
 
 def train_stream(spec: StreamSpec, *, world_size: int, start_step: int) -> ray.data.Dataset:
-    """The blocks of the steps from `start_step` on in dealing order. The last chapter goes on past the last step, so
+    """The blocks of the steps from `start_step` on in dealing order. The last chapter extends past the last step, so
     that all blocks are equal and none is cut; `worker_batches` stops at the last step.
     """
     global_batch, task_cpus = spec.global_batch, spec.task_cpus
@@ -150,7 +150,7 @@ def _build(reader: SampleReader, samples: np.ndarray, retry_seconds: float) -> C
         what = f"reading {reader.shards.uri}"
         return retry(partial(reader.build, samples), what, seconds=retry_seconds, final=final)
     except FileNotFoundError as error:
-        raise InputError(f"{reader.shards.uri} lacks a shard that its manifest lists: {error}.") from error
+        raise InputError(f"{reader.shards.uri} is missing a shard that its manifest lists: {error}.") from error
 
 
 def blocks_of(shard: Any) -> Generator[pa.Table]:
@@ -159,7 +159,7 @@ def blocks_of(shard: Any) -> Generator[pa.Table]:
 
 
 def ahead(blocks: Callable[[], Iterator[T]]) -> Generator[T]:
-    """The same blocks. A thread asks for the first one at once: it takes seconds, in which a worker sets itself up."""
+    """The same blocks. A thread requests the first one at once: it takes seconds, while the worker sets itself up."""
     begun: Future[tuple[Iterator[T], list[T]]] = Future()
 
     def begin() -> None:
@@ -213,9 +213,9 @@ def worker_batches(
                 first = step * global_batch + rank * part
                 if not np.array_equal(samples["index"], np.arange(first, first + part)):
                     raise RuntimeError(
-                        f"the stream gave rank {rank} of {world_size} at step {step} the samples "
-                        f"{samples['index'][:3]}..., and the plan says {first}..{first + part - 1}; "
-                        "training was stopped so that no sample is lost or seen twice"
+                        f"at step {step}, rank {rank} of {world_size} got the samples {samples['index'][:3]}... "
+                        f"instead of {first}..{first + part - 1}; training stopped so that no sample is lost or "
+                        "seen twice"
                     )
                 yield step, [take(samples, slice(at, at + micro_batch)) for at in range(0, part, micro_batch)]
                 step += 1

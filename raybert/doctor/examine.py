@@ -169,7 +169,7 @@ def _storage_fault(marker: str) -> str:
     root = marker.rpartition("/")[0]
     try:
         if not storage.exists(marker):
-            return f"{root} is not the same place for every node; use a bucket, or a file system that all nodes mount"
+            return f"the nodes do not share {root}; use a bucket, or a file system that all nodes mount"
         storage.require_writable(root)
         fs, path = pyarrow.fs.FileSystem.from_uri(storage.arrow_uri(marker))
         if fs.get_file_info(path).type == pyarrow.fs.FileType.NotFound:

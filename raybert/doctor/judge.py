@@ -21,7 +21,7 @@ MAX_SKEW = 2.0
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was looked at. `remedy` says what to do and is empty when it is in order."""
+    """One check. `remedy` says what to do, and is empty if the check passed."""
 
     subject: str
     detail: str
@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node says of itself."""
+    """What a node reports about itself."""
 
     name: str  # its address
     versions: Mapping[str, str]  # python, PACKAGES and the digest of raybert's own code
@@ -61,7 +61,11 @@ def nodes(nodes: Sequence[NodeFacts], silent: Mapping[str, str], most_cpus: floa
         remedy = "install raybert and its packages there, or submit a job with --working-dir; look at the node's logs"
         return Line("nodes", f"{name}{more} ran no task: {reason}", remedy)
     room = most_cpus - sum(node.cpus for node in nodes)
-    absent = f"; nodes with {room:g} more CPUs may come, which nobody can look at before" if room > 1e-6 else ""
+    absent = (
+        (f"; nodes with {room:g} more CPUs may be added by autoscaling and cannot be checked yet")
+        if room > 1e-6
+        else ""
+    )
     return Line("nodes", f"{len(nodes)} of {len(nodes)} ran a task{absent}")
 
 
@@ -84,10 +88,12 @@ def clocks(nodes: Sequence[NodeFacts]) -> Line:
     worst = max(nodes, key=lambda node: abs(node.skew) - node.skew_error)
     if abs(worst.skew) - worst.skew_error > MAX_SKEW:
         side = "ahead of" if worst.skew > 0 else "behind"
-        said = f"the clock of {worst.name} is {abs(worst.skew):.1f} s {side} this process's"
+        said = f"the clock of {worst.name} is {abs(worst.skew):.1f} s {side} the clock of this process"
         return Line("clocks", said, "let an NTP client (chrony) set the clocks of all nodes")
     largest = max(max(0.0, abs(node.skew) - node.skew_error) for node in nodes)
-    return Line("clocks", f"within {max(largest, max(node.skew_error for node in nodes)):.2f} s of this process's")
+    return Line(
+        "clocks", f"within {max(largest, max(node.skew_error for node in nodes)):.2f} s of the clock of this process"
+    )
 
 
 def shared_memory(nodes: Sequence[NodeFacts]) -> Line:
@@ -96,10 +102,12 @@ def shared_memory(nodes: Sequence[NodeFacts]) -> Line:
     if small:
         node = min(small, key=lambda node: node.shared_memory - node.object_store)
         said = (
-            f"{_gib(node.shared_memory)} on {_some([n.name for n in small])}, and Ray wants {_gib(node.object_store)}"
+            f"{_gib(node.shared_memory)} on {_some([n.name for n in small])}, but Ray's object store needs "
+            f"{_gib(node.object_store)}"
         )
         wanted = (
-            f"give it {_gib(node.object_store)}: docker run --shm-size, or in Kubernetes an emptyDir of medium Memory"
+            f"raise it to {_gib(node.object_store)}: docker run --shm-size, or in Kubernetes an emptyDir of "
+            "medium Memory"
         )
         return Line("/dev/shm", said, wanted)
     smallest = min(nodes, key=lambda node: node.shared_memory)
@@ -107,7 +115,7 @@ def shared_memory(nodes: Sequence[NodeFacts]) -> Line:
 
 
 def threads(nodes: Sequence[NodeFacts], worker_cpus: float | None, workers: int | None) -> Line:
-    """More threads than cores fight each other.
+    """Whether processes start more threads than they have cores.
 
     Args:
         worker_cpus, workers: of the run, as far as it is known.
@@ -122,7 +130,7 @@ def threads(nodes: Sequence[NodeFacts], worker_cpus: float | None, workers: int 
                 f"of the run share {node.cpus:g} CPUs"
             )
             return Line(
-                "threads", said, "unset OMP_NUM_THREADS where Ray is started: then Ray sets it for each process"
+                "threads", said, "unset OMP_NUM_THREADS where Ray is started, so that Ray sets it for each process"
             )
     return Line("threads", f"OMP_NUM_THREADS at most {max(node.threads for node in nodes)} in a process")
 
@@ -170,20 +178,23 @@ def dashboard(url: str, status: int | None) -> Line:
     if not url:
         return Line(
             "dashboard",
-            "there is none, and without it no job can be submitted or followed",
+            "no dashboard is running, so jobs cannot be submitted or followed",
             "install 'ray[default]' on the head and start it with --include-dashboard=true",
         )
     if status is None:
-        said = f"{url} cannot be reached from here; `raybert submit doctor` asks from the head whether it wants a token"
+        said = (
+            f"{url} cannot be reached from here; run `raybert submit doctor` to check on the head node whether it "
+            "requires a token"
+        )
         return Line("dashboard", said, known=False)
     if status in (401, 403):
-        return Line("dashboard", f"{url} asks for a token")
+        return Line("dashboard", f"{url} requires a token")
     if _is_loopback(url):
-        return Line("dashboard", f"{url} answers without a token, on the loopback address alone")
+        return Line("dashboard", f"{url} requires no token, but listens on the loopback address only")
     return Line(
         "dashboard",
-        f"{url} answers anyone who can reach it, without a token: whoever can reach it can run code on this cluster",
-        "turn token authentication on (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN on every node, `ray get-auth-token "
+        f"{url} requires no token: anyone who can reach it can run code on this cluster",
+        "enable token authentication (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN on every node, `ray get-auth-token "
         "--generate`), or start the head with --dashboard-host=127.0.0.1",
     )
 
@@ -202,7 +213,7 @@ def storage(subject: str, uri: str, nodes: Sequence[NodeFacts]) -> Line:
     """Can every node use this place?"""
     faults = {node.name: node.storage_faults[subject] for node in nodes if subject in node.storage_faults}
     if not faults:
-        return Line(subject, f"{uri} from every node")
+        return Line(subject, f"every node can use {uri}")
     name, sentence = next(iter(faults.items()))
     said, _, remedy = sentence.rstrip(".").partition("; ")
     where = f" (on {_some(list(faults))})" if len(nodes) > 1 else ""

@@ -40,7 +40,7 @@ class Sequences:
 
 
 class Encoder(ABC):
-    """One encoder with its way to make sequences.
+    """An encoder, and how it makes sequences of texts.
 
     Attributes:
         positions: the longest sequence that it takes.
@@ -81,12 +81,14 @@ class RaybertEncoder(Encoder):
         rows = model.config.vocab_size
         if model.tokenizer is None and rows != VOCAB_SIZE:
             raise InputError(
-                f"The model has a vocabulary of {rows} and raybert's tokenizer has {VOCAB_SIZE}; "
-                "import it with its tokenizer, or use the transformers directory, which has it."
+                f"The model has a vocabulary of {rows} tokens, but raybert's tokenizer has {VOCAB_SIZE}; import "
+                "the model with its own tokenizer, or use its transformers directory."
             )
         self._tokenizer = tokenizers.own_or(model.tokenizer)
         if self._tokenizer.size > rows:
-            raise InputError(f"The model's tokenizer has {self._tokenizer.size} tokens and the model {rows}.")
+            raise InputError(
+                f"The model's tokenizer has {self._tokenizer.size} tokens, but the model's vocabulary has {rows}."
+            )
         if missing := {"cls", "sep", "pad"} - self._tokenizer.roles.keys():
             raise InputError(f"The model's tokenizer has no token in the role {min(missing)}, which embedding needs.")
         self.pad_id = self._tokenizer.roles["pad"]
@@ -154,12 +156,12 @@ def _open_transformers(uri: str) -> Encoder:
 
         from raybert.model.interop import has_tokenizer, open_tokenizer
     except ImportError as error:
-        raise InputError("Probing a transformers directory needs: pip install 'raybert[hf]'.") from error
+        raise InputError("Reading a transformers directory needs transformers: pip install 'raybert[hf]'.") from error
     if storage.is_remote(uri):
         raise InputError(f"Copy the transformers directory {uri} to a local one first.")
     directory = str(Path(storage.absolute(uri)))
     if not has_tokenizer(directory):
-        raise InputError(f"{uri} holds no tokenizer (tokenizer.json or vocab.txt); save the model's beside it.")
+        raise InputError(f"{uri} has no tokenizer (tokenizer.json or vocab.txt); save the model's tokenizer there.")
     try:
         # What the directory lacks is drawn at random: the same numbers each time, as every result must be.
         with torch.random.fork_rng(devices=[]):
@@ -172,10 +174,10 @@ def _open_transformers(uri: str) -> Encoder:
     tokenizer = open_tokenizer(directory, model.config.vocab_size)
     missing = sorted(report["missing_keys"])
     if others := [name for name in missing if not name.startswith("pooler.")]:
-        raise InputError(f"{uri} lacks {len(others)} tensors of its encoder, {others[0]} for one.")
+        raise InputError(f"{uri} lacks {len(others)} tensors of the encoder, such as {others[0]}.")
     encoder = TransformersEncoder(model, tokenizer)
     if missing:
-        encoder.warnings = {"pooler": "the directory has no pooler, so this one is random and was never trained"}
+        encoder.warnings = {"pooler": "the directory has no pooler; this one is random and untrained"}
     return encoder
 
 

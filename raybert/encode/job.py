@@ -84,7 +84,7 @@ class Embedder:
 
 
 def _plan(inputs: str, text_column: str) -> rows.Source:
-    """As `rows.plan`; what is passed over is told on standard error."""
+    """As `rows.plan`; skipped files are listed on standard error."""
     source = rows.plan(inputs, text_column)
     if source.passed_over:
         say(source.passed_over)
@@ -101,11 +101,11 @@ def embed_file(settings: Settings, inputs: str, output: str) -> int:
         The number of rows.
 
     Raises:
-        InputError: the checkpoint or the input is missing or of a wrong kind, or something lies at the output.
+        InputError: the checkpoint or the input is missing or of a wrong kind, or the output exists.
     """
     check_choices(settings.pooling, settings.dtype)
     if storage.exists(output):
-        raise InputError(f"Something lies at {output} already; give another --output.")
+        raise InputError(f"{output} already exists; give another --output.")
     array = output.endswith(".npy")
     if inputs == STDIN:
         settings = Settings(**asdict(settings) | {"text_column": rows.LINE_COLUMN})
@@ -144,12 +144,12 @@ def _write_parquet(embedder: Embedder, tables: Tables, output: str) -> int:
                 writer.write_table(table.cast(writer.schema))
             except (pa.ArrowException, ValueError) as error:
                 raise InputError(
-                    f"The rows after the first {count:,} have other columns than those before, or columns of another "
-                    f"type ({uri}: {error}); make them equal, or write a .npy file or a directory."
+                    f"The rows after the first {count:,} have other columns or other types than those before "
+                    f"({uri}: {error}); make them equal, or write a .npy file or a directory."
                 ) from error
             count += len(table)
         if not count:
-            raise InputError("There is no text in the input.")
+            raise InputError("The input contains no text.")
     return count
 
 
@@ -191,8 +191,8 @@ def embed_job(
         The number of rows in the output, those of an earlier call included.
 
     Raises:
-        InputError: the checkpoint or the input is missing or of a wrong kind; or something else lies at the output, or
-            what lies there does not say what it was made of.
+        InputError: the checkpoint or the input is missing or of a wrong kind; or the output contains something else, or
+            vectors whose settings are unknown.
     """
     import ray
 
@@ -308,7 +308,7 @@ def _describe(settings: Settings, source: rows.Source) -> dict[str, Any]:
 def _require_same(described: dict[str, Any], output: str) -> None:
     """
     Raises:
-        InputError: something else lies at the output, or what lies there does not say what it was made of.
+        InputError: something else lies at the output, or vectors whose settings are unknown.
     """
     path = storage.join(output, PLAN)
     others = [uri for uri in storage.list_dir(output) if uri != path]
@@ -316,19 +316,20 @@ def _require_same(described: dict[str, Any], output: str) -> None:
         before = read_object(path)
     except FileNotFoundError:
         if others:
-            raise InputError(f"Something lies at {output} already; give another --output.") from None
+            raise InputError(f"{output} already exists; give another --output.") from None
     except ValueError as error:
         # It is written before the first vectors: where there are none, nothing can be mixed up, and it is written anew.
         if others:
             raise InputError(
-                f"{path} is damaged ({error}) and no longer says what the vectors beside it were made of; delete "
-                f"{output}, or give another --output."
+                f"{path} is damaged ({error}), so it is unknown how the vectors were made; delete {output}, or "
+                "give another --output."
             ) from error
     else:
         if before != described:
             changed = [key for key in described if before.get(key) != described[key]]
             raise InputError(
-                f"{output} holds vectors made otherwise ({', '.join(changed)} differ); give another --output."
+                f"{output} contains vectors made with other settings ({', '.join(changed)} differ); give "
+                "another --output."
             )
 
 

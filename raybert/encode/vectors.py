@@ -30,7 +30,7 @@ def embed_texts(
     dtype: str,
     batch_tokens: int | None,
 ) -> np.ndarray:
-    """`Bert.embed`: its arguments and its result, and the model is left in the mode that it was in."""
+    """What `Bert.embed` does, with its arguments; the model keeps its mode."""
     if isinstance(texts, str):
         raise TypeError("give a list of texts: [text] instead of text")
     check_choices(pooling, dtype)
@@ -68,7 +68,7 @@ def embed(
         device: where the encoder runs; by default the CPU.
         dtype: "bfloat16", "float32", or "auto" for the one in which this machine multiplies faster.
         batch_tokens: tokens of a batch, padding included.
-        progress: is told the finished share of the tokens.
+        progress: called with the finished fraction of the tokens.
 
     Returns:
         pooler: the pooler's output. cls: the last hidden state of [CLS]. mean: the mean of the last hidden state over

@@ -94,8 +94,8 @@ def render(model: Bert, found: Origin | None, name: str, revision: str = "main")
     if tokenizers.is_own(tokenizers.own_or(model.tokenizer)):
         parts.append(
             "The tokenizer is GPT-2's byte-pair encoding with `[CLS]`, `[SEP]`, `[MASK]` and `[PAD]`. It is case "
-            "sensitive, and a word differs from the same word after a space. Trained text never held a special token: "
-            "there `[MASK]` written out was plain text, which this tokenizer takes for the token itself."
+            "sensitive, and a word has different tokens after a space and at the start of a text. In the "
+            "training text, a written-out `[MASK]` was plain text; this tokenizer reads it as the special token."
         )
     elif model.tokenizer is not None:
         parts.append(f"The tokenizer is a {model.tokenizer.name} of {model.tokenizer.size:,} tokens.")
@@ -143,7 +143,7 @@ def _of_run(found: Origin, probes: list[Probe]) -> Iterator[str]:
             f"**{probe.raw.get('title', probe.task)}**, step {probe.step:,}: {probe.kind.summary(probe.raw)}. "
             f"{headline.label[0].upper()}{headline.label[1:]} with its 95 % interval:"
         )
-        start = ("where training began",) if probe.baselines.start else ()
+        start = ("the start of training",) if probe.baselines.start else ()
         yield _table(("", "this model", "the same, untrained", *start), _probe_rows(probe))
 
 
@@ -166,9 +166,9 @@ def _training_rows(found: Origin) -> Iterator[tuple[str, ...]]:
     yield from _data_rows(run)
     planned = f"{found.step:,} of {run.steps_planned:,}"
     yield "steps", planned + (f" ({found.best})" if found.best else "")
-    yield "samples", f"{found.step * batch:,} ({batch} a step)"
+    yield "samples", f"{found.step * batch:,} ({batch} per step)"
     if seq_len:
-        yield "tokens", f"{found.step * batch * seq_len:,} positions of {seq_len} a sample, padding included"
+        yield "tokens", f"{found.step * batch * seq_len:,} positions ({seq_len} per sample), padding included"
     if "epoch" in record:
         yield "passes over the data", f"{record['epoch'] * found.step / max(1, record['step']):.2f}"
     if "elapsed_seconds" in record:

@@ -43,14 +43,14 @@ def export_dir(checkpoint: str, directory: str, *, repository: str = "", revisio
             it at `revision`.
 
     Raises:
-        InputError: there is no checkpoint, transformers is not installed, or something else lies at the directory.
+        InputError: there is no checkpoint, transformers is not installed, or the directory contains something else.
     """
     target = _local(directory)
     require_transformers()
     from raybert.export.card import write_card
     from raybert.model.interop import quiet_transformers, to_transformers
 
-    _refuse_to_destroy(target)
+    _refuse_to_overwrite(target)
     model = files.load(checkpoint)
     theirs = to_transformers(model)
     for name in PARTS:
@@ -94,7 +94,7 @@ def push(directory: str, repository: str, revision: str) -> str:
         revision: `main` or another branch; created if it does not exist.
 
     Raises:
-        InputError: huggingface_hub is missing, nobody is logged in, or the hub refuses.
+        InputError: huggingface_hub is missing, you are not logged in, or the Hub refuses.
     """
     try:
         from huggingface_hub import HfApi, get_token
@@ -102,7 +102,7 @@ def push(directory: str, repository: str, revision: str) -> str:
     except ImportError as error:
         raise InputError("Pushing to the Hugging Face Hub needs: pip install 'raybert[hub]'.") from error
     if get_token() is None:
-        raise InputError("Nobody is logged in to the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN.")
+        raise InputError("You are not logged in to the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN.")
     hub = HfApi()
     try:
         hub.create_repo(repository, private=True, exist_ok=True)
@@ -115,7 +115,7 @@ def push(directory: str, repository: str, revision: str) -> str:
             commit_message=f"raybert export: {revision}",
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(f"The hub did not take {repository}: {' '.join(str(error).split())}") from error
+        raise InputError(f"The Hugging Face Hub refused {repository}: {' '.join(str(error).split())}") from error
     return f"{hub.endpoint}/{repository}/tree/{revision}"
 
 
@@ -138,7 +138,7 @@ def _local(directory: str) -> Path:
     return storage.local_path(directory, "export to a local directory and copy it there")
 
 
-def _refuse_to_destroy(target: Path) -> None:
+def _refuse_to_overwrite(target: Path) -> None:
     """An earlier export is replaced; any other files are not."""
     config = target / files.CONFIG
     if target.exists() and not target.is_dir():
@@ -149,11 +149,11 @@ def _refuse_to_destroy(target: Path) -> None:
         except ValueError:  # cut off, say
             described = {}
         if not isinstance(described, dict) or MADE_BY not in described:
-            raise InputError(f"{target} holds a model that is no export; give a new directory.")
+            raise InputError(f"{target} contains a model that raybert did not export; give a new directory.")
         if described.get(ITS_WEIGHTS) != _weights_digest(target):
-            raise InputError(f"{target} holds an export that was changed since; give a new directory.")
+            raise InputError(f"{target} contains an export that was modified afterwards; give a new directory.")
     if not config.exists() and target.exists() and any(target.iterdir()):
-        raise InputError(f"{target} holds other files; give a new directory for the export.")
+        raise InputError(f"{target} contains other files; give a new directory for the export.")
 
 
 def _weights_digest(directory: Path) -> str:
@@ -175,8 +175,8 @@ def _foreign_tokenizer(directory: str, model: Bert) -> TextTokenizer | None:
     if not has_tokenizer(directory):
         if Path(directory, "tokenizer_config.json").exists():
             raise InputError(
-                f"{directory} has a tokenizer_config.json and no vocabulary that can be imported (tokenizer.json or "
-                "vocab.txt); save its tokenizer as a fast one of transformers first."
+                f"{directory} has a tokenizer_config.json but no vocabulary that can be imported (tokenizer.json "
+                "or vocab.txt); save its tokenizer as a fast tokenizer of transformers first."
             )
         return None  # a model alone; with raybert's vocabulary size it takes raybert's tokenizer
     return _kept(open_tokenizer(directory, model.config.vocab_size), directory)
@@ -190,8 +190,8 @@ def _kept(theirs: Any, directory: str) -> TextTokenizer:
     """
     if not theirs.is_fast:
         raise InputError(
-            f"The tokenizer in {directory} ({type(theirs).__name__}) is not a fast one, and a checkpoint keeps no "
-            "other; save it as a fast tokenizer of transformers first."
+            f"The tokenizer in {directory} ({type(theirs).__name__}) is not a fast tokenizer, which is what a "
+            "checkpoint stores; save it as a fast tokenizer of transformers first."
         )
     with tempfile.TemporaryDirectory(prefix="raybert-") as place:
         try:
@@ -201,7 +201,7 @@ def _kept(theirs: Any, directory: str) -> TextTokenizer:
         found = {name: Path(place, name).read_bytes() for name in tokenizers.FILES if Path(place, name).exists()}
     kept = tokenizers.of_files(found, directory)
     if kept.encode_batch(TRIED) != theirs(TRIED, add_special_tokens=False)["input_ids"]:
-        raise InputError(f"The tokenizer in {directory} gives other ids once it is saved and read again.")
+        raise InputError(f"The tokenizer in {directory} gives different ids after it is saved and loaded again.")
     return kept
 
 

@@ -115,7 +115,7 @@ class Bert(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The encoder over the N tokens of a layout of (B, T) inputs: hidden states (N, D) and pooler output (B, D).
 
-        With `table` the output layer's gradient is taken up on the way back.
+        With `table`, the output layer's gradient is added in the backward pass.
         """
         batch, length = input_ids.shape
         ids = layout.pick(input_ids)

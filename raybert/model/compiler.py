@@ -8,7 +8,7 @@ from torch import nn
 
 from raybert.errors import one_line
 
-UNCOMPILED = "Nothing is compiled, which costs time and changes no result"
+UNCOMPILED = "torch.compile is not used, which costs speed but does not change results"
 
 
 def wanted(setting: Literal["auto"] | bool, device: torch.device) -> bool:
@@ -23,7 +23,7 @@ def compiled(module: nn.Module) -> nn.Module:
 
 @functools.cache
 def why_not(device: torch.device) -> str:
-    """Why nothing can be compiled for this device, as a sentence; empty where a small step forward and back could be.
+    """Why torch.compile cannot be used on this device, as a sentence; empty if a test compilation succeeds.
 
     The first call takes seconds.
     """
@@ -35,5 +35,5 @@ def why_not(device: torch.device) -> str:
                 torch.cuda.synchronize(device)
     except Exception as fault:  # of a compiler, a driver or a card that nobody foresaw: the same runs uncompiled
         reason = f"{type(fault).__name__}: {one_line(fault)[:200]}"
-        return f"{UNCOMPILED}: a small trial of torch.compile failed ({reason})."
+        return f"{UNCOMPILED}: a test compilation failed ({reason})."
     return ""

@@ -32,7 +32,7 @@ def describe(uri: str, where: str) -> dict[str, Any]:
     """
     path = storage.join(uri, CONFIG)
     if not storage.exists(path):
-        raise InputError(f"{where} is no checkpoint and no transformers directory: it has no {CONFIG}.")
+        raise InputError(f"{where} is neither a checkpoint nor a transformers directory: it has no {CONFIG}.")
     try:
         described = storage.read_json(path)
     except ValueError as error:
@@ -44,7 +44,7 @@ def tensor_names(uri: str, where: str) -> list[str]:
     """The names in the header of a directory's safetensors file; the tensors themselves are not read.
 
     Raises:
-        InputError: the file is missing or is no safetensors file.
+        InputError: the file is missing or is not a safetensors file.
     """
     try:
         with storage.open_uri(storage.join(uri, WEIGHTS)) as file:
@@ -55,14 +55,14 @@ def tensor_names(uri: str, where: str) -> list[str]:
     except FileNotFoundError as error:
         raise InputError(f"{where} has no {WEIGHTS}; save the model as one safetensors file.") from error
     except (ValueError, TypeError) as error:
-        raise InputError(f"{where}/{WEIGHTS} is no safetensors file: {error}.") from error
+        raise InputError(f"{where}/{WEIGHTS} is not a safetensors file: {error}.") from error
 
 
 def write_directory(uri: str, fill: Callable[[Path], None]) -> int:
     """Write a directory of files and their checksums, and return its size in bytes.
 
     A local directory appears under its name only when it is complete. An object store has no directories: there
-    ``config.json`` is uploaded last, and a directory without it is no checkpoint.
+    ``config.json`` is uploaded last, and a directory without it is not a checkpoint.
 
     Args:
         fill: writes the files into an empty local directory.
@@ -125,7 +125,7 @@ def read_sums(uri: str) -> dict[str, str]:
     except InputError:
         raise
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise DamagedCheckpoint(f"{uri} has no {SUMS} that can be read.") from error
+        raise DamagedCheckpoint(f"{uri} has no readable {SUMS}.") from error
 
 
 def verify_files(uri: str, required: Sequence[str] = REQUIRED) -> None:
@@ -146,4 +146,4 @@ def verify_files(uri: str, required: Sequence[str] = REQUIRED) -> None:
         except FileNotFoundError as error:
             raise DamagedCheckpoint(f"{uri} lacks {name}.") from error
         if found != sums.get(name):
-            raise DamagedCheckpoint(f"{uri}/{name} is not what was written (its SHA-256 differs).")
+            raise DamagedCheckpoint(f"{uri}/{name} has changed since it was written (its SHA-256 differs).")

@@ -18,7 +18,7 @@ _SAME_WIDTH = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Noise:
-    """One micro-batch's dropout masks: the same seed and shapes give the same masks, whatever runs beside."""
+    """One micro-batch's dropout masks: the same seed and shapes give the same masks, whatever else runs."""
 
     def __init__(self, seed: int) -> None:
         self._generator = np.random.Generator(np.random.SFC64(seed))

@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 def weights(model: Bert) -> dict[str, Tensor]:
-    """Copies of all parameters in main memory, so that training may go on while they are written."""
+    """Copies of all parameters in main memory, so that training can continue while they are written."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
 
 
@@ -36,7 +36,7 @@ def write_weights(tensors: dict[str, Tensor], config: BertConfig, directory: Pat
 
 
 def write_tokenizer(tokenizer: TextTokenizer | None, directory: Path) -> None:
-    """Write a model's tokenizer into its local directory, unless it is raybert's own, which is never far."""
+    """Write a model's tokenizer into its local directory, unless it is raybert's own, which every process has."""
     if tokenizer is not None and not tokenizers.is_own(tokenizer):
         tokenizer.save(directory / TOKENIZER)
 
@@ -48,7 +48,7 @@ def save(model: Bert, uri: str) -> None:
         InputError: the directory holds anything else.
     """
     uri = storage.absolute(uri)
-    _refuse_to_destroy(uri)
+    _refuse_to_overwrite(uri)
 
     def fill(directory: Path) -> None:
         write_tokenizer(model.tokenizer, directory)
@@ -57,7 +57,7 @@ def save(model: Bert, uri: str) -> None:
     write_directory(uri, fill)
 
 
-def _refuse_to_destroy(uri: str) -> None:
+def _refuse_to_overwrite(uri: str) -> None:
     names = {found.rpartition("/")[2] for found in storage.list_dir(uri)}
     if not names:
         return
@@ -65,10 +65,10 @@ def _refuse_to_destroy(uri: str) -> None:
     known = {CONFIG, WEIGHTS, TOKENIZER, SUMS}
     described = {}
     if CONFIG in names:
-        with suppress(ValueError):  # what is no JSON is no checkpoint of ours
+        with suppress(ValueError):  # what is no JSON is not a checkpoint of ours
             described = storage.read_json(storage.join(uri, CONFIG))
     if names - known or not isinstance(described, dict) or described.get("model_type") != MODEL_TYPE:
-        raise InputError(f"{uri} holds other files, which a checkpoint would replace; give a new directory.")
+        raise InputError(f"{uri} contains other files, which a checkpoint would replace; give a new directory.")
 
 
 def load(uri: str) -> Bert:
@@ -86,15 +86,17 @@ def load(uri: str) -> Bert:
     expected = {name: value.shape for name, value in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in tensors:
-            raise InputError(f"The checkpoint {uri} lacks the tensor {name}; it is damaged or of another model.")
+            raise InputError(
+                f"The checkpoint {uri} lacks the tensor {name}; it is damaged or belongs to another model."
+            )
         if tensors[name].shape != shape:
             raise InputError(
-                f"The tensor {name} in {uri} has shape {tuple(tensors[name].shape)}, and its config.json asks for "
+                f"The tensor {name} in {uri} has shape {tuple(tensors[name].shape)}, but its config.json asks for "
                 f"{tuple(shape)}."
             )
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
-        raise InputError(f"The checkpoint {uri} holds the unknown tensor {unknown[0]}; it is of another model.")
+        raise InputError(f"The checkpoint {uri} contains the unknown tensor {unknown[0]}; it belongs to another model.")
     model.load_state_dict(tensors)
     return model.eval()
 
@@ -111,9 +113,11 @@ def read_config(directory: Path, name: str) -> BertConfig:
     try:
         described = json.loads(path.read_bytes())
         if described.pop("model_type", None) != MODEL_TYPE:
-            raise InputError(f"{name} is no raybert checkpoint; use `raybert import` for a transformers directory.")
+            raise InputError(
+                f"{name} is not a raybert checkpoint; convert a transformers directory with `raybert import`."
+            )
         if (found := described.pop("format", None)) != FORMAT:
-            raise InputError(f"{name} has format {found}, and this version reads format {FORMAT}.")
+            raise InputError(f"{name} has format {found}, but this version reads format {FORMAT}.")
         for dimension in fields(BertConfig):
             value = described.get(dimension.name, dimension.default)
             number = int | float if isinstance(dimension.default, float) else int
@@ -154,4 +158,4 @@ def read_weights(directory: Path, name: str | None = None) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{name or directory}/{WEIGHTS} is no safetensors file: {error}.") from error
+        raise InputError(f"{name or directory}/{WEIGHTS} is not a safetensors file: {error}.") from error

@@ -90,7 +90,7 @@ def centre(bert: Bert, counts: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def know_frequencies(bert: Bert, counts: np.ndarray) -> None:
+def use_frequencies(bert: Bert, counts: np.ndarray) -> None:
     """Make the output layer of the masked words ask which token's vector is nearest, with the log of its share as bias.
 
     At its rate the optimiser would need thousands of steps to learn that share, and until then the gradient of the

@@ -76,7 +76,7 @@ def to_transformers(model: Bert) -> "BertForPreTraining":
     missing, unexpected = theirs.load_state_dict(to_their_names(model.state_dict(), ours), strict=False)
     # What may be missing are second names of the tied embedding and of its bias.
     if unexpected or any(not name.startswith("cls.predictions.decoder") for name in missing):
-        raise RuntimeError(f"this version of transformers names its weights otherwise: {missing} {unexpected}")
+        raise RuntimeError(f"this version of transformers uses other names for its weights: {missing} {unexpected}")
     theirs.tie_weights()
     return theirs.eval()
 
@@ -91,7 +91,7 @@ def from_transformers(theirs: "BertForPreTraining") -> Bert:
     """A transformers BertForPreTraining as a raybert model, in evaluation mode.
 
     Raises:
-        InputError: it uses what our encoder does not have (another activation, untied embeddings, a decoder, ...).
+        InputError: it uses what raybert's encoder lacks (another activation, untied embeddings, a decoder, ...).
     """
     model = Bert(our_config(theirs.config))
     model.load_state_dict(to_our_names(theirs.state_dict(), model))
@@ -114,7 +114,9 @@ def our_config(config: Any) -> BertConfig:
     }
     for name, (found, needed) in refused.items():
         if found != needed:
-            raise InputError(f"The transformers model has {name}={found!r}; raybert's encoder only knows {needed!r}.")
+            raise InputError(
+                f"The transformers model has {name}={found!r}; raybert's encoder supports only {needed!r}."
+            )
     return BertConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -138,7 +140,7 @@ def read_config(described: dict[str, Any], name: str) -> BertConfig:
     try:
         from transformers import BertConfig as TheirConfig
     except ImportError as error:
-        raise InputError(f"Going on from {name} needs: pip install 'raybert[hf]'.") from error
+        raise InputError(f"Starting from {name} needs transformers: pip install 'raybert[hf]'.") from error
     try:
         return our_config(TheirConfig(**{key: value for key, value in described.items() if key != "model_type"}))
     except InputError:
@@ -215,7 +217,7 @@ def open_tokenizer(directory: str, vocab_size: int) -> Any:
     tokenizer, name = read_tokenizer(directory, directory), f"The tokenizer in {directory}"
     tokens = 1 + max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])
     if tokens > vocab_size:
-        raise InputError(f"{name} has {tokens} tokens and its model {vocab_size}.")
+        raise InputError(f"{name} has {tokens} tokens, but its model has {vocab_size}.")
     for part in ("pad", "cls", "sep"):
         if getattr(tokenizer, f"{part}_token_id") is None:
             raise InputError(
@@ -227,8 +229,8 @@ def open_tokenizer(directory: str, vocab_size: int) -> Any:
         raise InputError(f"{name} cannot be used: {one_line(error)}") from error
     if any(ids[:1] != [tokenizer.cls_token_id] or ids[-1:] != [tokenizer.sep_token_id] for ids in tried):
         raise InputError(
-            f"{name} does not put {tokenizer.cls_token} before a text and {tokenizer.sep_token} behind it, as a BERT's "
-            "does."
+            f"{name} does not put {tokenizer.cls_token} before a text and {tokenizer.sep_token} after it, as a "
+            "BERT tokenizer does."
         )
     return tokenizer
 
@@ -251,7 +253,9 @@ def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(described, dict) or described.get("model_type") != "bert":
-        raise InputError(f"{directory} is no transformers BERT directory: it needs a config.json of model type bert.")
+        raise InputError(
+            f"{directory} is not a transformers BERT directory: it needs a config.json with model_type bert."
+        )
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(NEW_HEADS_SEED)
         try:
@@ -264,7 +268,7 @@ def read_transformers(directory: str) -> tuple["BertForPreTraining", list[str]]:
     missing = sorted(report["missing_keys"])
     encoder = [name for name in missing if not name.startswith(("cls.", "bert.pooler."))]
     if encoder:
-        raise InputError(f"{directory} lacks the tensor {encoder[0]}; it holds no whole BERT encoder.")
+        raise InputError(f"{directory} lacks the tensor {encoder[0]}; the encoder is incomplete.")
     return model, missing
 
 

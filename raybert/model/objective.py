@@ -50,7 +50,7 @@ class Objective:
     def pooled(self) -> tuple[str, ...]:
         return VECTORS[self.vectors]
 
-    def of_guessing(self, vocab_size: int, micro_batch: int) -> float:
+    def loss_by_chance(self, vocab_size: int, micro_batch: int) -> float:
         """The loss (nats) of a model that knows nothing, which is about where training starts."""
         one = {
             "mlm": math.log(vocab_size),

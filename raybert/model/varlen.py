@@ -59,22 +59,25 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, layout: Packed, rate: floa
 
 
 def why_not(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
-    """Why the kernel cannot be used here, as the end of a sentence; empty where it can, which a small trial shows."""
+    """Why the kernel cannot be used here, as the end of a sentence; empty if a small test of it succeeds."""
     if device.type != "cuda":
         return "there is no GPU"
     if dtype not in TYPES:
-        return f"its products are in {str(dtype).removeprefix('torch.')}, and the kernel takes bfloat16"
+        return f"the matrix products are in {str(dtype).removeprefix('torch.')}, but the kernel needs bfloat16"
     capability = torch.cuda.get_device_capability(device)
     name = torch.cuda.get_device_name(device)
     if capability < CAPABILITY:
-        return f"{name} has compute capability {capability[0]}.{capability[1]}, and the kernel needs 8.0"
+        return f"{name} has compute capability {capability[0]}.{capability[1]}, but the kernel needs 8.0"
     if head_size > WIDEST_HEAD or head_size % HEAD_MULTIPLE:
-        return f"the kernel takes heads of a multiple of {HEAD_MULTIPLE} up to {WIDEST_HEAD}, not of {head_size}"
+        return (
+            f"the kernel needs a head size that is a multiple of {HEAD_MULTIPLE} and at most {WIDEST_HEAD}, not "
+            f"{head_size}"
+        )
     try:
         error = _trial(device, dtype, head_size)
     except Exception as fault:  # of a driver, a build of torch or a card that nobody foresaw: the padded path remains
-        return f"{name} failed at a small trial of the kernel ({one_line(fault)[:200]})"
-    return "" if error < 0.02 else f"{name} gave {error:.2g} as the relative error of a small trial of the kernel"
+        return f"the kernel failed a test on {name} ({one_line(fault)[:200]})"
+    return "" if error < 0.02 else f"the kernel's result on {name} is off by a relative error of {error:.2g}"
 
 
 def _trial(device: torch.device, dtype: torch.dtype, head_size: int) -> float:

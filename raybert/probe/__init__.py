@@ -25,8 +25,8 @@ def run(
         progress: called with the finished fraction of the encoding.
 
     Returns:
-        A record as the probe service writes it (see `raybert.probe.evaluate.evaluate`), of no run and no step. What
-        depends on the texts alone is kept in the user's directory for the next call.
+        A record as the probe service writes it (see `raybert.probe.evaluate.evaluate`), without a run and a step. What
+        depends only on the texts is cached in the user's directory.
 
     Raises:
         InputError: there is no such model or task, or the task's texts cannot be judged.

@@ -76,7 +76,7 @@ def tfidf(texts: Texts) -> Record:
     train, test = texts.split(plain)
     vectorizer = TfidfVectorizer()
     if not any(map(vectorizer.build_analyzer(), train)):
-        return {"absent": "the training texts hold no word of two letters or more"}
+        return {"absent": "the training texts contain no word of two letters or more"}
     features = vectorizer.fit_transform(train)
     train_y, test_y = texts.split(texts.labels)
     sides = features, train_y, vectorizer.transform(test), test_y

@@ -87,9 +87,9 @@ class Classification(VectorKind):
     def lacks(self, record: Record) -> str:
         digits, answers = _digits(record), record.get("correct", {})
         if not digits or any(len(answers.get(name, "")) != digits for name in POOLINGS):
-            return "it holds no answers to single texts"
+            return "it has no predictions for individual texts"
         if not record.get("texts") or any(self.headline.of(record.get(name)) is None for name in POOLINGS):
-            return "it lacks a part of the result"
+            return "a part of the result is missing"
         return ""
 
     def summary(self, record: Mapping[str, Any]) -> str:

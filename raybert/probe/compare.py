@@ -11,11 +11,11 @@ def compare(a: Record, b: Record) -> Record:
     Of classification, beside C = 1, "tuned" compares the figures with C chosen, where both records have them.
 
     Raises:
-        InputError: one of them is no result, or they are results of different texts.
+        InputError: one of them is not a result, or they are results of different texts.
     """
     for side, record in (("A", a), ("B", b)):
         if reason := _not_comparable(record):
-            raise InputError(f"{side} is no probe result to compare: {reason}.")
+            raise InputError(f"{side} cannot be compared: {reason}.")
     kind = kinds.of_record(a)
     if a["texts"] != b["texts"] or kind is None or kind is not kinds.of_record(b):
         raise InputError(
@@ -37,7 +37,7 @@ def _not_comparable(record: Record) -> str:
     if record.get("status", "done") != "done":
         return str(record.get("reason") or record["status"])
     kind = kinds.of_record(record)
-    return kind.lacks(record) if kind else f"this version knows no kind {record['kind']}"
+    return kind.lacks(record) if kind else f"this version does not know the kind {record['kind']}"
 
 
 def _name(record: Record) -> str:

@@ -33,7 +33,7 @@ def evaluate(
     """The probe's record, ready for JSON.
 
     Args:
-        start: what the run began with, measured by the same task; None where there is no run.
+        start: the record of the run's start by the same task; None without a run.
 
     Returns:
         task, title, kind (but for classification, whose records began without); what the kind says of the texts
@@ -119,7 +119,7 @@ def add_start(record: Record, start: Record) -> None:
     elif start.get("status", "done") != "done":
         record["baselines"]["start"] = {"absent": start.get("reason", "it has no result")}
     elif start.get("texts") != record["texts"]:
-        record["baselines"]["start"] = {"absent": "the start was probed with other texts"}
+        record["baselines"]["start"] = {"absent": "the start was probed with different texts"}
     else:
         record["baselines"]["start"] = _by_pooling(start)
         record["beyond_start"] = {

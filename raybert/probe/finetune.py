@@ -41,17 +41,17 @@ class FinetuneTask(LabelledTask):
     target: Literal["classes", "scores"] = Field(default="classes", description="what the label column holds")
     pooling: Literal["pooler", "cls", "mean"] = Field(default="pooler", description="vector that the head reads")
     n_train: int | None = Field(default=2000, gt=1, description="training rows to use; null for all")
-    max_seconds: float = Field(default=600, gt=0, description="time limit of the three trainings, a third each")
+    max_seconds: float = Field(default=600, gt=0, description="time limit in seconds, a third of it for each seed")
     epochs: int = Field(default=3, ge=1, description="passes over the training rows")
     batch_size: int = Field(default=16, ge=1, description="rows of a step")
     lr: float = Field(default=5e-5, gt=0, description="peak learning rate of AdamW")
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="fraction of the steps in which the rate rises")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="fraction of the steps used for warm-up")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout before the head")
 
     @model_validator(mode="after")
     def _scores_have_a_test_file(self) -> Self:
         if self.target == "scores" and self.test is None:
-            raise ValueError("target=scores needs a test file; texts are held out of train for classes alone")
+            raise ValueError("target=scores needs a test file; texts are held out of train only for classes")
         return self
 
 
@@ -95,7 +95,7 @@ class Finetune(TrainedKind):
     def read(self, task: FinetuneTask) -> Labelled:
         """
         Raises:
-            InputError: as `load_texts`; a score is no number, or all of a file are the same.
+            InputError: as `load_texts`; a score is not a number, or all of a file are the same.
         """
         settings = task.model_dump(mode="json", exclude={"name", "title", "train", "test"})
         if task.target == "classes":
@@ -119,7 +119,7 @@ class Finetune(TrainedKind):
             how many planned ones.
 
         Raises:
-            RunFailed: the seed's share of the budget was over before the first epoch was, or the training diverged.
+            RunFailed: the seed's time limit was reached in the first epoch, or the training diverged.
         """
         import torch
 
@@ -145,14 +145,14 @@ class Finetune(TrainedKind):
                     progress(steps / planned)
         if steps < of_epoch:
             raise RunFailed(
-                f"The budget of max_seconds={task.max_seconds:g} was over after {steps} of the {of_epoch} steps of "
-                f"the first epoch, at seed {number + 1} of {len(SEEDS)}; raise it, or lower n_train."
+                f"The time limit max_seconds={task.max_seconds:g} was reached after {steps} of the {of_epoch} "
+                f"steps of the first epoch, at seed {number + 1} of {len(SEEDS)}; raise it, or lower n_train."
             )
         outputs = predict(own, head, of_test, plan, device=where, dtype=dtype)
         if not np.isfinite(outputs).all():
             raise RunFailed(
-                f"Fine-tuning with lr={task.lr:g} diverged at seed {number + 1} of {len(SEEDS)}: what it predicts is "
-                "not finite; lower lr."
+                f"Fine-tuning with lr={task.lr:g} diverged at seed {number + 1} of {len(SEEDS)}: its predictions "
+                "are not finite; lower lr."
             )
         return {"outputs": pack_floats(outputs.ravel()), "steps": steps, "planned": planned}
 
@@ -160,7 +160,7 @@ class Finetune(TrainedKind):
         outputs = [unpack_floats(each["outputs"]).reshape(data.n_test, -1) for each in trained]
         entry, evidence = _judge(data, outputs)
         notes = [
-            f"seed {seed} stopped after {each['steps']} of {each['planned']} steps, at the end of its budget"
+            f"seed {seed} stopped after {each['steps']} of {each['planned']} steps, at its time limit"
             for seed, each in zip(SEEDS, trained, strict=True)
             if self.cut_short(each)
         ]
@@ -254,7 +254,7 @@ def _scored(task: FinetuneTask, uri: str, size: int | None) -> tuple[list[Text],
     """Texts with their scores: the first rows, or random ones where the task has a seed.
 
     Raises:
-        InputError: a text is empty, a score is no number, all are the same, or there are too few.
+        InputError: a text is empty, a score is not a number, all are the same, or there are too few.
     """
     texts: list[Text] = []
     scores = []
@@ -265,7 +265,7 @@ def _scored(task: FinetuneTask, uri: str, size: int | None) -> tuple[list[Text],
         if task.seed is None and len(texts) == size:
             break
     if len(texts) < FEWEST:
-        raise InputError(f"The probe task {task.name} has {len(texts)} texts in {uri}; it needs {FEWEST}.")
+        raise InputError(f"The probe task {task.name} has {len(texts)} texts in {uri}; it needs at least {FEWEST}.")
     if np.ptp(scores) == 0:
         raise InputError(
             f"All {len(scores)} texts in {uri} of the probe task {task.name} have the score {scores[0]:g}."

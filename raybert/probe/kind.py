@@ -33,7 +33,7 @@ Vectors = Mapping[str, np.ndarray]  # by pooling, float32 (N, D)
 
 
 class ProbeTask(BaseModel):
-    """What every task says, whatever its kind."""
+    """The settings that tasks of every kind have."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     URIS: ClassVar[tuple[str, ...]] = ()  # the keys that name files
@@ -65,7 +65,7 @@ class ProbeTask(BaseModel):
 
 
 class Data(Protocol):
-    """A task's texts as `Kind.read` returns them, with whatever the kind judges by."""
+    """A task's texts as `Kind.read` returns them, with what else the kind needs."""
 
     @property
     def texts(self) -> Sequence[Text]:
@@ -85,7 +85,7 @@ def leading(data: Data) -> int:
 
 @dataclass(frozen=True)
 class Headline:
-    """The figure of a kind that stands for it, in 0..1 or -1..1, the higher the better; it is shown times 100."""
+    """The main metric of a kind, in 0..1 or -1..1, the higher the better; it is shown times 100."""
 
     key: str  # in a pooling's entry of a record
     title: str
@@ -224,10 +224,10 @@ class TrainedKind(Kind):
         """Train a copy of the encoder on the data's `sequences`: what `join` needs of training `number`, for JSON.
 
         Args:
-            progress: is told the finished share of this training.
+            progress: called with the finished fraction of this training.
 
         Raises:
-            RunFailed: its budget was over before there was anything to judge, or it diverged.
+            RunFailed: its time limit was reached before there was a result, or it diverged.
         """
 
     @abstractmethod
@@ -236,7 +236,7 @@ class TrainedKind(Kind):
 
     @abstractmethod
     def cut_short(self, trained: Record) -> bool:
-        """Whether a training ended before its last step, so that another time it may come further."""
+        """Whether a training stopped before its last step, so that a retry may get further."""
 
 
 def check_files(task: ProbeTask) -> None:
@@ -252,9 +252,9 @@ def check_files(task: ProbeTask) -> None:
             if uri.startswith("hf://"):
                 fault = type(error.__cause__ or error).__name__
                 raise InputError(
-                    f"The probe task {task.name} is read from the Hugging Face Hub, which needs a network and "
-                    f"pip install 'raybert[hub]' ({fault}); or name it as {task.name}@URI, the directory with its "
-                    "train and test parquet files, or give a task's YAML file."
+                    f"The probe task {task.name} is downloaded from the Hugging Face Hub, which needs a network "
+                    f"and pip install 'raybert[hub]' ({fault}); or name it as {task.name}@URI, the directory with "
+                    "its train and test parquet files, or give a task's YAML file."
                 ) from error
             if isinstance(error, InputError):
                 raise
@@ -299,5 +299,5 @@ def lacks_evidence(record: Record, names: Iterable[str]) -> str:
     """`Kind.lacks` for records whose "evidence" holds a float under each of the names for each of the n_test things."""
     digits, found = 8 * (record.get("n_test") or 0), record.get("evidence", {})
     if not digits or not found or any(len(found.get(name, "")) != digits for name in names):
-        return "it holds no figures of single texts"
-    return "" if record.get("texts") else "it lacks a part of the result"
+        return "it has no figures for individual texts"
+    return "" if record.get("texts") else "a part of the result is missing"

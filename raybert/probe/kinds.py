@@ -24,7 +24,7 @@ def of_task(task: ProbeTask) -> Kind:
 
 
 def of_record(record: Mapping[str, Any]) -> Kind | None:
-    """None for a kind that this version does not know: such a record is passed over."""
+    """None for a kind that this version does not know: such a record is skipped."""
     return KINDS.get(record.get("kind", DEFAULT))
 
 

@@ -77,7 +77,7 @@ def measure(
 
         vectors = embed(encoder, part(sequences, first, last), device=device, progress=said)
         if wrong := [name for name, found in vectors.items() if not np.isfinite(found).all()]:
-            raise RunFailed(f"The encoder's vectors ({wrong[0]}) are not finite, so nothing can be judged by them.")
+            raise RunFailed(f"The encoder's vectors ({wrong[0]}) are not finite, so they cannot be evaluated.")
         for collector, place in zip(collectors, places, strict=True):
             rows = np.flatnonzero((place >= first) & (place < last))
             if np.array_equal(place[rows], np.arange(first, last)):
@@ -102,7 +102,7 @@ def train(
     """Training `number` of a task whose kind trains the encoder: `TrainedKind.train`, and its seconds.
 
     Args:
-        progress: is told the finished share of all trainings, as if those before this one were done.
+        progress: called with the finished fraction of all trainings, as if those before this one were done.
 
     Raises:
         RunFailed: as `TrainedKind.train`.
@@ -182,7 +182,7 @@ def _tokenize(task: ProbeTask, data: Data, tokenize: Tokenize, max_tokens: int) 
         # A text of many that are classified may say nothing; one of a pair or a query cannot be judged.
         if task.kind != kinds.DEFAULT and part.lengths[shortest] <= specials:
             raise InputError(
-                f"A text of the probe task {task.name} holds no token that the encoder knows: {texts[shortest]!r}."
+                f"A text of the probe task {task.name} contains no token that the encoder knows: {texts[shortest]!r}."
             )
         parts.append(part)
     if len(parts) == 1:

@@ -41,14 +41,14 @@ def check(setting: str, metric: str, tasks: Sequence[ProbeTask]) -> None:
         return
     if not tasks:
         raise InputError(
-            f"{setting}={metric} is no metric of this run, which probes no task; there is {VALIDATION_LOSS}, and for "
-            "another one set probe.tasks and every.probe."
+            f"{setting}={metric} is not a metric of this run, which has no probe tasks; use {VALIDATION_LOSS}, or "
+            "set probe.tasks and every.probe."
         )
     near = difflib.get_close_matches(metric, known, n=1, cutoff=0.0)[0]
     headlines = ", ".join(f"{task.name}.{kinds.of_task(task).headline.key}" for task in tasks)
     raise InputError(
-        f"{setting}={metric} is no metric of this run; did you mean {near}? There are {VALIDATION_LOSS} and the "
-        f"headlines of the probe tasks: {headlines}, each also for one pooling (TASK.POOLING.HEADLINE)."
+        f"{setting}={metric} is not a metric of this run; did you mean {near}? Its metrics are {VALIDATION_LOSS} "
+        f"and the headlines of the probe tasks: {headlines}, each also for one pooling (TASK.POOLING.HEADLINE)."
     )
 
 

@@ -27,7 +27,7 @@ class NeighboursTask(ProbeTask):
 
     kind: Literal["neighbours"] = "neighbours"
     shards: str | None = Field(default=None, description="shard set to take spans from; by default the run's own")
-    n_test: int = Field(default=1000, ge=FEWEST, description="spans to draw where there are more")
+    n_test: int = Field(default=1000, ge=FEWEST, description="number of spans to draw; all are used if there are fewer")
     seed: int = Field(default=0, ge=0, description="seed of that draw")
 
     def stamps(self) -> list[str]:
@@ -70,8 +70,8 @@ class Neighbours(Retrieval):
     def summary(self, record: Mapping[str, Any]) -> str:
         documents = record.get("n_documents", "?")
         return (
-            f"the first halves of {record.get('n_test', '?')} validation spans, each of which looks for its second "
-            f"half among {documents}"
+            f"the first halves of {record.get('n_test', '?')} validation spans, each used to find its second half "
+            f"among {documents}"
         )
 
     def held_out(self, task: Any) -> Iterable[str]:
@@ -86,7 +86,8 @@ def _shards(task: NeighboursTask) -> ShardSet:
     """
     if task.shards is None:
         raise InputError(
-            f"The probe task {task.name} needs text: write {task.name}@SHARDS, a directory of `raybert prepare`."
+            f"The probe task {task.name} needs a shard set: write {task.name}@SHARDS, a directory that "
+            "`raybert prepare` wrote."
         )
     return open_shards(task.shards)
 
@@ -94,7 +95,7 @@ def _shards(task: NeighboursTask) -> ShardSet:
 def _require_enough(task: NeighboursTask, spans: int) -> None:
     if spans < FEWEST:
         raise InputError(
-            f"The probe task {task.name} needs {FEWEST} validation windows of {SHORTEST} tokens or more, and "
+            f"The probe task {task.name} needs {FEWEST} validation windows of {SHORTEST} tokens or more, but "
             f"{task.shards} has {spans}; prepare with a larger --validation-fraction, or leave the task out."
         )
 

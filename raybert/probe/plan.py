@@ -138,7 +138,10 @@ def _rate(encoder: RaybertEncoder, config: BertConfig, device: torch.device) -> 
 def table(found: Sequence[Cost], *, threads: int = 1) -> RenderableType:
     """A row a task, and their sum; a sentence where there is no task."""
     if not found:
-        return "The run has no probe task, so probes cost nothing; probe.tasks, probe.suite and every.probe say which."
+        return (
+            "The run has no probe tasks, so probes cost nothing; to probe, set probe.tasks or probe.suite, and "
+            "every.probe."
+        )
     shown = Table("task", "kind", "texts", "tokens", "FLOPs", "time here", box=box.SIMPLE_HEAD, title="one probe")
     for cost in found:
         texts = f"{cost.texts:,}" + (f" ({cost.shared:,} shared)" if cost.shared else "")
@@ -150,5 +153,7 @@ def table(found: Sequence[Cost], *, threads: int = 1) -> RenderableType:
         seconds = format_seconds(sum(cost.seconds for cost in found))
         shown.add_row("all", "", f"{encoded:,}", f"{tokens:,}", f"{sum(cost.flops for cost in found):.2g}", seconds)
     shared = "; shared texts are encoded once" if any(cost.shared for cost in found) else ""
-    shown.caption = f"of a checkpoint, in {threads} thread{'s' * (threads > 1)}{shared}; baselines come once on top"
+    shown.caption = (
+        f"per checkpoint, with {threads} thread{'s' * (threads > 1)}{shared}; plus the baselines, once per run"
+    )
     return shown

@@ -24,7 +24,7 @@ WORD = re.compile(r"\b\w\w+\b")  # as bm25s and scikit-learn cut words
 
 @dataclass(frozen=True)
 class Relevance:
-    """Which documents are right for which queries: pairs sorted by query, then document, each once."""
+    """Which documents are relevant to which queries: pairs sorted by query, then document, each once."""
 
     query: np.ndarray  # (R,) int64
     document: np.ndarray  # (R,) int64
@@ -154,5 +154,5 @@ def baseline(
     """The entry of `bm25` or `tfidf`, or why there is none."""
     ranked = rank(queries, documents)
     if ranked is None:
-        return {"absent": "the documents hold no word of two letters or more"}
+        return {"absent": "the documents contain no word of two letters or more"}
     return entry(figures(ranked, relevance), headline)

@@ -88,7 +88,7 @@ class _Record(_Part):
         for name, value in self.__pydantic_extra__.items():
             if isinstance(value, dict) and self._headline in value:
                 if not name.isidentifier():
-                    raise ValueError(f"{name!r} is no pooling")
+                    raise ValueError(f"{name!r} is not a pooling")
                 _Score.model_validate(value)
                 _FIGURE.validate_python(value[self._headline])
         return self

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 
 class RetrievalTask(ProbeTask):
-    """Queries, documents, and which are right: a file of pairs, or three files that refer to each other by ids."""
+    """Queries, documents and their relevance: a file of pairs, or three files that refer to each other by ids."""
 
     URIS: ClassVar[tuple[str, ...]] = ("pairs", "queries", "documents", "relevance")
 
     kind: Literal["retrieval"] = "retrieval"
     pairs: str | None = Field(
-        default=None, description="file with a query and its right document in each row, in the columns of `text`"
+        default=None, description="file with a query and its relevant document in each row, in the columns of `text`"
     )
     text: tuple[str, str] = Field(default=("query", "document"), description="the two columns of `pairs`")
     label: str | None = Field(default=None, description="column of `pairs` with a score; needs `least`")
@@ -52,18 +52,20 @@ class RetrievalTask(ProbeTask):
     relevance: str | None = Field(default=None, description="file of judgements, in the columns of `judged`")
     row: tuple[str, str] = Field(default=("id", "text"), description="columns of `queries` and `documents`")
     judged: tuple[str, str, str] = Field(
-        default=("query_id", "document_id", "score"), description="columns of `relevance`; a score above 0 is right"
+        default=("query_id", "document_id", "score"), description="columns of `relevance`; a score above 0 is relevant"
     )
-    n_queries: int = Field(default=2000, ge=FEWEST, description="queries to draw where there are more")
+    n_queries: int = Field(
+        default=2000, ge=FEWEST, description="number of queries to draw; all are used if there are fewer"
+    )
     seed: int = Field(default=0, ge=0, description="seed of that draw")
 
     @model_validator(mode="after")
-    def _one_form(self) -> Self:
+    def _check_files(self) -> Self:
         given = [key for key in ("queries", "documents", "relevance") if getattr(self, key) is not None]
         if (self.pairs is not None) == bool(given) or len(given) not in (0, 3):
             raise ValueError("give either pairs, or all of queries, documents and relevance")
         if (self.label is None) != (self.least is None):
-            raise ValueError("label and least belong together: the column of the scores, and the lowest that is right")
+            raise ValueError("give both label (the column of scores) and least (the lowest score to keep), or neither")
         return self
 
     @property
@@ -122,8 +124,8 @@ class Retrieval(VectorKind):
     def read(self, task: Any) -> Ranked:
         """
         Raises:
-            InputError: a text is empty, a query has no right document, an id is unknown or stands twice, or there are
-                too few queries.
+            InputError: a text is empty, a query has no relevant document, an id is unknown or occurs twice, or there
+                are too few queries.
         """
         return _of_pairs(self.name, task) if task.pairs is not None else _of_files(self.name, task)
 
@@ -153,10 +155,10 @@ class Retrieval(VectorKind):
 
     def summary(self, record: Mapping[str, Any]) -> str:
         documents = record.get("n_documents", "?")
-        return f"{record.get('n_test', '?')} queries, each of which looks for its right one among {documents} documents"
+        return f"{record.get('n_test', '?')} queries, each used to find its relevant document among {documents}"
 
     def held_out(self, task: Any) -> Iterable[str]:
-        """Every query, so that another draw of them may be judged later, and every document that is right for one."""
+        """Every query, so that another draw of them may be judged later, and every document that is relevant to one."""
         data = self.read(task.model_copy(update={"n_queries": sys.maxsize}))
         yield from data.queries
         documents = data.documents
@@ -247,7 +249,7 @@ def _of_files(kind: str, task: RetrievalTask) -> Ranked:
         grade = number(row.values[2], row, task.judged[2])
         for side, known, name in (("queries", queries, query), ("documents", documents, document)):
             if name not in known:
-                raise InputError(f"{row.place}: there is no {name} among the {side} of the probe task {task.name}.")
+                raise InputError(f"{row.place}: the {side} of the probe task {task.name} have no id {name}.")
         if grade > 0:
             answered.add(query)
             place = places[document]
@@ -255,8 +257,8 @@ def _of_files(kind: str, task: RetrievalTask) -> Ranked:
     for name in queries:
         if name not in answered:
             raise InputError(
-                f"The query {name} of the probe task {task.name} has no right document in {task.relevance}; add one, "
-                "or leave the query out."
+                f"The query {name} of the probe task {task.name} has no relevant document in {task.relevance}; "
+                "add one, or leave the query out."
             )
     return _ranked(kind, task, list(queries.values()), texts, right, task.n_queries, task.seed)
 
@@ -265,13 +267,13 @@ def _by_id(task: RetrievalTask, source: tuple[str, list[str]]) -> dict[str, str]
     """The texts of a file of queries or documents by their ids.
 
     Raises:
-        InputError: an id stands twice, or a text is empty.
+        InputError: an id occurs twice, or a text is empty.
     """
     found: dict[str, str] = {}
     for row in tables.rows(*source):
         name = str(row.values[0])
         if name in found:
-            raise InputError(f"{row.place}: the id {name} stands there twice.")
+            raise InputError(f"{row.place}: the id {name} occurs twice.")
         found[name] = full_text(row.values[1], row, task.row[1])
     return found
 
@@ -302,7 +304,8 @@ def _ranked(
     """
     if len(queries) < FEWEST:
         raise InputError(
-            f"The probe task {task.name} has {len(queries)} queries with a right document; it needs {FEWEST}."
+            f"The probe task {task.name} has {len(queries)} queries with a relevant document; it needs at "
+            f"least {FEWEST}."
         )
     chosen = np.sort(np.random.default_rng(seed).permutation(len(queries))[:n_queries])
     place = np.full(len(queries), -1)

@@ -18,14 +18,14 @@ SHORT = kinds.BASELINES | {"majority": "majority"}  # for the head of a column
 
 
 def format_block(record: Record) -> str:
-    """The original process's lines for a run's log, then what stands beside them, as far as the record has it."""
+    """The original process's lines for a run's log, then the other figures, as far as the record has them."""
     task = record.get("title", record["task"])
     head = f"Step {record['step']} {task} Embedding Evaluation:"
     if record["status"] != "done":
         return f"{head}\n  {record['status']}: {record['reason']}"
     kind = kinds.of_record(record)
     if kind is None:
-        return f"{head}\n  this version knows no kind {record['kind']}"
+        return f"{head}\n  this version does not know the kind {record['kind']}"
     if kind.name != kinds.DEFAULT:
         return "\n  ".join([head, *_lines(record, kind.headline)])
     pooler, start = _score(record, "pooler"), _score(record, "baselines", "start", "pooler")
@@ -44,7 +44,7 @@ def format_block(record: Record) -> str:
         head,
         f"Train Accuracy: {_fraction(pooler, 'train_accuracy')}",
         f"Test Accuracy: {_fraction(pooler)}",
-        f"95 % interval {interval}; beside it {beside}; other poolings: {others}",
+        f"95 % interval {interval}; baselines: {beside}; other poolings: {others}",
     ]
     scores = {name: _score(record, name) for name in POOLINGS}
     if "tuned_accuracy" in pooler:
@@ -56,7 +56,7 @@ def format_block(record: Record) -> str:
     beyond = {name: _score(record, "beyond_start", name) for name in POOLINGS}
     if all("difference" in row for row in beyond.values()):
         points = (f"{name} {_difference(row)[0]}" for name, row in beyond.items())
-        lines.append(f"beyond the start, in points: {', '.join(points)}")
+        lines.append(f"gain over the start, in points: {', '.join(points)}")
     lines += [f"{name}: {score['collapsed']}" for name, score in scores.items() if "collapsed" in score]
     return "\n  ".join(lines)
 
@@ -84,10 +84,10 @@ def _lines(record: Record, headline: Headline) -> list[str]:
         if entry := _score(record, "baselines", name):
             value = headline.of(entry)
             beside.append(f"{title} absent ({entry.get('absent')})" if value is None else f"{title} {value:.4f}")
-    lines.append(f"beside it {'; '.join(beside)}")
+    lines.append(f"baselines: {'; '.join(beside)}")
     beyond = ((name, _score(record, "beyond_start", name)) for name in names)
     points = [f"{name} {_difference(row)[0]}" for name, row in beyond if "difference" in row]
-    lines += [f"beyond the start, in points: {', '.join(points)}"] if points else []
+    lines += [f"gain over the start, in points: {', '.join(points)}"] if points else []
     for name in names:
         lines += [f"{name}: {warning}" for warning in record[name].get("warnings", [])]
         lines += [f"{name}: {record[name]['collapsed']}"] if "collapsed" in record[name] else []
@@ -146,7 +146,7 @@ def results_table(records: Sequence[Record]) -> Table:
             continue
         kind = kinds.of_record(record)
         if kind is None:
-            table.add_row(*head, "unknown", escape(f"this version knows no kind {record['kind']}"))
+            table.add_row(*head, "unknown", escape(f"this version does not know the kind {record['kind']}"))
             continue
         headline = kind.headline
         encoders = [_score(record, "baselines", "untrained")]
@@ -215,7 +215,7 @@ def result_table(record: Record) -> Table:
                 table.add_row(name, "absent")
                 notes.append(f"{name}: {score['absent']}")
                 continue
-            beside = (_beside(score, key) for key in headline.others)
+            beside = (_other_figure(score, key) for key in headline.others)
             table.add_row(name, _percent(score, headline), *([_tuned(score)] if tuned else []), *beside)
             notes += [f"{name}: {warning}" for warning in score.get("warnings", [])]
             if "collapsed" in score:
@@ -225,7 +225,7 @@ def result_table(record: Record) -> Table:
     return table
 
 
-def _beside(score: Record, key: str) -> str:
+def _other_figure(score: Record, key: str) -> str:
     """A figure beside the headline: an accuracy in per cent, others as they are."""
     value = score.get(key)
     if value is None:

@@ -37,7 +37,9 @@ class SimilarityTask(ProbeTask):
     URIS: ClassVar[tuple[str, ...]] = ("test",)
 
     kind: Literal["similarity"] = "similarity"
-    test: str = Field(description="parquet, csv or jsonl: a file, directory or glob, at any URI or beside the YAML")
+    test: str = Field(
+        description="parquet, csv or jsonl: a file, directory or glob, at any URI or relative to the YAML file"
+    )
     text: tuple[str, str] = Field(default=("text1", "text2"), description="the two text columns")
     label: str = Field(default="label", description="column of the scores")
     n_test: int | None = Field(default=None, ge=FEWEST, description="pairs to use; all when not set")
@@ -79,19 +81,20 @@ class Similarity(VectorKind):
     def read(self, task: SimilarityTask) -> Pairs:
         """
         Raises:
-            InputError: a text is empty, a score is no number, all scores are the same, or there are too few pairs.
+            InputError: a text is empty, a score is not a number, all scores are the same, or there are too few pairs.
         """
         chosen = choose(tables.rows(task.test, [*task.text, task.label]), task.n_test, task.seed)
         if len(chosen) < FEWEST:
             raise InputError(
-                f"The probe task {task.name} has {len(chosen)} pairs in {task.test}; a correlation needs {FEWEST}."
+                f"The probe task {task.name} has {len(chosen)} pairs in {task.test}; a correlation needs at "
+                f"least {FEWEST}."
             )
         first, second = ([full_text(row.values[i], row, task.text[i]) for row in chosen] for i in (0, 1))
         scores = np.array([number(row.values[2], row, task.label) for row in chosen])
         if np.ptp(scores) == 0:
             raise InputError(
-                f"All {len(scores)} pairs of the probe task {task.name} have the score {scores[0]:g}, so a correlation "
-                f"with it is not defined; is {task.label} its column of scores?"
+                f"All {len(scores)} pairs of the probe task {task.name} have the score {scores[0]:g}, so the "
+                f"correlation is not defined; is {task.label} its column of scores?"
             )
         return Pairs([*first, *second], scores, digest(self.name, first, second, scores.tolist()))
 
@@ -156,7 +159,7 @@ def _tfidf(data: Pairs) -> Record:
 
     weights = word_weights(data.texts)
     if weights is None:
-        return {"absent": "the texts hold no word of two letters or more"}
+        return {"absent": "the texts contain no word of two letters or more"}
     half = len(data.scores)
     cosines = np.asarray(weights[:half].multiply(weights[half:]).sum(axis=1)).ravel()  # the rows have length 1
     if np.ptp(cosines) == 0:
@@ -175,5 +178,5 @@ def number(value: Any, row: tables.Row, column: str) -> float:
     except (TypeError, ValueError):
         found = math.nan
     if not math.isfinite(found):
-        raise InputError(f"{row.place}: the score {value!r} in column {column} is no number.")
+        raise InputError(f"{row.place}: the score {value!r} in column {column} is not a number.")
     return found

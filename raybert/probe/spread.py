@@ -45,12 +45,12 @@ def spread(vectors: np.ndarray) -> Spread:
 def _collapse(apart: float, rank: float) -> str:
     if apart < LEAST_DEVIATION:
         return (
-            f"The vectors have collapsed: they deviate over texts by {100 * apart:.1g} % of their length, so a "
-            "classifier finds next to nothing in them."
+            f"The vectors have collapsed: across texts they vary by only {100 * apart:.1g} % of their length, so "
+            "a classifier can learn almost nothing from them."
         )
     if rank < LEAST_RANK:
         return (
-            f"The vectors have collapsed: all texts lie along one line (effective rank {rank:.1f}), so one number is "
-            "all that they say about a text."
+            f"The vectors have collapsed: all texts lie along one line (effective rank {rank:.1f}), so they "
+            "describe a text by a single number."
         )
     return ""

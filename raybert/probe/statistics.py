@@ -20,7 +20,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
         ValueError: there are no trials, or not 0 <= successes <= trials.
     """
     if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"no share: {successes} of {trials}")
+        raise ValueError(f"{successes} of {trials} is not a fraction")
     share = successes / trials
     z = Z95
     scale = 1 + z * z / trials
@@ -58,7 +58,7 @@ def paired_bootstrap(correct_a: np.ndarray, correct_b: np.ndarray) -> Comparison
     """
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise ValueError(f"need two equally long arrays, not {a.shape} and {b.shape}")
+        raise ValueError(f"need two arrays of equal length, not {a.shape} and {b.shape}")
     n = len(a)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     shares = [only_a / n, only_b / n, (n - only_a - only_b) / n]

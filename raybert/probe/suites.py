@@ -39,8 +39,8 @@ def load_suite(spec: str) -> Suite:
     if not spec.endswith((".yaml", ".yml")):
         if spec not in suite_names():
             raise InputError(
-                f"There is no probe suite {spec}; the packaged ones are {', '.join(suite_names())}, or give the path "
-                "of a YAML file with name and tasks."
+                f"There is no probe suite {spec}; the packaged ones are {', '.join(suite_names())}, or give the "
+                "path of a YAML file with the keys name and tasks."
             )
         path = str(resources.files("raybert.probe") / "suite_files" / f"{spec}.yaml")
     elif not storage.exists(spec):
@@ -52,10 +52,10 @@ def load_suite(spec: str) -> Suite:
         key = ".".join(map(str, fault["loc"]))
         raise InputError(f"The probe suite {spec}: {key}: {fault['msg']}.") from error
     folder = storage.absolute(path).rpartition("/")[0]
-    return found.model_copy(update={"tasks": [_beside(task, folder) for task in found.tasks]})
+    return found.model_copy(update={"tasks": [_with_folder(task, folder) for task in found.tasks]})
 
 
-def _beside(task: str, folder: str) -> str:
+def _with_folder(task: str, folder: str) -> str:
     """A task whose file or directory is taken from the suite's directory."""
     name, at, place = task.partition("@")
     if task.endswith((".yaml", ".yml")):

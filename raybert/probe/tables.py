@@ -72,7 +72,7 @@ def rows(uri: str, wanted: Sequence[str]) -> Iterator[Row]:
 
 
 def stamp(uri: str) -> str:
-    """Changes when a file at `uri` changes: the names, sizes and versions that storage tells of, without reading."""
+    """Changes when a file at `uri` changes: the names, sizes and versions that storage reports, without reading."""
     if uri.startswith(embedded.SCHEME):
         return ""
     found = []
@@ -94,7 +94,7 @@ def _files(uri: str) -> list[str]:
         raise InputError(f"There is no file at {uri}.")
     if not found.files:
         raise InputError(
-            f"{uri} holds no file of a kind that a probe task reads ({' '.join(KINDS)}); {sentence(found.passed_over)}."
+            f"{uri} contains no file that a probe task can read ({' '.join(KINDS)}); {sentence(found.passed_over)}."
         )
     return found.files
 

@@ -46,7 +46,7 @@ def load_task(spec: str) -> ProbeTask:
     if spec.endswith((".yaml", ".yml")):
         if not storage.exists(spec):
             raise InputError(f"There is no probe task file {spec}.")
-        task = parse_task(_beside(read_overridden(spec), spec), spec)
+        task = parse_task(_with_absolute_paths(read_overridden(spec), spec), spec)
     elif name in names():
         task = packaged(name)
         if at and not folder:
@@ -63,7 +63,7 @@ def load_task(spec: str) -> ProbeTask:
     return task
 
 
-def _beside(tree: dict[str, Any], spec: str) -> dict[str, Any]:
+def _with_absolute_paths(tree: dict[str, Any], spec: str) -> dict[str, Any]:
     """The task with its relative paths taken from the directory of its YAML file."""
     folder = storage.absolute(spec).rpartition("/")[0]
     files = {key: tree[key] for key in _model(tree, spec).URIS if isinstance(tree.get(key), str)}
@@ -86,7 +86,7 @@ def _model(tree: Mapping[str, Any], source: str) -> type[ProbeTask]:
     if kind not in kinds.KINDS:
         near = difflib.get_close_matches(kind, kinds.KINDS, n=1, cutoff=0.0)[0]
         raise InputError(
-            f"The probe task {source} is of kind {kind}, which does not exist; did you mean {near}? The kinds are "
+            f"The probe task {source} has the unknown kind {kind}; did you mean {near}? The kinds are "
             f"{', '.join(kinds.KINDS)}."
         )
     return kinds.KINDS[kind].settings
@@ -119,8 +119,8 @@ def _unknown(key: str, model: type[ProbeTask], source: str) -> str:
     if others:
         kind = next(kind.name for kind in kinds.KINDS.values() if kind.settings is model)
         return (
-            f"The key {key} in the probe task {source} is one of kind {' and '.join(others)}, and the task is of kind "
-            f"{kind}; leave it out, or set kind."
+            f"The key {key} in the probe task {source} belongs to kind {' and '.join(others)}, but the task is of "
+            f"kind {kind}; remove it, or set kind."
         )
     near = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0.0)[0]
     return f"Unknown key {key} in the probe task {source}. Did you mean {near}?"
@@ -166,9 +166,9 @@ def _in_folder(task: ProbeTask, folder: str) -> ProbeTask:
     train, test = _find_split(task.name, files, ("train",)), _find_split(task.name, files, held_out)
     if train is None or test is None:
         raise InputError(
-            f"{folder} holds no {'training' if train is None else 'test'} file of the probe task {task.name}: "
-            f"name it {task.name}_{'train' if train is None else held_out[0]}.parquet "
-            f"(found {', '.join(posixpath.basename(file) for file in files[:5])})."
+            f"{folder} contains no {'training' if train is None else 'test'} file of the probe task {task.name}: "
+            f"name it {task.name}_{'train' if train is None else held_out[0]}.parquet (found "
+            f"{', '.join(posixpath.basename(file) for file in files[:5])})."
         )
     # Copies of a data set often call their text column "text" whatever its first publisher called it.
     text = task.text if set(task.columns) <= set(tables.columns(train)) else "text"

@@ -29,7 +29,9 @@ class LabelledTask(ProbeTask):
 
     URIS: ClassVar[tuple[str, ...]] = ("train", "test")
 
-    train: str = Field(description="parquet, csv or jsonl: a file, directory or glob, at any URI or beside the YAML")
+    train: str = Field(
+        description="parquet, csv or jsonl: a file, directory or glob, at any URI or relative to the YAML file"
+    )
     test: str | None = Field(default=None, description="the same; without it, texts of `train` are held out")
     text: str | tuple[str, str] = Field(default="text", description="text column, or the two columns of a pair")
     label: str = Field(default="label", description="column of the labels")
@@ -58,7 +60,7 @@ class Texts:
     labels: np.ndarray  # (N,) int64, index into `names`
     names: list[str]
     n_train: int
-    dropped: int  # rows without text or label that were passed over
+    dropped: int  # rows without text or label that were skipped
     seen_in_train: int  # test texts that occur among the training texts as well
     hash: str  # of the texts, the labels and the split
 
@@ -75,8 +77,8 @@ def load_texts(task: LabelledTask) -> Texts:
     """Read and sample the task's texts. The same files give the same texts, always.
 
     Raises:
-        InputError: a file or a column is missing, a label is no class, there are too few texts, or a class of the test
-            texts does not occur in the training texts.
+        InputError: a file or a column is missing, a label is not a class, there are too few texts, or a class of the
+            test texts does not occur in the training texts.
     """
     if task.test is None:
         train, test, dropped = _hold_out(task)
@@ -122,7 +124,7 @@ Sample = tuple[Text, str]
 
 
 def _sample(task: LabelledTask, uri: str, size: int | None) -> tuple[list[Sample], int]:
-    """`size` samples (all, when None) and how many rows were passed over."""
+    """`size` samples (all, when None) and how many rows were skipped."""
     dropped = 0
 
     def good() -> Any:
@@ -160,7 +162,7 @@ def text_in(value: Any, row: tables.Row, column: str) -> str:
     """The text in a row's column; empty where it is missing.
 
     Raises:
-        InputError: the value is no text.
+        InputError: the value is not text.
     """
     text = text_of(value)
     if isinstance(text, str):
@@ -174,7 +176,7 @@ def full_text(value: Any, row: tables.Row, column: str) -> str:
     """As `text_in`, where a text may not be missing.
 
     Raises:
-        InputError: the value is no text, or one of white space alone.
+        InputError: the value is not text, or one of white space alone.
     """
     text = text_in(value, row, column)
     if not text.strip():
@@ -195,7 +197,7 @@ def _label(value: Any, row: tables.Row, column: str) -> str:
         return str(value)
     if value is not None and not isinstance(value, str | bytes):
         raise InputError(
-            f"{row.place}: the label {value!r} is no class: column {column} must hold integers or strings."
+            f"{row.place}: the label {value!r} is not a class: column {column} must hold integers or strings."
         )
     name = text_in(value, row, column).strip()
     if FLOAT.fullmatch(name):  # csv of a column that was once one of floats
@@ -211,7 +213,7 @@ def _hold_out(task: LabelledTask) -> tuple[list[Sample], list[Sample], int]:
     n_train = task.n_train or len(unique) - n_test
     if n_train < 1 or n_train + n_test > len(unique):
         raise InputError(
-            f"The probe task {task.name} asks for {n_train} + {n_test} different texts and {task.train} has "
+            f"The probe task {task.name} asks for {n_train} + {n_test} different texts, but {task.train} has "
             f"{len(unique)}; lower n_train or n_test."
         )
     return unique[:n_train], unique[n_train : n_train + n_test], dropped
@@ -231,12 +233,12 @@ def _class_names(task: LabelledTask, train: list[str], test: list[str]) -> list[
     unseen = sorted(set(test) - classes)
     if unseen:
         raise InputError(
-            f"Classes of the test texts that no training text of the probe task {task.name} has: {', '.join(unseen)} "
-            f"(training has {', '.join(_ordered(classes))}){_first_rows(task)}."
+            f"The test texts of the probe task {task.name} have classes that no training text has: "
+            f"{', '.join(unseen)} (training has {', '.join(_ordered(classes))}){_first_rows(task)}."
         )
     if len(classes) < 2:
         raise InputError(
-            f"All training texts of the probe task {task.name} have the one class {train[0]}{_first_rows(task)}."
+            f"All training texts of the probe task {task.name} have the same class, {train[0]}{_first_rows(task)}."
         )
     if len(classes) > len(train) // 2:
         raise InputError(
@@ -251,8 +253,8 @@ def _first_rows(task: LabelledTask) -> str:
     if task.n_train is None or task.seed is not None or task.test is None:
         return ""
     return (
-        f"; the first {task.n_train:,} rows of {task.train} were taken, which may be sorted by label: "
-        "set seed in the task to draw rows at random"
+        f"; the first {task.n_train:,} rows of {task.train} were used, which may be sorted by label: set seed in "
+        "the task to draw rows at random"
     )
 
 

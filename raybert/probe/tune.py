@@ -55,12 +55,12 @@ def describe(train_y: np.ndarray, names: list[str]) -> str:
     """How C is chosen for these training texts, or why it is not."""
     parts = split(train_y)
     if parts is not None:
-        return f"C chosen from {VALUES[0]:g} to {VALUES[-1]:g} on {len(parts[1]):,} of the training texts, held out"
+        return f"C chosen from {VALUES[0]:g} to {VALUES[-1]:g} on {len(parts[1]):,} held-out training texts"
     found, counts = np.unique(train_y, return_counts=True)
     rarest = counts.argmin()
     return (
-        f"C = {USUAL:g}, not chosen: class {names[found[rarest]]} has {counts[rarest]} training texts, and a held-out "
-        f"fifth with every class needs {LEAST} of each"
+        f"C = {USUAL:g}, not tuned: class {names[found[rarest]]} has {counts[rarest]} training texts, but tuning "
+        f"needs at least {LEAST} of each class"
     )
 
 

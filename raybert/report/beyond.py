@@ -11,11 +11,11 @@ Differences = Mapping[str, Mapping[str, Any]]  # by pooling: difference, interva
 def verdict(probe: Probe) -> str:
     """One clause for the last result of a task, also when training added nothing; empty where no start is recorded."""
     if probe.baselines.start_absent:
-        return f"what training added on {probe.task} is not known: no start ({probe.baselines.start_absent})"
+        return f"gain over the start on {probe.task} unknown: the start has no result ({probe.baselines.start_absent})"
     return _in_words(
         probe,
-        "on {task} training {judged} by step {step:,} ({figures})",
-        tuned="; with C tuned it {judged} ({figures})",
+        "on {task}, step {step:,} {judged} ({figures})",
+        tuned="; with C tuned, it {judged} ({figures})",
     )
 
 
@@ -23,7 +23,7 @@ def against_start(probe: Probe) -> str:
     """The differences with their intervals as a sentence; empty where no start is recorded."""
     return _in_words(
         probe,
-        "Step {step:,} against the run's start, text by text: {figures}.",
+        "Step {step:,} compared with the run's start, text by text: {figures}.",
         tuned=" C tuned: {figures}.",
     )
 
@@ -52,6 +52,6 @@ def _judge(differences: Differences) -> str:
     """By intervals of 95 %: where they hold zero, the difference can be chance."""
     gained = [pooling for pooling, found in differences.items() if found["interval"][0] > 0]
     lost = [pooling for pooling, found in differences.items() if found["interval"][1] < 0]
-    parts = [f"added to the start in {' and '.join(gained)}"] if gained else []
-    parts += [f"took from the start in {' and '.join(lost)}"] if lost else []
-    return " and ".join(parts) or "added nothing to the start that can be told from chance"
+    parts = [f"improves on the start in {' and '.join(gained)}"] if gained else []
+    parts += [f"falls below the start in {' and '.join(lost)}"] if lost else []
+    return " and ".join(parts) or "does not differ significantly from the start"

@@ -37,7 +37,7 @@ def write_figure(run_uri: str, uri: str) -> None:
     """Draw a run into a PNG file at any URI.
 
     Raises:
-        InputError: it is no run directory.
+        InputError: it is not a run directory.
     """
     storage.write_bytes(uri, learning_figure(read_run(run_uri)))
 

@@ -41,7 +41,7 @@ class Page:
 
 @contextmanager
 def kept_current(run_uri: str) -> Iterator[Subscriber]:
-    """Give a subscriber that keeps the run's page current while it is told of news; at the end the page is complete."""
+    """A subscriber that keeps the run's page up to date; at the end the page is complete."""
     page, hurried = Page(run_uri), False
     try:
         yield Subscriber("page", on_record=page.note, on_probe=page.note, on_look=page.write_if_due)
@@ -53,4 +53,4 @@ def kept_current(run_uri: str) -> Iterator[Subscriber]:
             if not hurried:
                 page.write()
         except Exception as error:  # the run itself is in order
-            logger.warning("The report of %s could not be written: %s", run_uri, error)
+            logger.warning("Cannot write the report of %s: %s", run_uri, error)

@@ -113,15 +113,15 @@ def probe_count(config: Config) -> int:
 
 
 def watch(run: str, *, once: bool = False) -> None:
-    """Show a run until it is over, or until nobody drives it any more: from its directory alone, so from any machine,
+    """Show a run until it is over, or until no driver is left: from its directory alone, so from any machine,
     and after it as well.
 
     Args:
         once: show its present state and return.
 
     Raises:
-        InputError: `run` is no run directory.
-        RunFailed: the run noted that it failed, or was ended before its last step.
+        InputError: `run` is not a run directory.
+        RunFailed: the run failed, or stopped before its last step.
     """
     run_uri, console = run_directory(run), Console()
     state = State(run_uri)
@@ -216,26 +216,26 @@ class State:
 
     @property
     def silence(self) -> str:
-        """A sentence when nothing has come for long, though there is a driver."""
+        """A sentence if there was no progress for long although the run has a driver."""
         minutes = (time.monotonic() - self._news) / 60
         times = [record["elapsed_seconds"] for record in self.trained[-2:] if "elapsed_seconds" in record]
         usual = (times[1] - times[0]) / 60 if len(times) == 2 else 0.0  # between two log lines
         if minutes < max(SILENT_MINUTES, 3 * usual) or self.step >= self.steps or not self._driven:
             return ""
-        return f"nothing new for {minutes:.0f} minutes: the run waits for nodes or storage"
+        return f"no progress for {minutes:.0f} minutes: the run is waiting for nodes or storage"
 
     @property
     def left(self) -> str:
-        """A sentence when nobody drives the run any more, and it has steps to do or probes that nobody does."""
+        """A sentence when the run has no driver any more, and still has steps to do or probes that no service runs."""
         if self._driven:
             return ""
         if self.step >= self.steps:  # where the probe service outlives the job, probes still come
             quiet = self.waiting and time.monotonic() - self._news >= 60 * PROBE_MINUTES
-            return f"{self.uri} is trained, and nobody does the probes that it waits for" if quiet else ""
-        where = f"{self.uri} is not running: it was ended at step {self.step:,} of {self.steps:,}"
+            return f"training of {self.uri} finished; no service is running its pending probes" if quiet else ""
+        where = f"{self.uri} is not running: it stopped at step {self.step:,} of {self.steps:,}"
         if self._end:
             return f"{where}, {self._end['status']} by its sweep"
-        return f"{where}; the same command goes on"
+        return f"{where}; rerun the same command to resume"
 
     @property
     def over(self) -> bool:
@@ -260,15 +260,15 @@ def view(state: State, width: int) -> RenderableType:
                 curves.add_row(name, f"[bold]{form.format(values[-1])}[/bold]", sparkline(values, wide))
         parts += [curves, _facts(state, trained[-1])]
     else:
-        parts.append(Text("no step is logged yet"))
+        parts.append(Text("no step logged yet"))
     if state.table is not None:
         parts.append(state.table)
     else:
-        parts += [Text(f"left out: {part}", style="yellow") for part in state.left_out]
+        parts += [Text(f"ignored: {part}", style="yellow") for part in state.left_out]
     parts += [Text(f"fault: {fault['text']}", style="yellow") for fault in state.faults[-3:]]
-    parts += [Text(f"left out: {part}", style="yellow") for part in state.damaged_faults]
+    parts += [Text(f"ignored: {part}", style="yellow") for part in state.damaged_faults]
     if state.waiting:
-        parts.append(Text(f"waiting for their probes: {', '.join(f'step {step:,}' for step in state.waiting)}"))
+        parts.append(Text(f"waiting for a probe: {', '.join(f'step {step:,}' for step in state.waiting)}"))
     if state.silence:
         parts.append(Text(state.silence, style="yellow"))
     if state.left:

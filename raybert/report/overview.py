@@ -41,7 +41,7 @@ def overview(run: RunData) -> list[Row]:
     if members and all(task in parts for task in members):
         columns = zip(*(parts[task] for task in members), strict=True)
         means = [None if None in column else float(np.mean(column)) for column in columns]
-        rows.append(Row(f"{name}: mean of {', '.join(members)}", "each its best", *_shown(means)))
+        rows.append(Row(f"{name}: mean of {', '.join(members)}", "best of each", *_shown(means)))
     return rows
 
 

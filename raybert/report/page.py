@@ -25,10 +25,10 @@ REFRESH = 20
 
 
 def write_report(run_uri: str) -> str:
-    """Write RUN/report.html for a run that is finished, going on or broken off, and return its URI.
+    """Write RUN/report.html for a finished, running or interrupted run, and return its URI.
 
     Raises:
-        InputError: `run_uri` is no run directory.
+        InputError: `run_uri` is not a run directory.
     """
     run = read_run(run_uri)
     uri = storage.join(run.uri, "report.html")
@@ -59,7 +59,7 @@ def render(run: RunData) -> str:
 
 
 def outcome(run: RunData) -> str:
-    """What training added beyond the start, and what came of the run, in one sentence a subject."""
+    """The gain over the start and the outcome of the run, a clause each."""
     verdicts = [said for task in run.tasks for probe in run.trained(task)[-1:] if (said := verdict(probe))]
     parts = [*verdicts, f"{run.steps_done:,} of {run.steps_planned:,} steps done"]
     steps, losses = run.series("validation.loss")
@@ -73,16 +73,16 @@ def outcome(run: RunData) -> str:
             probe, pooling = best
             results = sum(len(other.scores) for other in run.trained(task))
             parts.append(
-                f"best of {results} probe results on {task}: {pooling} {probe.scores[pooling]} "
-                f"at step {probe.step:,}, beside {_beside(probe, pooling)}"
+                f"best of {results} probe results on {task}: {pooling} {probe.scores[pooling]} at step "
+                f"{probe.step:,}; baselines: {_baselines(probe, pooling)}"
             )
     if not any(probe.step > 0 for probe in run.probes):
-        parts.append("no probe result yet" + (" but the start's" if run.probes else ""))
+        parts.append("no probe result yet" + (" except the start's" if run.probes else ""))
     said = "; ".join(parts) + "."
     return said[0].upper() + said[1:]
 
 
-def _beside(probe: Probe, pooling: str) -> str:
+def _baselines(probe: Probe, pooling: str) -> str:
     baselines = probe.baselines
     found = {
         "untrained": baselines.untrained.get(pooling),
@@ -108,7 +108,7 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         tiles.append(("Tokens per second", f"{statistics.median(rates):,.0f}", "median, all workers"))
     _, shares = run.series("mfu")
     if shares:
-        tiles.append(("MFU", percent(statistics.median(shares)), "of the measured peak, median"))
+        tiles.append(("MFU", percent(statistics.median(shares)), "median share of the measured peak"))
     waits = [run.wait_share(kind) for kind in WAITS if kind != "validation"]
     if any(wait is not None for wait in waits):
         total = sum(wait or 0.0 for wait in waits)
@@ -168,7 +168,7 @@ def _task(run: RunData, task: str, index: int) -> TaskPart:
         missed=run.missed_of(task),
         unrecorded=run.unrecorded(task),
         confusion=confusion,
-        beside=_beside(probes[-1], confusion.pooling) if confusion else "",
+        beside=_baselines(probes[-1], confusion.pooling) if confusion else "",
         gains=_gains(probes[-1]) if probes else "",
         against_start=against_start(probes[-1]) if probes else "",
         headline=probes[-1].kind.headline if probes else None,
@@ -210,8 +210,8 @@ def _gains(probe: Probe) -> str:
         (low, high), (low_before, high_before) = (one.interval or (one.value, one.value) for one in (score, before))
         apart = low > high_before or high < low_before
         change = 100 * (score.value - before.value)
-        parts.append(f"{pooling} {change:+.1f} points ({'intervals apart' if apart else 'intervals overlap'})")
-    return f"Step {probe.step:,} against the same encoder untrained: {', '.join(parts)}." if parts else ""
+        parts.append(f"{pooling} {change:+.1f} points ({'intervals do not overlap' if apart else 'intervals overlap'})")
+    return f"Step {probe.step:,} compared with the same encoder untrained: {', '.join(parts)}." if parts else ""
 
 
 def _confusion(probe: Probe) -> Confusion | None:

@@ -52,12 +52,12 @@ def learning_charts(run: RunData) -> list[Chart]:
     charts = (
         _curve(run, "mlm-loss", "Masked-language-model loss", "mlm_loss", "nats per masked token"),
         _curve(run, "nsp-loss", "Next-sentence loss", "nsp_loss", "nats per pair", chance=2),
-        _curve(run, "contrast-loss", "Loss of finding the other half", "contrast_loss", "nats per pair", chance=halves),
-        _curve(run, "bag-loss", "Loss of a text's words", "bag_loss", "nats per word"),
-        _curve(run, "mlm-accuracy", "Masked tokens predicted right", "mlm_accuracy", "of masked tokens", share=True),
-        _curve(run, "nsp-accuracy", "Sentence pairs told apart", "nsp_accuracy", "of pairs", share=True, chance=2),
+        _curve(run, "contrast-loss", "Contrastive loss", "contrast_loss", "nats per pair", chance=halves),
+        _curve(run, "bag-loss", "Bag-of-words loss", "bag_loss", "nats per word"),
+        _curve(run, "mlm-accuracy", "Masked-token accuracy", "mlm_accuracy", "of masked tokens", share=True),
+        _curve(run, "nsp-accuracy", "Next-sentence accuracy", "nsp_accuracy", "of pairs", share=True, chance=2),
         _curve(
-            run, "contrast-accuracy", "Other halves found", "contrast_accuracy", "of pairs", share=True, chance=halves
+            run, "contrast-accuracy", "Contrastive accuracy", "contrast_accuracy", "of pairs", share=True, chance=halves
         ),
     )
     return [chart for chart in charts if chart is not None]
@@ -203,7 +203,7 @@ def _waits(run: RunData) -> Chart | None:
         keys = [
             Key(f"{kind} {100 * (run.wait_share(kind) or 0.0):.2g} %", WAIT_COLOURS[kind], "area") for kind in shown
         ]
-        return Chart("waits", "Time the step waited for (legend: share of the whole run)", _svg(figure, "waits"), keys)
+        return Chart("waits", "Wait time of the step (legend: share of the run)", _svg(figure, "waits"), keys)
 
 
 # -- drawing ----------------------------------------------------------------------------------------------------

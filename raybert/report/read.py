@@ -73,7 +73,7 @@ class Missed:
 
 @dataclass(frozen=True)
 class Restart:
-    """The log stood at `before` and went on at `after`."""
+    """The log continues after step `before` with step `after`."""
 
     before: int
     after: int
@@ -82,7 +82,7 @@ class Restart:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file of the run's directory of which something cannot be read, and what."""
+    """A file of the run's directory that cannot be read in full, and why."""
 
     file: str
     fault: str
@@ -181,7 +181,7 @@ class RunData:
         return str(found.get("name", "")), [str(task) for task in _of_kind(found.get("tasks"), [])]
 
     def setting(self, dotted: str, default: T) -> T:
-        """A value of the config; the default where it has none, or one of another kind (somebody changed the file)."""
+        """A value of the config; the default where it has none, or one of another type (in an edited file)."""
         return _of_kind(look_up(self.settings, dotted), default)
 
     def shown(self, dotted: str) -> str:
@@ -216,7 +216,7 @@ def read_run(run_uri: str) -> RunData:
     """Read what a run has written so far, at any URI. What cannot be read is left out and named.
 
     Raises:
-        InputError: there is no config.yaml, so this is no run directory.
+        InputError: there is no config.yaml, so this is not a run directory.
     """
     uri = run_directory(run_uri)
     left_out = []
@@ -254,11 +254,11 @@ def read_settings(uri: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def damage(lines: Lines, found: Records) -> list[LeftOut]:
-    """What a run's log and probe records had to leave out."""
+    """What cannot be read in a run's log and probe records."""
     left_out = []
     if lines.damaged:
         total = len(lines.records) + lines.damaged
-        left_out.append(LeftOut(METRICS, f"has {lines.damaged:,} of {total:,} lines that cannot be read"))
+        left_out.append(LeftOut(METRICS, f"has unreadable lines ({lines.damaged:,} of {total:,})"))
     left_out += [LeftOut(f"probes/{name}", f"cannot be read: {fault}") for name, fault in found.damaged.items()]
     return left_out
 
@@ -281,7 +281,7 @@ def by_task(found: Records) -> tuple[list[Probe], list[Missed]]:
         task, step = record["task"], record["step"]
         kind = kinds.of_record(record)
         if kind is None:
-            missed.append(Missed(task, step, "unknown", f"this version knows no kind {record['kind']}"))
+            missed.append(Missed(task, step, "unknown", f"this version does not know the kind {record['kind']}"))
         elif record["status"] == "done":
             probes.append(_probe(task, step, kind, record))
         else:

@@ -20,7 +20,7 @@ def closing_table(run_uri: str, *, last: int | None = None) -> Table:
     C tuned. With `last` the table is short: so many rows of steps and of tuned figures, and no sentence on them.
 
     Raises:
-        InputError: `run_uri` is no run directory.
+        InputError: `run_uri` is not a run directory.
     """
     return run_table(read_run(run_uri), last=last)
 
@@ -127,7 +127,7 @@ def score_cell(score: Score | None) -> str:
 
 def _caption(run: RunData, *, short: bool) -> str:
     """Why a probe has no result, how many texts the others stand on, and what training added to the start."""
-    lines = [f"left out: {part}" for part in run.left_out]
+    lines = [f"ignored: {part}" for part in run.left_out]
     lines += [f"{m.task} at step {m.step:,} {m.status}: {m.reason}" for m in run.missed]
     for task in run.tasks:
         if probes := run.of_task(task):

@@ -52,7 +52,7 @@ class Tracker(Protocol):
 
 @contextmanager
 def following(config: Config) -> Iterator[None]:
-    """Tell the run's trackers what it records inside the ``with``, and what they have not been told of before."""
+    """Send the trackers what the run records inside the ``with``, and what they missed before."""
     with opened(config) as subscribers:
         if not subscribers:
             yield
@@ -79,7 +79,7 @@ class _HarmlessTracker:
     def __init__(self, name: Name, run_uri: str, settings: Mapping[str, Any]) -> None:
         self._name, self._cursor = name, _Cursor(name, run_uri)
         self._tracker: Tracker | None = None
-        with self._harmless():
+        with self._disabled_on_error():
             self._tracker = _OPEN[name](run_uri, settings)
 
     def subscriber(self) -> Subscriber:
@@ -92,29 +92,29 @@ class _HarmlessTracker:
         )
 
     def _tell(self, step: int, values: Mapping[str, float], probe: str = "") -> None:
-        with self._harmless():
+        with self._disabled_on_error():
             if self._tracker is not None and values and self._cursor.is_new(step, probe):
                 self._tracker.log(step, values)
 
     def _flush_if_due(self) -> None:
-        with self._harmless():
+        with self._disabled_on_error():
             if self._tracker is not None:
                 self._tracker.flush_if_due()
 
     def close(self) -> None:
-        with self._harmless():
+        with self._disabled_on_error():
             if self._tracker is not None:
                 self._tracker.close()
                 self._cursor.save()
 
     @contextmanager
-    def _harmless(self) -> Iterator[None]:
+    def _disabled_on_error(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             self._tracker = None
             text = one_line(error)
-            logger.warning("The tracker %s failed and is left out from here on: %s", self._name, text)
+            logger.warning("The tracker %s failed and is disabled for the rest of the run: %s", self._name, text)
 
 
 class _Cursor:
@@ -203,7 +203,7 @@ class TensorBoard(Tracker):
 
     A file that cannot be written, since the disk is full, is given up; a new one is begun when there is room, and what
     came in between is left out. (tensorboardX's `SummaryWriter` has a thread that ends with the first such error, and
-    whoever hands it one more event waits for ever.)
+    whoever hands it one more event waits forever.)
     """
 
     def __init__(self, run_uri: str, settings: Mapping[str, Any]) -> None:
@@ -232,7 +232,7 @@ class TensorBoard(Tracker):
             try:
                 _upload(self._directory, self._uri)
             except Exception as error:
-                logger.warning("TensorBoard's files could not be copied to %s for now: %s", self._uri, error)
+                logger.warning("Cannot copy TensorBoard's files to %s; retrying: %s", self._uri, error)
 
     def _write(self, step: int, summaries: Sequence[Any]) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -270,7 +270,7 @@ class TensorBoard(Tracker):
             yield
         except OSError as error:
             if not self._is_full:
-                logger.warning("TensorBoard's file cannot be written; the next one begins when it can: %s", error)
+                logger.warning("Cannot write TensorBoard's file; starting another one when possible: %s", error)
             self._file, self._is_full = None, True
 
     def close(self) -> None:
@@ -285,7 +285,7 @@ class TensorBoard(Tracker):
 
 
 class MLflow(Tracker):
-    """An MLflow run in the experiment `raybert`; the same run directory goes on in the same MLflow run."""
+    """An MLflow run in the experiment `raybert`; a resumed run continues its MLflow run."""
 
     def __init__(self, run_uri: str, settings: Mapping[str, Any]) -> None:
         from mlflow import MlflowClient

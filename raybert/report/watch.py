@@ -32,7 +32,7 @@ def _ignore(*_: Record) -> None:
 
 @dataclass(frozen=True)
 class Subscriber:
-    """Who is told of a run's news, each callback from the same thread, one after the other."""
+    """Receives a run's news; all callbacks come from one thread, one after the other."""
 
     name: str
     on_record: Callable[[Record], object] = _ignore  # a new line of metrics.jsonl
@@ -51,7 +51,7 @@ class Subscriber:
 
 
 class RunReader:
-    """Reads what is new in a run's directory since the last time. What cannot be read is passed over, and counted.
+    """Reads what is new in a run's directory since the last time. What cannot be read is skipped, and counted.
 
     Attributes:
         damaged_lines: of metrics.jsonl.
@@ -67,7 +67,7 @@ class RunReader:
         self._seen_probes: set[str] = set()
 
     def read(self) -> Iterator[News]:
-        """After an exception the next call goes on where this one came to."""
+        """After an exception, the next call continues where this one stopped."""
         for record in self._new_records():
             yield "record", record
         found, damaged = faults.read_faults(self._run_uri, self._seen_faults)
@@ -93,7 +93,7 @@ class RunReader:
 
 @contextmanager
 def watching(run_uri: str, subscribers: Sequence[Subscriber]) -> Iterator[None]:
-    """Tell the subscribers what is new in the run's directory inside the ``with``; at its end they know everything.
+    """Pass what is new in the run's directory to the subscribers inside the ``with``; at its end they have it all.
 
     One thread reads, and each subscriber is told in a thread of its own: one that is slow, or raises, holds up no
     other, and loses nothing but the news that it raised at.
@@ -110,7 +110,7 @@ def watching(run_uri: str, subscribers: Sequence[Subscriber]) -> Iterator[None]:
             for one in reader.read():
                 news.append(one)
         except Exception as error:  # storage is away for a while: what was missed comes with the next look
-            logger.warning("Cannot look into %s for now: %s", run_uri, error)
+            logger.warning("Cannot read %s; retrying: %s", run_uri, error)
         return news
 
     ended = threading.Event()
@@ -178,7 +178,7 @@ class _Delivery:
         except Exception as error:
             if kind not in self._failing:
                 who = f"{self._subscriber.name} of {self._run_uri}"
-                logger.warning("The %s failed at a %s (%s: %s)", who, kind, type(error).__name__, error)
+                logger.warning("The %s failed while handling a %s (%s: %s)", who, kind, type(error).__name__, error)
             self._failing.add(kind)
         else:
             self._failing.discard(kind)

@@ -43,7 +43,7 @@ def read(uri: str, hidden_size: int) -> np.ndarray:
     """
     found = shape(uri)
     if found is None:
-        raise InputError(f"The token vectors {uri} are missing or damaged; the same command makes them again.")
+        raise InputError(f"The token vectors {uri} are missing or damaged; rerun the command to compute them again.")
     components, vocabulary = found
     if components < hidden_size:
         raise too_few(uri, components, hidden_size)

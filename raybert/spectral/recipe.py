@@ -52,13 +52,13 @@ class Recipe:
 def check(shards: ShardSet, recipe: Recipe, hidden_size: int) -> None:
     """
     Raises:
-        InputError: no table for a model of this width can be made of these shards.
+        InputError: these shards cannot give a table for a model of this width.
     """
     tokens = shards.tokens("train")
     if tokens < LEAST_TOKENS:
         raise InputError(
-            f"model.embedding_init=spectral learns token vectors from the shards, and {shards.uri} has {tokens:,} "
-            f"training tokens, fewer than {LEAST_TOKENS:,}; prepare more text, or {REMEDY}."
+            "model.embedding_init=spectral learns token vectors from the shards and needs at least "
+            f"{LEAST_TOKENS:,} training tokens; {shards.uri} has {tokens:,}. Prepare more text, or {REMEDY}."
         )
     if hidden_size > recipe.components:
         raise too_few(shards.uri, recipe.components, hidden_size)
@@ -72,6 +72,6 @@ def check(shards: ShardSet, recipe: Recipe, hidden_size: int) -> None:
 
 def too_few(uri: str, columns: int, hidden_size: int) -> InputError:
     return InputError(
-        f"model.embedding_init=spectral gives vectors of at most {columns} numbers from {uri}, and hidden_size is "
+        f"model.embedding_init=spectral gives vectors of at most {columns} numbers from {uri}, but hidden_size is "
         f"{hidden_size}; lower model.hidden_size, or {REMEDY}."
     )

@@ -63,7 +63,7 @@ def ensure(
 
     Raises:
         InputError: a shard is damaged, or no place can be written.
-        RunFailed: a task died, and so did its repetitions.
+        RunFailed: a task failed, and so did its retries.
     """
     if found := find(shards, recipe, run_uri):
         return found
@@ -79,7 +79,7 @@ def ensure(
 
 
 def _failed(reason: str) -> str:
-    return f"The token vectors were not made ({reason}); run the same command again, or {REMEDY}."
+    return f"Computing the token vectors failed ({reason}); rerun the command, or {REMEDY}."
 
 
 def _places(shards: ShardSet, recipe: Recipe, run_uri: str) -> list[str]:

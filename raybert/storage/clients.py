@@ -76,7 +76,7 @@ def _google(process: int, anonymous: bool, stall: float) -> AbstractFileSystem:
         # Google's own chain; gcsfs would also try a cache of its own and then go on without credentials.
         token="anon" if anonymous else "google_default",
         access="read_write",
-        # gcsfs's default is to wait for ever.
+        # gcsfs's default is to wait forever.
         requests_timeout=aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=stall),
     )
 
@@ -126,8 +126,8 @@ def unranged(fs: Any, url: str) -> bytes | None:
                 found += part
                 if len(found) > MOST_WITHOUT_RANGES:
                     raise InputError(
-                        f"{url} has more than {MOST_WITHOUT_RANGES >> 20} MB and its server serves no byte ranges; "
-                        "download it and give the local file."
+                        f"{url} has more than {MOST_WITHOUT_RANGES >> 20} MB and its server does not support "
+                        "range requests; download it and give the local file."
                     )
             return bytes(found)
 
@@ -187,7 +187,7 @@ def explain(uri: str, error: Exception) -> Exception | None:
     if "RefreshError" in names and any(
         isinstance(found, OSError) or "Transport" in type(found).__name__ for found in _causes(error)
     ):
-        return RunFailed(f"The server that renews the credentials for {place} does not answer; run the command again.")
+        return RunFailed(f"The server that renews the credentials for {place} does not respond; rerun the command.")
     if "ResourceNotFoundError" in names and "container" in str(error).lower():
         return InputError(f"There is no container {place}; create it, or correct the URI {uri}.")
     if code in (401, "401") or names & {"RefreshError", "ClientAuthenticationError"}:
@@ -199,5 +199,5 @@ def explain(uri: str, error: Exception) -> Exception | None:
             + (" (roles/storage.objectAdmin)." if scheme(uri) in GOOGLE else ".")
         )
     if names & _NO_ANSWER:
-        return RunFailed(f"{place} does not answer as it should ({one_line(error)}); run the command again.")
+        return RunFailed(f"{place} cannot be reached or answers with errors ({one_line(error)}); rerun the command.")
     return None

@@ -50,12 +50,12 @@ def absolute(uri: str, base: str = "") -> str:
         base: what relative paths are relative to, the working directory when empty.
 
     Raises:
-        InputError: it looks like a URI and is none, or names the home of a user who does not exist.
+        InputError: it looks like a URI but is not one, or names the home of a user who does not exist.
     """
     kind, rest = split(uri)
     if kind != "file":
         return f"{kind}://{rest.rstrip('/')}"
-    path = _at_home(rest)
+    path = _expand_user(rest)
     if base and not os.path.isabs(path):
         return absolute(join(base, path))
     return os.path.abspath(path)
@@ -81,11 +81,11 @@ def local_path(uri: str, remedy: str) -> Path:
     return Path(absolute(uri))
 
 
-def _at_home(path: str) -> str:
+def _expand_user(path: str) -> str:
     expanded = os.path.expanduser(path)
     if expanded.startswith("~") and not os.path.lexists(expanded):
         raise InputError(
-            f"There is no user {path[1:].partition('/')[0]}, as {path} says; write ./{path} for a local file."
+            f"{path} names the user {path[1:].partition('/')[0]}, who does not exist; write ./{path} for a local file."
         )
     return expanded
 
@@ -96,7 +96,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def arrow_uri(uri: str) -> str:
-    """The same place as Ray and pyarrow must be told of it.
+    """The same place as Ray and pyarrow expect it.
 
     An emulator, and a public bucket named as ``gs://anonymous@bucket/x``, are asked without credentials.
     """
@@ -166,7 +166,7 @@ def require_writable(uri: str) -> None:
             raise InputError(f"There is no bucket {bucket(uri)}; create it, or correct the URI {uri}.") from error
         remove(marker)
     if found != b"raybert":
-        raise InputError(f"{uri} gives back other bytes than were written to it.")
+        raise InputError(f"The read-after-write check of {uri} failed: it returned other bytes than were written.")
 
 
 def exists(uri: str) -> bool:
@@ -243,7 +243,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     fs, path = filesystem(uri)
     if scheme(uri) in HTTP:
-        raise InputError(f"{uri} can only be read; write to a local path or a bucket.")
+        raise InputError(f"{uri} is read-only; write to a local path or a bucket.")
     if is_remote(uri):
         with sentences(uri):
             fs.pipe_file(path, data)
@@ -289,7 +289,7 @@ def find_files(uri: str) -> list[tuple[str, str]]:
     """Every file at or under ``uri`` (a file, a directory or a glob): its full URI, and its path below ``uri``; sorted.
 
     The path below a file is empty; below a glob it begins with the first part that has a wildcard. What exists under
-    its name is no glob, nor is a directory that exists a part of one: ``v[1].jsonl``, ``My data [2024]/*.jsonl``.
+    its name is not a glob, nor is a directory that exists a part of one: ``v[1].jsonl``, ``My data [2024]/*.jsonl``.
     """
     fs, path = filesystem(uri)
     with sentences(uri):
@@ -326,7 +326,7 @@ def _literal(path: str) -> str:
 
 
 def remove(uri: str) -> None:
-    """Delete a file or a whole directory; it is no fault when it is not there."""
+    """Delete a file or a whole directory; a missing one is not an error."""
     fs, path = filesystem(uri)
     try:
         with sentences(uri):

@@ -57,7 +57,7 @@ class GrowingFile:
         try:
             self.flush()
         except Exception as error:  # the next one will say so, or succeed
-            logger.warning("%s could not be written for now: %s", self._uri, error)
+            logger.warning("Cannot write %s; retrying: %s", self._uri, error)
 
     def flush(self) -> None:
         """Return when all that was appended before lies in storage; at once after `close`."""

@@ -32,6 +32,6 @@ def local(where: str, files: Sequence[str]) -> str:
         return str(snapshot_download(where, allow_patterns=list(files)))
     except Exception as error:  # of the network, of the Hub, of a wrong name
         raise InputError(
-            f"{none} cannot be fetched ({one_line(error)[:200]}); give a directory that exists, or a name where there "
-            "is a network."
+            f"{none} cannot be fetched ({one_line(error)[:200]}); give a directory that exists, or connect to the "
+            "network."
         ) from error

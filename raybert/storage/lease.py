@@ -42,15 +42,15 @@ def held(uri: str) -> Iterator[None]:
     back (its machine was suspended, or cut off from the storage) ends its process.
 
     Raises:
-        InputError: another driver, here or on another machine, is at it.
+        InputError: another driver, here or on another machine, has it.
     """
     if uri in _mine:
         yield
         return
-    _await_turn(uri)
+    _wait_for_lease(uri)
     token, ended, hurried = uuid.uuid4().hex, threading.Event(), False
     _write(uri, token)
-    keeper = threading.Thread(target=_keep, args=(uri, token, ended), name="lease", daemon=True)
+    keeper = threading.Thread(target=_renew, args=(uri, token, ended), name="lease", daemon=True)
     keeper.start()
     _mine.add(uri)
     try:
@@ -70,7 +70,7 @@ def held(uri: str) -> Iterator[None]:
                     storage.remove(storage.join(uri, LEASE))
 
 
-def _keep(uri: str, token: str, ended: threading.Event) -> None:
+def _renew(uri: str, token: str, ended: threading.Event) -> None:
     pause = FIRST_RENEWAL
     while not ended.wait(pause):
         pause = RENEW
@@ -82,18 +82,20 @@ def _keep(uri: str, token: str, ended: threading.Event) -> None:
             if not ended.is_set():
                 _write(uri, token)
         except Exception as error:  # storage is away for a while
-            logger.warning("The lease of %s could not be renewed, the next try is in %.0f s: %s", uri, RENEW, error)
+            logger.warning("Cannot renew the lease of %s; retrying in %.0f s: %s", uri, RENEW, error)
 
 
 def _end_this_process(uri: str, other: dict[str, Any]) -> None:
     """End this process as it is: whatever it saved now would be written over the other one's work."""
     print(
-        f"{uri} is driven by process {other['pid']} on {other['host']} now; this one ends.", file=sys.stderr, flush=True
+        f"Process {other['pid']} on {other['host']} has taken over {uri}; this process exits.",
+        file=sys.stderr,
+        flush=True,
     )
     os._exit(1)
 
 
-def _await_turn(uri: str) -> None:
+def _wait_for_lease(uri: str) -> None:
     first = _read(uri)
     if first is None:
         return
@@ -108,12 +110,12 @@ def _await_turn(uri: str) -> None:
         return
     who = now or first
     raise InputError(
-        f"Another driver, process {who['pid']} on {who['host']}, is at work on {uri}; wait for its end or end it."
+        f"Another driver (process {who['pid']} on {who['host']}) is running {uri}; wait for it to finish, or stop it."
     )
 
 
 class Onlooker:
-    """Whether somebody drives a run or sweep, seen from any machine."""
+    """Whether a run or sweep has a driver, as seen from any machine."""
 
     def __init__(self, uri: str, expire: float) -> None:
         self._uri, self._expire = uri, expire

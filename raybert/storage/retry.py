@@ -1,4 +1,4 @@
-"""Waiting out a storage that fails for a while: down, throttled, or a disk that is full until somebody makes room."""
+"""Waiting out a storage that fails for a while: down, throttled, or a disk that is full for the moment."""
 
 import logging
 import time
@@ -16,12 +16,12 @@ FINAL = (InputError, FileNotFoundError, ValueError, TypeError, KeyError, Attribu
 
 
 def retry(action: Callable[[], T], what: str, *, seconds: float, final: tuple[type[Exception], ...] = FINAL) -> T:
-    """Do it, again and again with growing pauses while it fails, for at most so many seconds.
+    """Run an action, and retry it with growing pauses while it fails, for at most `seconds`.
 
     Args:
         action: may be done again after it failed half-way.
         what: names it in the log, as in "writing gs://bucket/x".
-        final: what waiting does not change.
+        final: exceptions that waiting does not change.
 
     Raises:
         Exception: the last one, when the time is over; one of `final` at once.
@@ -37,11 +37,11 @@ def retry(action: Callable[[], T], what: str, *, seconds: float, final: tuple[ty
             if left <= 0:
                 raise
             if not warned:
-                logger.warning("%s failed (%s: %s); trying again for %.0f s", what, type(error).__name__, error, left)
+                logger.warning("%s failed (%s: %s); retrying for %.0f s", what, type(error).__name__, error, left)
                 warned = True
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
         else:
             if warned:
-                logger.warning("%s succeeded after a while", what)
+                logger.warning("%s succeeded after retrying", what)
             return result

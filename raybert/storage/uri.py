@@ -32,7 +32,7 @@ def split(uri: str) -> tuple[str, str]:
     """``("gs", "bucket/x")`` of ``gs://bucket/x``; ``("file", path)`` of a local path, also of one given as a file URI.
 
     Raises:
-        InputError: it looks like a URI and is none: see the rule above.
+        InputError: it looks like a URI but is not one: see the rule above.
     """
     match = _URI.match(uri)
     if match is None:
@@ -47,7 +47,7 @@ def split(uri: str) -> tuple[str, str]:
         raise _unknown(uri, unknown[0], rest)
     if slashes < 2 or (kind in (*BUCKETS, *HTTP) and (slashes > 2 or not rest)):
         raise InputError(
-            f"{uri} is no URI; write {kind}://{rest or 'BUCKET/PATH'}, or ./{uri} for a local path of that name."
+            f"{uri} is not a URI; write {kind}://{rest or 'BUCKET/PATH'}, or ./{uri} for a local path of that name."
         )
     return kind, "/" * (slashes - 2) + rest
 
@@ -56,7 +56,7 @@ def _path_of(uri: str, slashes: int, rest: str) -> str:
     """The path in a file URI: file:/x, file:///x, file://localhost/x."""
     host, slash, below = rest.partition("/") if slashes == 2 else ("", "/" if slashes else "", rest)
     if not slash or host.lower() not in ("", "localhost"):
-        raise InputError(f"{uri} is no file on this machine; write file:///{rest}, or the path without file:.")
+        raise InputError(f"{uri} is not a local file URI; write file:///{rest}, or the path without file:.")
     return "/" + unquote(below).lstrip("/")
 
 
@@ -64,8 +64,8 @@ def _unknown(uri: str, kind: str, rest: str) -> InputError:
     near = difflib.get_close_matches(kind, STORES, n=1)
     hint = f"did you mean {near[0]}://{rest}?" if near else "gs, s3, az, hf, http and file are the most common."
     return InputError(
-        f"{uri} is of no known kind of storage: {hint} Install the fsspec package that serves {kind}://, or write "
-        f"./{uri} for a local path of that name."
+        f"{uri} has an unknown scheme: {hint} Install the fsspec package that serves {kind}://, or write ./{uri} "
+        "for a local path of that name."
     )
 
 

@@ -39,7 +39,7 @@ def best_rates(outcomes: Sequence[Outcome]) -> list[BestRate]:
 def _best_rate(group: str, outcomes: Sequence[Outcome]) -> BestRate:
     members = [o for o in outcomes if o.comparable]
     if not members:
-        return BestRate(group, None, None, None, None, [], 0.0, "no trial has trained to a validation loss yet")
+        return BestRate(group, None, None, None, None, [], 0.0, "no trial has a validation loss yet")
     common = min(o.tokens[-1] for o in members)
     points = sorted((o.lr or 0.0, float(np.interp(common, o.tokens, o.losses))) for o in members)
     full = [o for o in members if o.status == "finished"] or members
@@ -56,7 +56,7 @@ def sentence(rate: BestRate) -> str:
         return f"{rate.group}: {rate.remark}."
     text = f"{rate.group}: lowest loss {rate.loss:.4f} at lr {rate.measured:.3g}"
     if rate.fitted is not None:
-        text += f"; a parabola in log lr puts the best at {rate.fitted:.3g}"
+        text += f"; a parabola fitted in log lr has its minimum at {rate.fitted:.3g}"
     if rate.interval is not None:
         text += f" (95 % interval {rate.interval[0]:.3g} to {rate.interval[1]:.3g})"
     return f"{text}; {rate.remark}." if rate.remark else f"{text}."
@@ -86,10 +86,10 @@ def fit_parabola(
     vertex = -b / (2 * a)
     if not x.min() - middle <= vertex <= x.max() - middle:
         side = "below" if vertex < 0 else "above"
-        return None, None, f"the minimum lies {side} the rates that were tried: widen the range"
+        return None, None, f"the minimum lies {side} the tried rates: widen the range"
     rate = math.exp(vertex + middle)
     if degrees <= 0:
-        return rate, None, "three rates fix the parabola: no interval"
+        return rate, None, "three rates determine the parabola, so there is no interval"
     gradient = np.array([b / (2 * a * a), -1 / (2 * a), 0.0])
     spread = math.sqrt(max(0.0, float(gradient @ covariance @ gradient)))
     half = _student(degrees) * spread

@@ -22,7 +22,7 @@ PATIENCE = 60.0
 class ValidationReports(TuneReportCallback):
     """Passes on the reports that have a validation loss.
 
-    The one of the last step is left out. Nothing is saved by stopping a trial there, and it has to end in good order:
+    The one of the last step is left out. Nothing is saved by stopping a trial there, and it has to end cleanly:
     its last probe may not be queued yet.
     """
 
@@ -85,5 +85,5 @@ class Asha(AsyncHyperBandScheduler):
             records = retry(lambda: read_metrics(uri), f"reading the steps of {uri}", seconds=PATIENCE)
             if max((record["step"] for record in records), default=0) >= steps:
                 return str(TrialScheduler.CONTINUE)
-            retry(lambda: note_end(uri, "pruned"), f"noting the end of {uri}", seconds=PATIENCE)
+            retry(lambda: note_end(uri, "pruned"), f"recording the end of {uri}", seconds=PATIENCE)
         return decision

@@ -69,15 +69,16 @@ def check_data(sweep: SweepConfig, planned: Sequence[Trial]) -> None:
         _, shards = check_shards(config)
         if not shards.rows("validation"):
             raise InputError(
-                f"A sweep compares validation losses, and the shard set {shards.uri} has no validation windows; "
+                f"A sweep compares validation losses, but the shard set {shards.uri} has no validation windows; "
                 "prepare again with more documents or a larger --validation-fraction."
             )
         tokenizers.setdefault(shards.tokenizer_hash, shards.uri)
     if len(tokenizers) > 1:
         one, other, *_ = tokenizers.values()
         raise InputError(
-            f"A sweep compares validation losses, and {one} and {other} were prepared with different tokenizers, whose "
-            "losses a token mean different things; give each a sweep or a run of its own, and compare their probes."
+            f"A sweep compares validation losses, but losses per token are not comparable between {one} and "
+            f"{other}, which were prepared with different tokenizers; run a sweep for each, and compare their "
+            "probes."
         )
     if sweep.metric != VALIDATION_LOSS:
         for config in {(c.data.shards, repr(c.probe), c.every.probe): c for c in configs}.values():
@@ -91,13 +92,13 @@ def _require_one_loss(configs: Sequence[Config]) -> None:
         for key in type(config.objective).model_fields:
             if getattr(config.objective, key) != getattr(first.objective, key):
                 raise InputError(
-                    f"A sweep compares validation losses, and objective.{key} changes what the loss is; give each "
-                    "value a sweep or a run of its own, and compare their probes."
+                    f"A sweep compares validation losses, but objective.{key} changes the loss itself; run a "
+                    "sweep for each value, and compare their probes."
                 )
         if config.train.micro_batch != first.train.micro_batch and config.fixes_micro_batch:
             raise InputError(
-                "A sweep compares validation losses, and with this objective they depend on train.micro_batch; give "
-                "each value a sweep or a run of its own, and compare their probes."
+                "A sweep compares validation losses, but with this objective they depend on train.micro_batch; "
+                "run a sweep for each value, and compare their probes."
             )
 
 
@@ -105,13 +106,13 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
     """Run every trial to its end, or to where ASHA stops it. Ray must be connected.
 
     Args:
-        resume: go on with a sweep that was broken off; what is finished is not run again, what failed is.
+        resume: resume an interrupted sweep; finished trials are not run again, failed ones are.
 
     Returns:
         The trials, whatever became of each; `raybert.sweep.summary` reads it from their directories.
 
     Raises:
-        InputError: a trial will not do or could never run; the sweep exists and `resume` is false, or the reverse, or
+        InputError: a trial is invalid or could never run; the sweep exists and `resume` is false, or the reverse, or
             it was begun with other settings, or another driver is at it.
         Interrupted: a signal ended the sweep; the trials that were under way have saved.
     """
@@ -119,7 +120,9 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
     record = storage.join(sweep.uri, "sweep.json")
     exists = storage.exists(record)
     if exists and not resume:
-        raise InputError(f"The sweep {sweep.uri} exists; go on with it by --resume, or give this one another name.")
+        raise InputError(
+            f"The sweep {sweep.uri} already exists; resume it with --resume, or give this one another name."
+        )
     if resume and not exists:
         raise InputError(f"There is no sweep {sweep.uri} to resume.")
     described = _describe(sweep, planned)
@@ -128,8 +131,8 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
             before = read_object(record)
         except ValueError as error:
             raise InputError(
-                f"{record} is damaged ({error}) and no longer says what the sweep was begun with; give this sweep "
-                "another name."
+                f"{record} is damaged ({error}), so the settings that the sweep started with are unknown; give "
+                "this sweep another name."
             ) from error
         _require_same(sweep, before, described)
     concurrent = _check_trials(planned, sweep.max_concurrent)
@@ -140,7 +143,7 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
             results = _tuner(sweep, planned, concurrent, resume=resume).fit()
             _note_failures(results, planned)
             if asked():
-                raise Interrupted(f"the same command with --resume goes on with {sweep.uri}.")
+                raise Interrupted(f"rerun the same command with --resume to resume {sweep.uri}.")
     return planned
 
 
@@ -161,7 +164,9 @@ def _describe(sweep: SweepConfig, planned: Sequence[Trial]) -> dict[str, Any]:
 
 def _require_same(sweep: SweepConfig, before: dict[str, Any], now: dict[str, Any]) -> None:
     if _numbers(before.get("points", [])) != _numbers(now["points"]):
-        raise InputError(f"The sweep {sweep.uri} was begun with another space; resume it with the file it began with.")
+        raise InputError(
+            f"The sweep {sweep.uri} was started with another space; resume it with the file it was started with."
+        )
     # A setting that is younger than the sweep had no other value than its default.
     defaults = {f"base.{key}": value for key, value in trackers.flatten(Config().model_dump(mode="json")).items()}
     defaults["metric"] = VALIDATION_LOSS
@@ -169,8 +174,8 @@ def _require_same(sweep: SweepConfig, before: dict[str, Any], now: dict[str, Any
     for key in sorted(before.keys() | now.keys()):
         if (old := before.get(key, defaults.get(key))) != now.get(key):
             raise InputError(
-                f"The sweep {sweep.uri} was begun with {key}={old} and cannot go on with {now.get(key)}; "
-                "resume it with the settings it began with."
+                f"The sweep {sweep.uri} was started with {key}={old} and cannot be resumed with {now.get(key)}; "
+                "resume it with the settings it was started with."
             )
 
 
@@ -234,10 +239,10 @@ def wait_for_probes(planned: Sequence[Trial], *, timeout: float | None = None) -
     """Return when no checkpoint of a trial waits for its probe.
 
     Args:
-        timeout: seconds, over all trials; None waits for ever.
+        timeout: seconds, over all trials; None waits forever.
 
     Raises:
-        RunFailed: the time is over.
+        RunFailed: the timeout has passed.
     """
     end = None if timeout is None else time.monotonic() + timeout
     for trial in planned:
@@ -251,7 +256,7 @@ def estimate_sweep(sweep: SweepConfig) -> tuple[list[tuple[str, dict[str, Any], 
     """What each trial would take, measured once for each that asks for something else, and how many run at a time.
 
     Raises:
-        InputError: a trial will not do or could never run.
+        InputError: a trial is invalid or could never run.
         RunFailed: a measurement failed.
     """
     planned = trials(sweep)

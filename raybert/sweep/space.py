@@ -19,7 +19,7 @@ from raybert.errors import InputError
 class Dimension(Section):
     """The values of one setting: a grid, or draws from a log-uniform range."""
 
-    grid: list[Any] | None = Field(default=None, min_length=1, description="the values themselves")
+    grid: list[Any] | None = Field(default=None, min_length=1, description="list of values")
     log_uniform: tuple[float, float] | None = Field(default=None, description="[low, high] of a log-uniform range")
     draws: int = Field(default=4, ge=1, description="number of values to draw from the range")
 
@@ -48,7 +48,10 @@ class AshaConfig(Section):
 
     enabled: bool = Field(default=True, description="stop worse trials early; false: train all of them to the end")
     grace_fraction: float = Field(
-        default=0.25, gt=0, le=1, description="fraction of its tokens that every trial trains on"
+        default=0.25,
+        gt=0,
+        le=1,
+        description="fraction of the tokens that every trial trains on before it may be stopped",
     )
     reduction_factor: float = Field(
         default=2.0, gt=1, description="at each rung the best 1 / factor of the trials continue"
@@ -62,9 +65,11 @@ class SweepConfig(Section):
         default="sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the sweep's directory"
     )
     storage: AbsolutePath = Field(
-        default="runs", validate_default=True, description="directory of the sweep's directory, at any URI"
+        default="runs", validate_default=True, description="parent directory of the sweep's directory, at any URI"
     )
-    base: dict[str, Any] = Field(default_factory=dict, description="settings that all trials share, as pretrain takes")
+    base: dict[str, Any] = Field(
+        default_factory=dict, description="settings that all trials share, as in a file for pretrain"
+    )
     space: dict[str, Dimension] = Field(
         min_length=1, description="dotted keys of the settings to vary, and their values"
     )
@@ -97,7 +102,7 @@ def load(path: str, overrides: Iterable[str] = ()) -> SweepConfig:
     """Read a sweep's YAML file and apply overrides (``base.train.steps=100``, ``space.optimizer.lr.draws=3``).
 
     Raises:
-        InputError: the file is missing, a key is unknown or a value will not do.
+        InputError: the file is missing, a key is unknown or a value is invalid.
     """
     if not storage.exists(path):
         raise InputError(f"There is no sweep file {path}.")
@@ -135,7 +140,7 @@ def trials(sweep: SweepConfig) -> list[Trial]:
     """Every combination of the space's values.
 
     Raises:
-        InputError: a key of the space is none of the settings, a combination will not do, or two are the same.
+        InputError: a key of the space is none of the settings, a combination is invalid, or two are the same.
     """
     dimensions = [list(enumerate(d.values(sweep.seed, key))) for key, d in sweep.space.items()]
     found = []
@@ -158,6 +163,6 @@ def trials(sweep: SweepConfig) -> list[Trial]:
                 for key, (one, first), (other, second) in zip(sweep.space, same, combination, strict=True)
                 if one != other
             ]
-            raise InputError(f"{', '.join(values)} give the same trial; leave one of them out, or lower draws.")
+            raise InputError(f"{', '.join(values)} give the same trial; remove one of them, or lower draws.")
         found.append(Trial(name, point, config))
     return found

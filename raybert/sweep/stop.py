@@ -37,7 +37,7 @@ def asked() -> bool:
 
 @contextmanager
 def interruptible(trials_uri: str) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end the Tune run inside the ``with`` in good order, and the second one at once.
+    """Let the first SIGINT or SIGTERM end the Tune run inside the ``with`` cleanly, and the second one at once.
 
     Args:
         trials_uri: the directory of the trials' run directories.

@@ -89,7 +89,7 @@ def _read(trial: Trial, lengths: dict[str, int]) -> _Found:
                 lengths[shards] = int(seq_len)
         except (InputError, TypeError, ValueError):
             left_out.append(LeftOut(CONFIG, "cannot be read"))
-    parts = (reason, *(f"left out: {part}" for part in left_out))
+    parts = (reason, *(f"ignored: {part}" for part in left_out))
     return _Found(status, "; ".join(part for part in parts if part), records, by_task(results)[0])
 
 
@@ -130,7 +130,7 @@ def _end(uri: str, files: set[str], *, done: bool) -> tuple[str, str]:
 
 
 def note_end(run_uri: str, status: str, reason: str = "") -> None:
-    """Record how a trial ended that did not come to its own end."""
+    """Record how a trial ended that was stopped or failed."""
     storage.write_json(storage.join(run_uri, END), {"status": status, "reason": reason})
 
 
@@ -140,7 +140,7 @@ def tasks_of(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def figure(metric: str, outcome: Outcome) -> float | None:
-    """What the sweep's metric came to in the end: by the last validation, or by the probe of the last step."""
+    """The final value of the sweep's metric: by the last validation, or by the probe of the last step."""
     if metric == VALIDATION_LOSS or outcome.loss is None:
         return outcome.loss
     found = [metrics.value(metric, probe.raw) for probe in outcome.probes.values() if probe.step == outcome.steps]
@@ -184,8 +184,8 @@ def require_none_failed(outcomes: Sequence[Outcome]) -> None:
         reasons = "; ".join(f"{o.name}: {o.reason.rstrip('.')}" for o in failed[:3])
         more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
         raise RunFailed(
-            f"{len(failed)} of {len(outcomes)} trials failed: {reasons}{more}. The same command with --resume tries "
-            "them again."
+            f"{len(failed)} of {len(outcomes)} trials failed: {reasons}{more}. Rerun the same command with "
+            "--resume to retry them."
         )
 
 

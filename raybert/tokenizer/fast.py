@@ -65,10 +65,15 @@ class FastTokenizer(TextTokenizer):
                 f"{missing[0]}_token in tokenizer_config.json, or train one with `raybert tokenizer train`."
             )
         if self._doubled or self._holes:
-            fault = f"{self._doubled} ids twice" if self._doubled else f"{self._holes} ids missing below {self.size}"
-            raise InputError(f"The vocabulary of the tokenizer in {self.where} has {fault}; mend its {JSON}.")
+            fault = (
+                (f"{self._doubled} duplicate ids") if self._doubled else f"{self._holes} missing ids below {self.size}"
+            )
+            raise InputError(f"The vocabulary of the tokenizer in {self.where} has {fault}; correct its {JSON}.")
         if len({self.roles[role] for role in NEEDED}) < len(NEEDED):
-            raise InputError(f"Two of the roles {', '.join(NEEDED)} have the same token in {self.where}.")
+            raise InputError(
+                f"Two of the roles {', '.join(NEEDED)} have the same token in {self.where}; give each a token of "
+                "its own."
+            )
         text = np.array([not _UNUSED.fullmatch(self._tokens_by_id[number]) for number in range(self.size)])
         text[list(self.roles.values())] = False
         special = [token["id"] for token in self._described.get("added_tokens") or () if token.get("special")]
@@ -83,8 +88,8 @@ class FastTokenizer(TextTokenizer):
     def word_starts(self) -> np.ndarray:
         if self._described["model"].get("end_of_word_suffix"):
             raise InputError(
-                f"The tokenizer in {self.where} marks where words end, and objective.whole_word needs to know where "
-                "they begin; leave objective.whole_word out."
+                f"The tokenizer in {self.where} marks where words end, but objective.whole_word needs to know "
+                "where they begin; leave objective.whole_word out."
             )
         begins = _word_test(self._described)
         added = {token["id"] for token in self._described.get("added_tokens") or ()}

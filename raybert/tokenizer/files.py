@@ -37,7 +37,7 @@ USUAL = {
 
 
 def load(where: str) -> TextTokenizer:
-    """The tokenizer at a place.
+    """Load a tokenizer.
 
     Args:
         where: a directory at any URI with tokenizer.json or vocab.txt; a checkpoint or an export of raybert; the name
@@ -58,7 +58,7 @@ def load(where: str) -> TextTokenizer:
     # A checkpoint without one of its own; one of another vocabulary was imported without its tokenizer.
     if described.get("model_type") == "raybert" and described.get("vocab_size", VOCAB_SIZE) == VOCAB_SIZE:
         return Tokenizer()
-    raise InputError(f"{where} holds no tokenizer: it has neither {JSON} nor {VOCAB}.")
+    raise InputError(f"{where} contains no tokenizer: it has neither {JSON} nor {VOCAB}.")
 
 
 def load_for_training(where: str) -> TextTokenizer:
@@ -81,7 +81,7 @@ def of_files(found: Mapping[str, bytes], where: str) -> TextTokenizer:
     config = _json(found[CONFIG], f"{where}/{CONFIG}") if CONFIG in found else {}
     special = _json(found[SPECIALS], f"{where}/{SPECIALS}") if SPECIALS in found else {}
     if JSON not in found and VOCAB not in found:
-        raise InputError(f"{where} holds no tokenizer: it has neither {JSON} nor {VOCAB}.")
+        raise InputError(f"{where} contains no tokenizer: it has neither {JSON} nor {VOCAB}.")
     content = found.get(JSON) or _of_vocab(found[VOCAB], {**special, **config}, where)
     described = _json(content, f"{where}/{JSON}", f"The tokenizer in {where} cannot be read")
     if _is_gpt2(described):
@@ -103,7 +103,7 @@ def _json(content: bytes, path: str, reason: str = "") -> dict[str, Any]:
     try:
         found = json.loads(content)
         if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{reason or f'{path} cannot be read'}: {error}.") from error
     return found
@@ -142,20 +142,20 @@ def _of_vocab(content: bytes, config: Mapping[str, Any], where: str) -> bytes:
     """The tokenizer.json of a BERT's vocab.txt: a token a line, its id the number of the line.
 
     Raises:
-        InputError: it is no text, or has a token twice or an empty line.
+        InputError: it is not text, or has a token twice or an empty line.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     try:
         tokens = content.decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}/{VOCAB} is no text: {error}.") from error
+        raise InputError(f"{where}/{VOCAB} is not text: {error}.") from error
     vocabulary: dict[str, int] = {}
     for number, token in enumerate(tokens):
         token = token.rstrip("\r\n")
         if not token.strip() or token in vocabulary:
             fault = f"repeats {token!r} of line {vocabulary[token] + 1}" if token in vocabulary else "is empty"
-            raise InputError(f"Line {number + 1} of {where}/{VOCAB} {fault}; a vocabulary has every id once.")
+            raise InputError(f"Line {number + 1} of {where}/{VOCAB} {fault}; a vocabulary must have every token once.")
         vocabulary[token] = number
     roles = _roles({"model": {"vocab": vocabulary}}, config)
     unknown = roles.get("unk", "[UNK]")

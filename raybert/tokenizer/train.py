@@ -35,10 +35,12 @@ def train(
         InputError: the vocabulary is smaller than the alphabet, or larger than what the texts have.
     """
     if kind not in PASSES:
-        raise InputError(f"--kind is one of {', '.join(PASSES)}, not {kind}.")
+        raise InputError(f"--kind must be one of {', '.join(PASSES)}, not {kind}.")
     least = len(ROLES) + 256
     if kind == "bpe" and vocab_size < least:
-        raise InputError(f"--vocab-size {vocab_size} is below {least}: 256 bytes and {len(ROLES)} special tokens.")
+        raise InputError(
+            f"--vocab-size {vocab_size} is below {least}: 256 bytes and {len(ROLES)} special tokens; raise it."
+        )
     tokenizer, roles = _bpe(texts, vocab_size, lowercase) if kind == "bpe" else _wordpiece(texts, vocab_size, lowercase)
     size = tokenizer.get_vocab_size()
     if size < vocab_size:
@@ -139,7 +141,8 @@ def extend(base: TextTokenizer, counts: Counter[str], words: int) -> FastTokeniz
             chosen.append(piece)
     if not chosen:
         raise InputError(
-            f"No word that stands in the text twice is cut into {PIECES} or more pieces; there is nothing to add."
+            f"No word that occurs at least twice in the text is split into {PIECES} or more pieces; there is "
+            "nothing to add."
         )
     before = _made(described, config, roles).pieces(range(base.size))
     _add(described, chosen, base.size)

@@ -18,7 +18,7 @@ from raybert.probe.kind import ProbeTask
 from raybert.probe.suites import load_suite
 from raybert.probe.tasks import load_task
 from raybert.spectral import recipe
-from raybert.train.complete import complete, heads_it_lacks
+from raybert.train.complete import complete, missing_heads
 from raybert.train.recovery.committed import last_step
 
 # "auto" verifies every hash of a shard set up to this size, about a minute of reading from a bucket.
@@ -72,7 +72,7 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     metrics.check("checkpoint.best", config.checkpoint.best, tasks)
     _check_resume(config, shards)
     if config.model.start_from and not last_step(config.run_uri):
-        _say_what_is_random(config.model.start_from)
+        _warn_of_random_heads(config.model.start_from)
     if config.objective.pair == "contrastive":
         _check_contrast(config, shards)
     if config.model.embedding_init == "spectral":
@@ -95,9 +95,8 @@ def check_shards(config: Config) -> tuple[Config, ShardSet]:
     positions = config.model.bert().max_position_embeddings
     if shards.seq_len > positions:
         raise InputError(
-            f"The shards in {shards.uri} hold windows for {shards.seq_len} tokens and the model has "
-            f"{positions} positions; set model.max_position_embeddings={shards.seq_len} or prepare with "
-            f"--seq-len {positions}."
+            f"The shards in {shards.uri} hold windows for {shards.seq_len} tokens, but the model has {positions} "
+            f"positions; set model.max_position_embeddings={shards.seq_len} or prepare with --seq-len {positions}."
         )
     if not shards.rows("train"):
         raise InputError(f"The shard set {shards.uri} has no training rows.")
@@ -114,9 +113,11 @@ def _check_validation(config: Config, shards: ShardSet) -> None:
         )
 
 
-def _say_what_is_random(start: str) -> None:
-    if lacking := heads_it_lacks(start):
-        say(f"{start} was saved without {', '.join(lacking)}; what it lacks begins at random", style="yellow")
+def _warn_of_random_heads(start: str) -> None:
+    if lacking := missing_heads(start):
+        say(
+            f"{start} was saved without {', '.join(lacking)}; missing weights are initialised at random", style="yellow"
+        )
 
 
 def _check_contrast(config: Config, shards: ShardSet) -> None:
@@ -126,8 +127,8 @@ def _check_contrast(config: Config, shards: ShardSet) -> None:
         if len(documents) > 1:
             return
     raise InputError(
-        f"All windows of the shard set {shards.uri} are of one document, so objective.pair=contrastive finds no "
-        "negatives; prepare the text as several documents, or set objective.pair=none."
+        f"All windows of the shard set {shards.uri} come from one document, so objective.pair=contrastive finds "
+        "no negatives; prepare the text as several documents, or set objective.pair=none."
     )
 
 
@@ -144,8 +145,8 @@ def probe_tasks(config: Config) -> list[ProbeTask]:
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
-            f"probe.tasks names {twice[0]} twice, and the records of both would share their files; leave one out, or "
-            "give it another name."
+            f"probe.tasks names {twice[0]} twice, and the records of both would have the same file names; remove "
+            "one, or give it another name."
         )
     return tasks
 
@@ -215,8 +216,8 @@ def check_probe_gpus(config: Config, shares: Shares, gpus: float) -> None:
     held = config.train.worker_range[0] if shares.use_gpu else 0
     if config.probe.gpus and held + config.probe.gpus > gpus:
         raise InputError(
-            f"probe.gpus={config.probe.gpus:g} cannot be had beside {held} workers with a GPU each: the cluster can "
-            f"have at most {gpus:g} GPUs. Set probe.gpus=0, lower train.workers or set train.use_gpu=false."
+            f"probe.gpus={config.probe.gpus:g} does not fit alongside {held} workers with a GPU each: the cluster "
+            f"can have at most {gpus:g} GPUs. Set probe.gpus=0, lower train.workers or set train.use_gpu=false."
         )
 
 
@@ -228,8 +229,8 @@ def _check_trackers(config: Config) -> None:
             raise InputError(f"run.trackers names {name}, which is not installed: pip install 'raybert[{name}]'.")
     if "mlflow" in names and storage.is_remote(config.run_uri) and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise InputError(
-            f"run.trackers names mlflow, whose database cannot lie in {config.run_uri}: set MLFLOW_TRACKING_URI to a "
-            "server."
+            f"run.trackers names mlflow, whose database cannot be stored in {config.run_uri}: set "
+            "MLFLOW_TRACKING_URI to a server."
         )
 
 
@@ -241,8 +242,8 @@ def _check_resume(config: Config, shards: ShardSet) -> None:
     about = tree.pop("about", None)
     if not isinstance(about, dict):  # a power loss leaves an empty file
         raise InputError(
-            f"{recorded} is damaged: it does not say which shards the run was trained on. Put back a copy of it, or "
-            "give this run another run.name."
+            f"{recorded} is damaged: it does not say which shards the run was trained on. Restore a copy, or give "
+            "this run another run.name."
         )
     manifest = about.get("manifest")
     began = from_mapping(tree)
@@ -251,8 +252,8 @@ def _check_resume(config: Config, shards: ShardSet) -> None:
     before["model"], now["model"] = _model(began), _model(config)
     if manifest != shards.manifest_hash:
         raise InputError(
-            f"The run {config.run_uri} was trained on other shards than {shards.uri}; "
-            "give this run another run.name, or the shards it began with."
+            f"The run {config.run_uri} was trained on other shards than {shards.uri}; use those shards, or give "
+            "this run another run.name."
         )
     fixed = [*FIXED, *(f"model.{key}" for key in now["model"]), *(f"objective.{key}" for key in now["objective"])]
     # Otherwise the masks of steps that are done would be others, and `verify` could not find them again.
@@ -262,8 +263,8 @@ def _check_resume(config: Config, shards: ShardSet) -> None:
         old, new = look_up(before, key), look_up(now, key)
         if old != new:
             raise InputError(
-                f"The run {config.run_uri} exists with {key}={old} and cannot go on with {new}; "
-                "give this run another run.name, or the setting it began with."
+                f"The run {config.run_uri} was started with {key}={old} and cannot be resumed with {new}; use the "
+                "old value, or give this run another run.name."
             )
 
 

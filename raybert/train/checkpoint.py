@@ -143,20 +143,20 @@ def load_state(directory: Path) -> dict[str, Any]:
     path = directory / TRAINING_STATE
     if not path.exists():
         raise InputError(
-            f"{directory} holds weights alone; training can only go on from a checkpoint with {path.name}."
+            f"{directory} contains only weights; training can resume only from a checkpoint with {path.name}."
         )
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, OSError) as error:
         raise DamagedCheckpoint(
-            f"{path} is damaged or no training state of raybert ({type(error).__name__}); nothing in it was run. "
-            "Go on from another checkpoint."
+            f"{path} is damaged or not a training state of raybert ({type(error).__name__}); no code in it was "
+            "executed. Resume from another checkpoint."
         ) from error
     if not isinstance(state, dict):
         kind = type(state).__name__
-        raise DamagedCheckpoint(f"{path} holds a {kind} and no training state; go on from another checkpoint.")
+        raise DamagedCheckpoint(f"{path} contains a {kind}, not a training state; resume from another checkpoint.")
     if state.get("format") != STATE_FORMAT:
-        raise InputError(f"{path} has format {state.get('format')}, and this version reads format {STATE_FORMAT}.")
+        raise InputError(f"{path} has format {state.get('format')}, but this version reads format {STATE_FORMAT}.")
     return state
 
 

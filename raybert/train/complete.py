@@ -54,7 +54,7 @@ def complete(config: Config, shards: ShardSet) -> Config:
         found["vocab_size"] = max(rows, dimensions.vocab_size)
     for name, given in config.model.given().items():
         if found.get(name, given) != given:
-            raise _differs(config, shards, name, given, found[name])
+            raise _mismatch(config, shards, name, given, found[name])
     usual = asdict(BertConfig()) | config.model.given()
     stated = {name: value for name, value in found.items() if usual[name] != value}
     return config.model_copy(update={"model": config.model.model_copy(update=stated)}) if stated else config
@@ -68,17 +68,17 @@ def _begun(config: Config) -> BertConfig | None:
     return began.model.bert() if began.model.start_from == config.model.start_from else None
 
 
-def _differs(config: Config, shards: ShardSet, name: str, given: object, found: object) -> InputError:
+def _mismatch(config: Config, shards: ShardSet, name: str, given: object, found: object) -> InputError:
     where = config.model.start_from
     if not where:
         return InputError(
-            f"model.{name}={given} and the tokenizer of the shards in {shards.uri} has {found} tokens; leave "
-            f"model.{name} out."
+            f"model.{name}={given} does not match the tokenizer of the shards in {shards.uri}, which has {found} "
+            f"tokens; leave model.{name} out."
         )
     key = name if getattr(config.model, name) is not None else "size"
     return InputError(
-        f"model.start_from={where} has {name}={found} and this run asks for {given}; its dimensions become the run's: "
-        f"leave model.{key} out (model.{key}=null)."
+        f"model.start_from={where} has {name}={found}, but this run asks for {given}; a run takes the dimensions "
+        f"of the model it starts from: leave model.{key} out (model.{key}=null)."
     )
 
 
@@ -103,7 +103,7 @@ def read_start(where: str) -> Start:
             config = files.read_config(local, where)
     else:
         raise InputError(
-            f"{where} is of model_type {kind!r}, and training can go on from raybert's checkpoints and transformers' "
+            f"{where} has model_type {kind!r}; training can start from raybert checkpoints and from transformers "
             f"directories of model_type {FAMILY}."
         )
     tokenizer = tokenizers.load(uri)
@@ -111,19 +111,19 @@ def read_start(where: str) -> Start:
         raise InputError(f"{where} has no {directory.WEIGHTS}; save the model as one safetensors file.")
     if config.vocab_size < tokenizer.size:
         raise InputError(
-            f"{where} has {config.vocab_size:,} rows of token embeddings, and its tokenizer {tokenizer.size:,} tokens; "
-            "resize the model's embeddings and save it again."
+            f"{where} has {config.vocab_size:,} rows of token embeddings, but its tokenizer has "
+            f"{tokenizer.size:,} tokens; resize the model's embeddings and save it again."
         )
     if config.type_vocab_size < 2:
-        raise InputError(f"{where} knows {config.type_vocab_size} token type, and pairs of texts need two.")
+        raise InputError(f"{where} has {config.type_vocab_size} token type, but pairs of texts need two.")
     return Start(config, tokenizer)
 
 
-def heads_it_lacks(where: str) -> list[str]:
-    """What a transformers directory was saved without, of that which pre-training trains beside the encoder.
+def missing_heads(where: str) -> list[str]:
+    """The pre-training heads that a transformers directory was saved without.
 
     Raises:
-        InputError: it is none, or its weights are no safetensors file.
+        InputError: it is none, or its weights are not a safetensors file.
     """
     uri = hub.local(where, FILES)
     if directory.describe(uri, where).get("model_type") != FAMILY:
@@ -140,7 +140,7 @@ def _require_tokenizer(mine: TextTokenizer, where: str, shards: ShardSet) -> Non
         return
     raise InputError(
         f"The shards in {shards.uri} were prepared with the tokenizer {shards.tokenizer_name} "
-        f"({shards.tokenizer_hash[:12]}, {shards.vocabulary.size:,} tokens), and model.start_from={where} has "
-        f"{mine.name} ({mine.hash[:12]}, {mine.size:,} tokens): ids would mean other words. Prepare the text again: "
-        f"raybert prepare --tokenizer {where} --seq-len {shards.seq_len} --input ... --output ..."
+        f"({shards.tokenizer_hash[:12]}, {shards.vocabulary.size:,} tokens), but model.start_from={where} has "
+        f"{mine.name} ({mine.hash[:12]}, {mine.size:,} tokens), so token ids would mean other words. Prepare the "
+        f"text again: raybert prepare --tokenizer {where} --seq-len {shards.seq_len} --input ... --output ..."
     )

@@ -61,7 +61,7 @@ class Estimate:
 
 
 def estimate(run: Run) -> Estimate:
-    """Measure on the cluster, with as many workers and as much of it each as the run would have. Nothing is written.
+    """Measure on the cluster, with the workers and resources that the run would have. Nothing is written.
 
     Raises:
         RunFailed: the workers could not be placed in time, or failed: out of memory, for one.
@@ -77,7 +77,8 @@ def estimate(run: Run) -> Estimate:
         for task in tasks:
             ray.cancel(task, force=True)
         raise RunFailed(
-            f"The cluster did not run {workers} workers for a measurement within {PATIENCE:.0f} s."
+            f"The cluster did not run {workers} workers for the measurement within {PATIENCE:.0f} s; check "
+            "that it has free CPUs and GPUs."
         ) from error
     except ray.exceptions.RayError as error:
         raise RunFailed(f"The measurement of three steps failed: {last_line(error)}") from error
@@ -201,9 +202,12 @@ def show(run: Run, found: Estimate) -> RenderableType:
         ("tokens", f"{found.tokens:,} positions, padding included"),
         ("operations", f"{found.flops:.3g} FLOPs"),
         ("workers", f"{train.worker_range[0]} of {run.shares.worker:g} CPUs each, {found.device}, {found.dtype}"),
-        ("step", f"{train.global_batch} samples: {found.accumulation} micro-batches of {train.micro_batch} a worker"),
+        ("step", f"{train.global_batch} samples: {found.accumulation} micro-batches of {train.micro_batch} per worker"),
         ("schedule", f"{run.config.warmup_steps:,} warm-up steps, then {run.config.schedule.decay}"),
-        ("memory a worker", f"{_size(found.peak_bytes)} at most, measured; {_size(found.state_bytes)} of it the model"),
+        (
+            "memory per worker",
+            f"{_size(found.peak_bytes)} at most, measured; {_size(found.state_bytes)} of it the model",
+        ),
         ("checkpoint", f"{_size(found.checkpoint_bytes)}, {run.config.checkpoint.keep_last} kept"),
         ("time", f"{format_seconds(found.seconds)} for {train.steps:,} steps, from {STEPS} measured ones"),
         ("", "without validation, checkpoints and the exchange of gradients between workers"),
@@ -229,8 +233,8 @@ def show_sweep(
         table.add_row(name.removeprefix("trial-"), *map(escape, values), *counts, *sizes, format_seconds(found.seconds))
     total = sum(found.seconds for _, _, found in rows) / concurrent
     table.caption = (
-        f"{len(rows)} trials, {concurrent} at a time: {format_seconds(math.ceil(total))} when none is stopped early; "
-        "memory of a worker at most, and bytes of a checkpoint"
+        f"{len(rows)} trials, {concurrent} at a time: {format_seconds(math.ceil(total))} if none is stopped "
+        "early; memory: peak of a worker; saved: size of a checkpoint"
     )
     return Group(escape(yaml.safe_dump(settings, sort_keys=False)), table)
 
@@ -244,9 +248,9 @@ def _start(run: Run) -> str:
     if model.embedding_init == "spectral":
         recipe = Recipe(run.config.data.seed)
         tokens = min(recipe.sample_tokens, run.shards.tokens("train"))
-        made = "made already" if find(run.shards, recipe, run.uri) else "to be made first"
+        made = "already computed" if find(run.shards, recipe, run.uri) else "computed first"
         words = f"token vectors from {tokens:,} tokens, {made}"
-    others = {"centred": "centred vectors", "unigram": "frequencies in the output layer"}
+    others = {"centred": "centred vectors", "unigram": "token frequencies in the output layer"}
     more = "".join(f", {others[init]}" for init in (model.output_init, model.mlm_init) if init in others)
     return f"{words}, {model.attention_init} attention{more}"
 

@@ -16,7 +16,7 @@ from raybert.data.spec import SampleSpec
 from raybert.data.tensors import empty_to_torch, packed_to_torch, to_torch
 from raybert.model import varlen
 
-PADDED = "Padding is computed like text, which costs time and changes no result"
+PADDED = "Sequences are padded instead of packed, which costs speed but does not change results"
 
 
 def choose_packing(
@@ -62,7 +62,7 @@ class Feed:
         return groups
 
     def send(self, parts: Sequence[Columns]) -> list[dict[str, Tensor]]:
-        """The same, not counted: of what is no step."""
+        """The same, not counted: of what is not a step."""
         return self._beside(lambda: self._made(parts))
 
     def rungs(self) -> list[dict[str, Tensor]]:

@@ -25,7 +25,7 @@ class IngestConfig(DataConfig):
 
     def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
         start_step = retry(
-            lambda: last_step(self._run_uri), f"looking into {self._run_uri}", seconds=self._spec.retry_seconds
+            lambda: last_step(self._run_uri), f"reading {self._run_uri}", seconds=self._spec.retry_seconds
         )
         stream = train_stream(self._spec, world_size=world_size, start_step=start_step)
         return super().configure(dict.fromkeys(datasets, stream), world_size, *args, **kwargs)
@@ -40,7 +40,7 @@ def placeholder(run_uri: str, retry_seconds: float) -> ray.data.Dataset:
     Raises:
         DamagedCheckpoint: its files are not what was written.
     """
-    retry(lambda: _verify_newest(run_uri), f"looking into {run_uri}", seconds=retry_seconds)
+    retry(lambda: _verify_newest(run_uri), f"reading {run_uri}", seconds=retry_seconds)
     return ray.data.range(1)
 
 

@@ -25,7 +25,7 @@ class Totals:
 
     @property
     def skipped(self) -> list[bool]:
-        """True for a step whose update was left out, because its gradient was not finite."""
+        """True for a step whose update was skipped, because its gradient was not finite."""
         return [not math.isfinite(norm) for norm in self.norms]
 
     @property
@@ -61,7 +61,7 @@ class Interval:
 
 
 class Streak:
-    """Counts steps in a row whose update was left out."""
+    """Counts steps in a row whose update was skipped."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._length = limit, 0

@@ -102,7 +102,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of the worker group, as the ledger tells it. Steps `restored` + 1 to `last` have a line."""
+    """One start of the worker group, as the ledger has it. Steps `restored` + 1 to `last` have a line."""
 
     number: int
     restored: int
@@ -121,7 +121,7 @@ class Account:
 
 
 def read_account(run_uri: str) -> Account:
-    """Read the ledger of a run and check that it is one course without a gap.
+    """Read the ledger of a run and check that it is one sequence without gaps.
 
     Every start must go on right behind the checkpoint that it restored, that checkpoint must lie within what was
     trained on before, and a step that was trained on again must have the same digest.
@@ -161,7 +161,7 @@ class _Course:
             return
         if restored > self._size:
             raise InputError(
-                f"The ledger lacks the steps {self._size + 1} to {restored}, and start {number} went on from there."
+                f"The ledger lacks the steps {self._size + 1} to {restored}, but start {number} resumed after them."
             )
         self.attempts.append(Attempt(number, restored, header["workers"], restored))
         self._skipped = {step for step in self._skipped if step <= restored}
@@ -184,7 +184,7 @@ class _Course:
         before = self._digests[step - 1]
         if before != value:
             raise InputError(
-                f"Step {step} was trained on with the digest {int(before):016x} and again, after a restart, with "
+                f"Step {step} was trained with the digest {int(before):016x}, and after a restart with "
                 f"{int(value):016x} ({uri}): the samples differ."
             )
 

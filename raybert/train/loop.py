@@ -52,7 +52,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     except DamagedCheckpoint:
         raise  # which the driver passes over
     except InputError as error:
-        _give_up(config.run_uri, "data", f"Training cannot begin: {error}", step=0)
+        _give_up(config.run_uri, "data", f"Training cannot start: {error}", step=0)
         raise
     except torch.OutOfMemoryError as error:  # of a GPU, which the next start would find as small
         _give_up(config.run_uri, "memory", memory.sentence(error, config, step=1), step=0)
@@ -92,7 +92,7 @@ class Worker:
         self.replica = build_replica(config, self.device, self.world_size, token_vectors, self.shards)
         self.step = self.replica.restored.step
         self.feed = self._make_feed()
-        guessing = self.objective.of_guessing(self.replica.bert.vocab_size, config.train.micro_batch)
+        guessing = self.objective.loss_by_chance(self.replica.bert.vocab_size, config.train.micro_batch)
         self.loss_limit = DIVERGED * guessing
         self.peak = peak_flops(self.device, self.replica.dtype) * self.world_size
         self.validation = self._validation_part()
@@ -357,9 +357,9 @@ class Worker:
 
     def _too_high(self, record: dict[str, Any]) -> str:
         return (
-            f"The loss is {record['loss']:.3g} at step {self.step} (lr {record['lr']:.2e}), more than {DIVERGED} times "
-            "that where training starts; lower optimizer.lr or raise schedule.warmup_steps, and start again under "
-            "another run.name or from the last checkpoint."
+            f"The loss is {record['loss']:.3g} at step {self.step} (lr {record['lr']:.2e}), more than {DIVERGED} "
+            "times the loss at the start; lower optimizer.lr or raise schedule.warmup_steps, and train again "
+            "with another run.name or from the last checkpoint."
         )
 
     def _not_finite(self, step: int, totals: Totals) -> str:
@@ -367,11 +367,11 @@ class Worker:
         kept = self.saver.saved
         checkpoint = f"the last checkpoint is {checkpoint_name(kept)}" if kept else "there is no checkpoint yet"
         return (
-            f"The gradient was not finite for train.max_bad_steps={self.config.train.max_bad_steps} steps in a row, up "
-            f"to step {step} (samples {(step - 1) * batch} to {step * batch - 1}, batch digest "
-            f"{totals.digests[step - totals.first]:016x}); {checkpoint}, and no update was made since. Lower "
-            "optimizer.lr, raise schedule.warmup_steps or set train.dtype=float32, and start again under another "
-            "run.name or from that checkpoint."
+            f"The gradient was not finite for train.max_bad_steps={self.config.train.max_bad_steps} steps in a "
+            f"row, up to step {step} (samples {(step - 1) * batch} to {step * batch - 1}, batch digest "
+            f"{totals.digests[step - totals.first]:016x}); {checkpoint}, and the updates of these steps were "
+            "skipped. Lower optimizer.lr, raise schedule.warmup_steps or set train.dtype=float32, and train "
+            "again with another run.name or from that checkpoint."
         )
 
     def _give_up_diverged(self, reason: str) -> None:

@@ -49,7 +49,7 @@ def keep_freed_memory() -> bool:
 def out_of_memory(error: BaseException, *, step: int, micro_batch: int, seq_len: int, checkpointing: bool) -> str:
     """What to do about a GPU that has no more memory at a step."""
     other = "" if checkpointing else ", or set train.gradient_checkpointing=true"
-    halved = f"halve train.micro_batch to {micro_batch // 2}" if micro_batch > 1 else "take a smaller model.size"
+    halved = f"halve train.micro_batch to {micro_batch // 2}" if micro_batch > 1 else "use a smaller model.size"
     return (
         f"The GPU ran out of memory at step {step}, with train.micro_batch={micro_batch} samples of up to "
         f"T={seq_len} tokens; {halved}{other}. ({one_line(error)[:200]})"

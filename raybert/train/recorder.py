@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Recorder:
-    """Every rank has one, and calls it alike. `gauges` is None where nothing is written.
+    """Every rank has one and makes the same calls. `gauges` is None where nothing is written.
 
     Args:
         restored: the step of the checkpoint that this start of the worker group goes on from.

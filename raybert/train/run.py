@@ -32,7 +32,7 @@ CONTROLLER_DEFAULTS = {
 
 
 class Diverged(RunFailed):
-    """The loss is no number any more, or far above where it began."""
+    """The loss is not a number any more, or far above where it began."""
 
 
 def train(run: Run, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
@@ -84,11 +84,11 @@ def _train(run: Run, callbacks: Sequence[Any]) -> dict[str, Any]:
             ),
         )
     # Ray Train deletes old checkpoints once, and goes on when the storage is away at that moment.
-    retry(lambda: remove_incomplete_checkpoints(run.uri), f"tidying up {run.uri}", seconds=config.run.patience)
+    retry(lambda: remove_incomplete_checkpoints(run.uri), f"cleaning up {run.uri}", seconds=config.run.patience)
     if failure := read_failure(run.uri):
         raise Diverged(failure["reason"]) if failure["kind"] == "diverged" else RunFailed(failure["reason"])
     if requested(run.uri) and (done := last_step(run.uri)) < config.train.steps:
-        raise Interrupted(f"{run.uri} is saved at step {done}; the same command goes on from there.")
+        raise Interrupted(f"{run.uri} is saved at step {done}; rerun the same command to resume.")
     return result.metrics or {}
 
 

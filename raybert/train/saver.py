@@ -69,7 +69,7 @@ class Saver:
         self.uploads = threading.BoundedSemaphore(UPLOADS)
 
     def probe_start(self) -> None:
-        """Have what the run begins with probed, once, unless it is what every untrained encoder is."""
+        """Queue a probe of the run's start, once, unless its weights are those of any untrained encoder."""
         if self.writer is None or not self.tasks or self.config.model.begins_random:
             return
         with self.clock.waiting("checkpoint"):

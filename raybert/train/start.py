@@ -41,7 +41,7 @@ def begin(bert: Bert, config: Config, shards: ShardSet, token_vectors: str) -> N
         if model.output_init == "centred":
             initialise.centre(bert, counts)
         if model.mlm_init == "unigram":
-            initialise.know_frequencies(bert, counts)
+            initialise.use_frequencies(bert, counts)
 
 
 def _token_counts(shards: ShardSet, seed: int) -> np.ndarray:

@@ -123,13 +123,13 @@ def test_a_shard_that_goes_missing_later_is_named(shards):
     reader = SampleReader(open_shards(shards.uri), seed=0)
     for shard in shards.shards():
         Path(shards.uri, shard.name).unlink()
-    with pytest.raises(InputError, match=f"{shards.uri} lacks a shard that its manifest lists: .*train-0"):
+    with pytest.raises(InputError, match=f"{shards.uri} is missing a shard that its manifest lists: .*train-0"):
         stream._build(reader, np.arange(10), retry_seconds=0.0)
 
 
 def test_another_set_under_the_same_name_is_refused(shards):
     assert open_shards(shards.uri, shards.manifest_hash) == shards
-    with pytest.raises(InputError, match="other shards than those that this run began with"):
+    with pytest.raises(InputError, match="no longer contains the shards that this run started with"):
         open_shards(shards.uri, "0" * 64)
 
 

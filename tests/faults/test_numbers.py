@@ -57,7 +57,7 @@ def test_other_shards_in_the_place_of_the_first_end_the_run_at_once(tmp_path):
     run = check(settings(tmp_path, shards, "run", every={"validation": 0, "probe": 0, "checkpoint": 0}))
     shutil.rmtree(tmp_path / "shards")
     make_shards(str(tmp_path / "shards"), rows=280)
-    with pytest.raises(RunFailed, match=r"Training cannot begin: .* holds other shards than those"):
+    with pytest.raises(RunFailed, match=r"Training cannot start: .* no longer contains the shards that this run"):
         train(run)
     assert storage.list_dir(f"{run.uri}/ledger") == []
 

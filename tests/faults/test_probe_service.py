@@ -149,7 +149,9 @@ def test_a_probe_whose_process_or_service_is_killed_is_done_again(model, tmp_pat
     client.wait(run, str(tmp_path), timeout=LONGEST)
     short = queue.records(run)["short-00000002.json"]
     assert short["status"] == "failed"
-    assert short["reason"].startswith("RunFailed: The budget of max_seconds=1e-06 was over after 0 of the 100 steps")
+    assert short["reason"].startswith(
+        "RunFailed: The time limit max_seconds=1e-06 was reached after 0 of the 100 steps"
+    )
 
 
 def test_a_service_without_cpus_says_so_and_the_next_wait_starts_one_that_was_stopped(task, model, tmp_path):

@@ -94,14 +94,14 @@ def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to
     first = storage.read_bytes(f"{sweep.uri}/trials/trial-0000/metrics.jsonl")
     assert read_sweep(sweep)[1].status == "interrupted"
 
-    refused("go on with it by --resume", resume=False)
+    refused("resume it with --resume", resume=False)
     refused("base.optimizer.weight_decay=0.01", "base.optimizer.weight_decay=0.1", resume=True)
     driver = start("--resume")
     wait_until_step(driver, log, second, read_sweep(sweep)[1].steps + 20)
     refused(f"Another driver, process {driver.pid}", resume=True)
     driver.send_signal(signal.SIGINT)
     assert ended(driver) == 130, log.read_text()[-3000:]
-    assert "--resume goes on with" in log.read_text()
+    assert "--resume to resume" in log.read_text()
     wait_until_free(before)
     stopped = read_sweep(sweep)[1]
     assert stopped.status == "interrupted"

@@ -43,7 +43,7 @@ def test_a_cluster_that_is_fit_and_one_that_is_not(gcs, tmp_path, capsys):
     code, said, out = examined(capsys, f"{bucket}/c.yaml", *wrong)
     assert code == 1
     assert said["run.storage"] == "WRONG: There is no bucket gs://none"
-    assert "gs://doctor/nothing is no shard set" in said["data.shards"]
-    assert "train.workers=2000 is more than this cluster can ever run" in said["resources"]
+    assert "gs://doctor/nothing is not a shard set" in said["data.shards"]
+    assert "train.workers=2000 does not fit this cluster" in said["resources"]
     assert "what to do: create it, or correct the URI" in out
     assert run_app(["doctor", str(tmp_path / "none.yaml")]) == 2

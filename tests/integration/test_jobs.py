@@ -157,9 +157,9 @@ def test_the_doctor_looks_at_every_node_as_a_job(cluster, checkout, settings):
     done = submit(cluster, checkout, "doctor", *settings)
     said = dict(line.strip().split("  ", 1) for line in done.stdout.splitlines() if "  ok: " in line)
     assert said["nodes"] == "ok: 2 of 2 ran a task", done.stdout + done.stderr
-    assert said["dashboard"] == f"ok: {cluster.dashboard} asks for a token"
+    assert said["dashboard"] == f"ok: {cluster.dashboard} requires a token"
     assert said["raybert"].endswith("on every node")
-    assert said["run.storage"].endswith("from every node")
+    assert said["run.storage"].startswith("ok: every node can use ")
 
 
 def test_only_workers_are_on_the_spot_node(cluster, training):

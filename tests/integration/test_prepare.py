@@ -97,7 +97,7 @@ def test_bad_documents_are_counted_by_reason_and_too_many_are_refused(tmp_path, 
     bad = open_shards(str(tmp_path / "out")).counts["documents"]["bad_dropped"]
     assert sum(bad.values()) == 4
     assert len(bad) >= 3
-    (said,) = re.findall(r"left out: .*", capsys.readouterr().out)
+    (said,) = re.findall(r"dropped: .*", capsys.readouterr().out)
     assert re.findall(r"(\d) bad \((.*?)\)", said) == [(str(n), reason.replace("_", " ")) for reason, n in bad.items()]
 
 
@@ -116,7 +116,7 @@ def test_what_makes_no_window_is_counted_and_said(tmp_path, capsys):
     found = open_shards(str(tmp_path / "out")).counts["documents"]
     assert (found["read"], found["too_short_dropped"], found["bad_dropped"]) == (words + 32, words, {"too_large": 1})
     assert found["train"] + found["validation"] == 31
-    assert f"left out: 1 bad (too large), {words:,} too short, 2 files without a document" in capsys.readouterr().out
+    assert f"dropped: 1 bad (too large), {words:,} too short, 2 files without a document" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("what", ["missing", "empty"])
@@ -147,7 +147,7 @@ def test_what_lies_beside_the_texts_is_passed_over_and_named(inputs, shards, tmp
         out = capsys.readouterr().out
         assert "2 hidden (.ipynb_checkpoints/d-checkpoint.txt, _temporary/0/e.jsonl)" in out
         assert "2 of other kinds (f.csv, notes.md)" in out
-        assert ".json without texts a line (dataset_info.json" in out
+        assert ".json without one text per line (dataset_info.json" in out
     assert "2 shards of raybert (first/train-00000-of-00001.parquet, first/validation-00000-of-00001.parquet)" in out
     first, second = open_shards(str(folder / "first")), open_shards(str(folder / "second"))
     assert first.manifest_hash == second.manifest_hash
@@ -159,7 +159,7 @@ def test_an_output_that_would_replace_its_input_is_refused(tmp_path):
     path = tmp_path / "train-00000-of-00001.parquet"
     pq.write_table(pa.table({"text": [document(i) for i in range(30)]}), path)
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"holds train-00000-of-00001\.parquet of the input, which it would replace"):
+    with pytest.raises(InputError, match=r"contains the input file train-00000-of-00001\.parquet and would replace it"):
         prepare([str(tmp_path)], str(tmp_path), seq_len=48)
     assert path.read_bytes() == before
 
@@ -175,7 +175,7 @@ def test_a_file_without_any_text_is_named_beside_good_ones(tmp_path, kind):
     else:
         (tmp_path / "bad.jsonl").write_text('{"text": null}\n{"other": 1}\n\n{}\n')
     with pytest.raises(
-        InputError, match=rf"bad\.{kind} holds no text: text is missing or null in all of its 3 documents"
+        InputError, match=rf"bad\.{kind} contains no text: text is missing or null in all of its 3 documents"
     ):
         prepare([str(tmp_path)], str(tmp_path / "out"), seq_len=48, max_bad_fraction=0.5)
     assert not storage.list_files(str(tmp_path / "out"))
@@ -189,7 +189,7 @@ def test_a_large_text_file_is_one_document_until_it_is_split(tmp_path, capsys):
     for allowed in ("0.01", "1"):
         assert run_app([*arguments, str(large), "--max-bad-fraction", allowed]) == 2
         said = capsys.readouterr().err
-        assert f"({large}) is one document, of at most 64 MB; cut it" in said
+        assert f"A .txt file, such as {large}, is read as one document of at most 64 MB; split it" in said
         assert "--split-txt blank-lines or --split-txt lines" in said
         assert "allow more with" not in said
         assert "dd documents" not in said
@@ -203,9 +203,9 @@ def test_a_large_text_file_is_one_document_until_it_is_split(tmp_path, capsys):
         assert found.settings["split_txt"] == split
     capsys.readouterr()
     assert run_app([*arguments, str(tmp_path / "a.txt")]) == 2
-    assert "holds a shard set with other settings" in capsys.readouterr().err
+    assert "contains a shard set made with other settings" in capsys.readouterr().err
     assert run_app([*arguments, str(tmp_path / "a.txt"), "--split-txt", "words"]) == 2
-    assert "--split-txt is one of blank-lines, lines, not words" in capsys.readouterr().err
+    assert "--split-txt must be one of blank-lines, lines, not words" in capsys.readouterr().err
 
 
 def test_paths_of_every_spelling_reach_the_same_place(inputs, shards, tmp_path, monkeypatch, capsys):
@@ -235,7 +235,7 @@ def test_test_texts_of_a_probe_are_left_out(tmp_path, capsys):
     assert run_app([*command, "--output", str(tmp_path / "all")]) == 0
     command += ["--hold-out", str(tmp_path / "task.yaml"), "--output", str(tmp_path / "out")]
     assert run_app(command) == 0
-    assert "left out: 6 held out for probes" in " ".join(capsys.readouterr().out.split())
+    assert "dropped: 6 held out for probes" in " ".join(capsys.readouterr().out.split())
     whole, left = open_shards(str(tmp_path / "all")), open_shards(str(tmp_path / "out"))
     assert (whole.counts["documents"]["train"], left.counts["documents"]["train"]) == (30, 24)
     assert left.counts["documents"]["held_out"] == left.settings["held_out"]["texts"] == 6

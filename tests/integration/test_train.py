@@ -158,7 +158,7 @@ def test_embed_as_a_job_goes_on_where_it_was_cut_off(alone, tmp_path, monkeypatc
     assert [part for part in parts if part.stat().st_mtime_ns != before[part]] == [parts[1], parts[3]]
     assert pq.read_table(out) == table
     assert run_app([*arguments, "--pooling", "cls"]) == 2
-    assert "made otherwise (pooling differ)" in capsys.readouterr().err
+    assert "made with other settings (pooling differ)" in capsys.readouterr().err
 
 
 def test_a_job_s_files_have_the_same_columns_and_a_wrong_row_is_named_first(alone, tmp_path, monkeypatch, capsys):
@@ -177,7 +177,7 @@ def test_a_job_s_files_have_the_same_columns_and_a_wrong_row_is_named_first(alon
         file.write('{"text": 7}\n')
     assert run_app([*command, str(tmp_path / "other")]) == 2
     assert "Line 43 of" in (said := " ".join(capsys.readouterr().err.split()))
-    assert "column text holds a number (7) instead of text" in said
+    assert "column text contains a number (7) instead of text" in said
     assert not (tmp_path / "other").exists(), "with the row mended, the same command is another job"
 
 
@@ -216,7 +216,9 @@ def test_a_run_goes_on_from_an_exported_and_imported_model(alone, folder, shards
     path = tmp_path / "c.yaml"
     path.write_text(run.config.to_yaml())
     assert run_app(["pretrain", str(path), "run.name=wider", "model.hidden_size=32"]) == 2
-    assert "has hidden_size=16 and this run asks for 32; its dimensions become the run's" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "has hidden_size=16, but this run asks for 32" in said
+    assert "a run takes the dimensions of the model it starts from" in said
 
 
 def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find_the_vectors(
@@ -242,7 +244,7 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     assert spectral_files.shape(table) == (400, 50_257)
 
     assert run_app(["pretrain", path, "--dry-run"]) == 0
-    assert "tokens, made already, average attention, centred vectors, frequencies in" in " ".join(
+    assert "tokens, already computed, average attention, centred vectors, token frequencies in" in " ".join(
         capsys.readouterr().out.split()
     )
     assert run_app(["pretrain", path, "run.name=spectral-again", "train.workers=2"]) == 0
@@ -259,7 +261,7 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     assert storage.read_bytes(elsewhere) == content
 
     assert run_app(["pretrain", path, "model.embedding_init=random"]) == 2
-    assert "exists with model.embedding_init=spectral and cannot go on with random" in capsys.readouterr().err
+    assert "was started with model.embedding_init=spectral and cannot be resumed with random" in capsys.readouterr().err
     few = ["run.name=few", f"data.shards={make_shards(str(tmp_path_factory.mktemp('few'))).uri}"]
     assert run_app(["pretrain", path, *few]) == 2
     assert "set model.embedding_init=random" in capsys.readouterr().err
@@ -271,7 +273,7 @@ def test_a_dry_run_measures_and_writes_nothing(folder, shards, tmp_path, capsys)
     assert run_app(["pretrain", str(path), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert f"{STEPS * 12 * 32:,} positions" in said
-    for part in ("FLOPs", "memory a worker", "2 micro-batches of 3 a worker", f"{STEPS} steps, from 3 measured"):
+    for part in ("FLOPs", "memory per worker", "2 micro-batches of 3 per worker", f"{STEPS} steps, from 3 measured"):
         assert part in said, part
     assert not storage.exists(f"{folder}/dry")
 
@@ -325,7 +327,7 @@ def test_two_workers_one_of_them_killed_and_three_have_every_loss_of_one_replica
     np.testing.assert_allclose(found[2], plain, rtol=5e-4)
     np.testing.assert_allclose(found[3], plain, rtol=5e-4)
     page = storage.read_bytes(write_report(run.uri)).decode()
-    assert "Loss of finding the other half" in page
+    assert "Contrastive loss" in page
     assert "Next-sentence loss" not in page
     assert run_app(["export", f"{run.uri}/checkpoints/step-00000024", str(tmp_path / "theirs")]) == 0
     card = (tmp_path / "theirs" / "README.md").read_text()
@@ -339,7 +341,9 @@ def test_two_workers_one_of_them_killed_and_three_have_every_loss_of_one_replica
         ("train", "micro_batch", 4),
     ):
         before, changed = tree[section][key], tree[section] | {key: value}
-        with pytest.raises(InputError, match=rf"exists with {section}\.{key}={before} and cannot go on with {value}"):
+        with pytest.raises(
+            InputError, match=rf"was started with {section}\.{key}={before} and cannot be resumed with {value}"
+        ):
             check(from_mapping(tree | {section: changed}))
 
 
@@ -362,7 +366,7 @@ def test_masked_words_alone_leave_the_heads_as_they_began(folder, shards):
         (["train.step=3"], "Did you mean"),
         (["model.num_attention_heads=3"], "does not divide"),
         (["train.workers=5"], "cannot be divided"),
-        (["train.workers=24", "train.global_batch=24", "train.micro_batch=1"], "can ever run"),
+        (["train.workers=24", "train.global_batch=24", "train.micro_batch=1"], "does not fit this cluster"),
         (["model.max_position_embeddings=16"], "16 positions"),
         (["data.shards=/nowhere"], "/nowhere"),
         (["probe.tasks=[agnews]"], "did you mean ag_news"),

@@ -65,7 +65,7 @@ def test_shards_without_validation_windows_are_refused_where_they_are_asked_for(
         ({"validation": 0}, "has no validation windows; prepare again"),
         ({"validation": 0, "fraction": 0}, "has no validation windows; prepare again"),
         ({"seq_len": 1024, "rows": 20}, "512 positions"),
-        (None, "no shard set"),
+        (None, "is not a shard set"),
     ],
 )
 def test_a_sweep_looks_at_its_shards_before_ray_is_started(tmp_path, capsys, no_ray, made, sentence):
@@ -105,7 +105,7 @@ def test_a_run_of_before_goes_on_with_the_settings_it_noted(tmp_path, unvalidate
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json") | about, sort_keys=False))
     assert "name: 1e3" in (run / "config.yaml").read_text()
     check_inputs(config)
-    with pytest.raises(InputError, match=r"exists with data.seed=0 and cannot go on with 1"):
+    with pytest.raises(InputError, match=r"was started with data.seed=0 and cannot be resumed with 1"):
         check_inputs(from_mapping(tree | {"data": tree["data"] | {"seed": 1}}))
 
 

@@ -55,7 +55,7 @@ def test_remote_checkpoints_round_trip(model):
 
 def test_weights_alone_are_no_training_state(model, tmp_path):
     save(model, str(tmp_path / "c"))
-    with pytest.raises(InputError, match="weights alone"):
+    with pytest.raises(InputError, match="contains only weights"):
         load_state(tmp_path / "c")
 
 

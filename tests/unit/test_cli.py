@@ -88,12 +88,14 @@ def test_watch_ends_with_a_run_that_nobody_drives(tmp_path, capsys, monkeypatch)
         assert run_app(["watch", run, "--once"]) == 0
     assert "not running" not in capsys.readouterr().out
     assert run_app(["watch", run]) == 1  # killed, or stopped by a signal
-    assert "is not running: it was ended at step 100 of 1,000; the same command goes on" in capsys.readouterr().err
+    assert (
+        "is not running: it stopped at step 100 of 1,000; rerun the same command to resume" in capsys.readouterr().err
+    )
     assert run_app(["watch", run, "--once"]) == 0
     assert "is not running" in " ".join(capsys.readouterr().out.split())
     note_end(run, "pruned", "rung 1")
     assert run_app(["watch", run]) == 1
-    assert "ended at step 100 of 1,000, pruned by its sweep" in capsys.readouterr().err
+    assert "stopped at step 100 of 1,000, pruned by its sweep" in capsys.readouterr().err
 
 
 def test_watch_waits_for_a_run_whose_job_is_tried_again(tmp_path):

@@ -63,12 +63,12 @@ def test_a_share_that_was_given_may_make_a_probe_wait_but_never_a_worker():
 @pytest.mark.parametrize(
     ("cpus", "given", "sentence"),
     [
-        (4, {"probe_cpus": 100}, r"^probe.cpus=100 .* at most 4 CPUs; lower probe.cpus"),
+        (4, {"probe_cpus": 100}, r"^probe.cpus=100 needs more CPUs .* \(4 at most\); lower probe.cpus"),
         (2, {"probe_cpus": 3}, "^probe.cpus=3 "),
-        (2, {"task_cpus": 2}, "^data.task_cpus=2 leaves too little for train.workers=1"),
-        (2, {"task_cpus": 4}, "^data.task_cpus=4 is more than"),
+        (2, {"task_cpus": 2}, "^data.task_cpus=2 leaves too few CPUs for train.workers=1"),
+        (2, {"task_cpus": 4}, "^data.task_cpus=4 needs more CPUs"),
         (2, {"worker_cpus": 2}, "lower train.worker_cpus"),
-        (2, {"probes": 20}, "^probe.workers=20 leaves too little for train.workers=1"),
+        (2, {"probes": 20}, "^probe.workers=20 leaves too few CPUs for train.workers=1"),
         (0.5, {}, "too few for one worker"),
     ],
 )
@@ -83,7 +83,7 @@ def test_what_can_never_be_placed_is_refused_with_numbers():
         plan_shares(2, 0, workers=64)
     with pytest.raises(InputError, match="2 workers of 1 CPUs and a data task"):
         plan_shares(2, 0, workers=2, worker_cpus=1.0)
-    with pytest.raises(InputError, match="needs 4 GPUs and the cluster can have at most 2"):
+    with pytest.raises(InputError, match="needs 4 GPUs, but the cluster can have at most 2"):
         plan_shares(64, 2, workers=4, use_gpu=True)
 
 
@@ -115,14 +115,14 @@ def test_a_probe_that_could_only_wait_for_the_workers_gpus_is_refused():
     config = from_mapping({"train": {"workers": 2}, "probe": {"gpus": 0.5}})
     check_probe_gpus(config, plan_shares(16, 3, workers=2), gpus=3)
     check_probe_gpus(config, plan_shares(16, 2, workers=2, use_gpu=False), gpus=2)
-    with pytest.raises(InputError, match=r"probe\.gpus=0\.5 cannot be had beside 2 workers"):
+    with pytest.raises(InputError, match=r"probe\.gpus=0\.5 does not fit alongside 2 workers"):
         check_probe_gpus(config, plan_shares(16, 2, workers=2), gpus=2)
 
 
 def test_without_a_ray_none_is_started(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", Mock())
-    for addresses, sentence in (([], "No Ray runs here"), (["a:1", "b:2"], r"More than one .* \(a:1, b:2\)")):
+    for addresses, sentence in (([], "No Ray is running"), (["a:1", "b:2"], r"More than one .* \(a:1, b:2\)")):
         monkeypatch.setattr(connection, "local_addresses", lambda found=addresses: found)
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
         with pytest.raises(InputError, match=sentence):

@@ -133,7 +133,7 @@ def loaded(path, key, text, *, in_file):
         ("run.trackers", "[]", []),
         ("train.steps", "1.5", "train.steps=1.5"),
         ("train.steps", "1:30", "train.steps='1:30'"),
-        ("train.steps", "yes", "must not be a flag"),
+        ("train.steps", "yes", "train.steps=True: a boolean is not allowed here"),
         ("train.steps", "1e400", "train.steps=inf"),
         ("probe.tasks", "bbc_news", "write a list, [bbc_news]"),
     ],
@@ -165,7 +165,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_lines(tmp_path):
         for read in (config.load, space.load, load_task, config.read_yaml_mapping):
             with pytest.raises(InputError) as caught:
                 read(str(path))
-            assert f"{path} has the key {key} twice, in line {lines[0]} and in line {lines[1]}" in str(caught.value)
+            assert f"{path} has the key {key} twice, on line {lines[0]} and on line {lines[1]}" in str(caught.value)
 
 
 def test_anchors_and_merge_keys_are_no_repetition(tmp_path):

@@ -136,11 +136,11 @@ def test_a_damaged_line_is_left_out_and_counted(run, capsys, damage):
     found = read_run(str(run))
     assert len(found.records) in (19, 20)
     (part,) = found.left_out
-    assert re.fullmatch(r"metrics\.jsonl has 1 of 2[01] lines that cannot be read", str(part))
+    assert re.fullmatch(r"metrics\.jsonl has unreadable lines \(1 of 2[01]\)", str(part))
     assert run_app(["watch", str(run), "--once"]) == 0
-    assert "left out: metrics.jsonl has 1 of" in said(capsys)
+    assert "ignored: metrics.jsonl has unreadable lines (1 of" in said(capsys)
     assert run_app(["verify", str(run)]) == 1
-    assert "metrics.jsonl WRONG: has 1 of" in said(capsys)
+    assert "metrics.jsonl WRONG: has unreadable lines (1 of" in said(capsys)
 
 
 def rewrite(change):
@@ -170,7 +170,7 @@ RECORDS = {
     "untrained is text": rewrite(lambda found: found["baselines"].update(untrained="bad")),
     "status is a number": rewrite(lambda found: found.update(status=3)),
     "another pooling is damaged": rewrite(lambda found: found.update(max={"test_accuracy": "x"})),
-    "half a surrogate pair": rewrite(lambda found: found.update(title="\ud83d")),
+    "a lone surrogate": rewrite(lambda found: found.update(title="\ud83d")),
 }
 
 
@@ -186,11 +186,11 @@ def test_a_damaged_record_is_left_out_and_named(run, capsys, damage):
     assert f"{RECORD} WRONG: cannot be read" in said(capsys)
     for command in (["probe", "results", str(run)], ["probe", "results", str(run), "--json"]):
         assert run_app(command) == 0
-        assert f"left out: {RECORD} cannot be read" in said(capsys)
+        assert f"ignored: {RECORD} cannot be read" in said(capsys)
     assert run_app(["probe", "wait", str(run)]) == 0
-    assert f"left out: {RECORD} cannot be read" in said(capsys)
+    assert f"ignored: {RECORD} cannot be read" in said(capsys)
     assert run_app(["watch", str(run), "--once"]) == 0
-    assert f"left out: {RECORD} cannot be read" in said(capsys)
+    assert f"ignored: {RECORD} cannot be read" in said(capsys)
     whole = str(run / "probes/bbc_news-00000200.json")
     assert run_app(["probe", "compare", str(run / RECORD), whole]) == 2
     assert not any(word in said(capsys) for word in ("Traceback", "Error:"))
@@ -202,14 +202,14 @@ def test_the_page_says_what_it_leaves_out(run):
     RECORDS["cut"](run)
     (run / "failure.json").write_text('{"reason": "the lo')
     page = Path(write_report(str(run))).read_text()
-    assert "Left out of this page" in page
-    assert "<li>metrics.jsonl has 1 of 20 lines that cannot be read</li>" in page  # two of them joined
+    assert "This page ignores" in page
+    assert "<li>metrics.jsonl has unreadable lines (1 of 20)</li>" in page  # two of them joined
     assert f"<li>{RECORD} cannot be read: not JSON" in page
-    assert "failure.json, which says why it ended, cannot be read" in page
+    assert "failure.json, which records why it ended, cannot be read" in page
 
 
 def test_the_page_of_a_run_in_order_leaves_nothing_out(whole):
-    assert "Left out" not in render(read_run(str(whole)))
+    assert "This page ignores" not in render(read_run(str(whole)))
 
 
 CONFIGS = {
@@ -266,7 +266,7 @@ def test_faults_that_cannot_be_read_are_named(run, capsys):
     assert run_app(["verify", str(run)]) == 1
     assert "faults/2.json WRONG" in said(capsys)
     assert run_app(["watch", str(run), "--once"]) == 0
-    assert "left out: faults/3.json cannot be read" in (told := said(capsys))
+    assert "ignored: faults/3.json cannot be read" in (told := said(capsys))
     assert "fault: two workers went on" in told
 
 
@@ -275,7 +275,7 @@ def test_what_says_how_a_run_ended_counts_though_it_is_cut(tmp_path):
     assert read_failure(run) == read_end(run) == {}
     for name in ("failure.json", "outcome.json"):
         (tmp_path / name).write_text('{"kind": "dive')
-    assert "failure.json, which says why it ended, cannot be read" in read_failure(run)["reason"]
+    assert "failure.json, which records why it ended, cannot be read" in read_failure(run)["reason"]
     assert read_failure(run)["kind"] == ""
     assert read_end(run)["status"] == "failed"
     (tmp_path / "outcome.json").write_text("{}")
@@ -310,8 +310,8 @@ def test_a_sweep_says_which_of_its_trials_files_are_damaged(tmp_path):
     one, two, three = read_sweep(sweep)
     assert one.status == "finished"
     assert one.tokens[-1] == two.tokens[-1], "the length of a sample is known from the other trial"
-    assert "left out: metrics.jsonl has 1 of" in one.reason
-    assert f"left out: {RECORD} cannot be read" in one.reason
+    assert "ignored: metrics.jsonl has unreadable lines (1 of" in one.reason
+    assert f"ignored: {RECORD} cannot be read" in one.reason
     assert two.reason == ""
     assert three.status == "failed"
     assert second.exists()
@@ -377,7 +377,7 @@ def test_a_damaged_baseline_is_computed_again(tmp_path):
 
 def test_a_damaged_list_of_checkpoints_is_a_sentence(run):
     (run / "checkpoint_manager_snapshot.json").write_text('{"latest_checkpoint_result": {"checkpoint_dir_name": 3}}')
-    with pytest.raises(InputError, match=r"checkpoint_manager_snapshot\.json is damaged"):
+    with pytest.raises(InputError, match=r"checkpoint_manager_snapshot\.json, the list of checkpoints, is damaged"):
         last_step(str(run))
     assert incomplete_checkpoints(str(run)) == []
 
@@ -406,7 +406,7 @@ def test_verify_looks_at_the_checkpoints_of_a_damaged_run(run):
     weights = run / "checkpoints" / "best" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     faulty = {finding.subject: finding.fault for finding in verify(str(run)) if finding.fault}
-    assert "model.safetensors is not what was written" in faulty["best"]
+    assert "model.safetensors has changed since it was written" in faulty["best"]
     assert "cannot be read" in faulty[RECORD]
 
 

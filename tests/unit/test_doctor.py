@@ -53,7 +53,7 @@ def test_a_clock_is_wrong_only_beyond_doubt():
 
 def test_shared_memory_must_hold_what_ray_wants():
     line = judge.shared_memory(nodes(shared_memory=64 << 20))
-    assert line.detail == "0.1 GiB on 10.0.0.2, and Ray wants 2.0 GiB"
+    assert line.detail == "0.1 GiB on 10.0.0.2, but Ray's object store needs 2.0 GiB"
     assert "--shm-size" in line.remedy
 
 
@@ -75,7 +75,7 @@ def test_resources_against_the_run():
     assert not line.remedy
     assert "4 workers of 1 CPUs" in line.detail
     line = judge.resources(1, 0, run)
-    assert "can ever run" in line.detail
+    assert "does not fit this cluster" in line.detail
     assert "lower train.workers" in line.remedy
     gpus = from_mapping({"train": {"workers": 4, "use_gpu": True, "global_batch": 256, "micro_batch": 32}})
     assert "needs 4 GPUs" in judge.resources(64, 2, gpus).detail
@@ -100,7 +100,7 @@ def test_a_dashboard_that_answers_strangers_is_refused(url, status, wrong):
     line = judge.dashboard(url, status)
     assert bool(line.remedy) is wrong
     if url and wrong:
-        assert "without a token" in line.detail
+        assert "requires no token" in line.detail
         assert "RAY_AUTH_MODE=token" in line.remedy
     assert line.verdict == ("WRONG" if wrong else "not known" if status is None else "ok")
 

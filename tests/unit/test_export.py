@@ -169,7 +169,7 @@ def test_a_model_without_a_tokenizer_takes_raybert_s_own(model, tmp_path, capsys
     back = load(f"{bare}-raybert")
     assert isinstance(back.tokenizer, raybert.Tokenizer)
     np.testing.assert_allclose(back.embed(TEXTS), model.embed(TEXTS), **TOLERANCE)
-    with pytest.raises(InputError, match="holds no tokenizer"):
+    with pytest.raises(InputError, match="has no tokenizer"):
         open_encoder(str(bare))
 
 
@@ -177,7 +177,7 @@ def test_a_checkpoint_replaces_only_such_a_one(model, exported, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     before = sorted(path.name for path in Path(exported).iterdir())
     for write in (lambda: save(model, str(tmp_path)), lambda: import_dir(exported, exported)):
-        with pytest.raises(InputError, match="holds other files"):
+        with pytest.raises(InputError, match="contains other files"):
             write()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert sorted(path.name for path in Path(exported).iterdir()) == before
@@ -185,7 +185,7 @@ def test_a_checkpoint_replaces_only_such_a_one(model, exported, tmp_path):
         save(model, str(tmp_path / "new"))
     for garbage in ("{", "[]"):
         (tmp_path / "new" / "config.json").write_text(garbage)
-        with pytest.raises(InputError, match="holds other files"):
+        with pytest.raises(InputError, match="contains other files"):
             save(model, str(tmp_path / "new"))
 
 
@@ -195,7 +195,7 @@ def test_an_export_that_somebody_has_trained_on_is_not_replaced(model, exported,
         theirs.bert.pooler.dense.bias += 1
     theirs.save_pretrained(tmp_path / "tuned")
     assert run_app(["export", f"{run}/checkpoints/step-00001000", str(tmp_path / "tuned")]) == 2
-    assert "an export that was changed since" in capsys.readouterr().err
+    assert "an export that was modified afterwards" in capsys.readouterr().err
 
 
 def test_the_card_of_a_push_opens_what_is_pushed(run, tmp_path):
@@ -208,7 +208,7 @@ def test_the_card_of_a_push_opens_what_is_pushed(run, tmp_path):
 def test_a_checkpoint_is_not_written_over(run, capsys):
     checkpoint = f"{run}/checkpoints/step-00001000"
     assert run_app(["export", checkpoint, checkpoint]) == 2
-    assert "holds a model that is no export" in capsys.readouterr().err
+    assert "contains a model that raybert did not export" in capsys.readouterr().err
     load(checkpoint)
 
 
@@ -216,7 +216,7 @@ def test_other_files_are_not_written_over_and_an_earlier_export_is(run, exported
     checkpoint = f"{run}/checkpoints/step-00001000"
     (tmp_path / "README.md").write_text("mine")
     assert run_app(["export", checkpoint, str(tmp_path)]) == 2
-    assert "holds other files" in capsys.readouterr().err
+    assert "contains other files" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == "mine"
     transformers.BertConfig().save_pretrained(tmp_path)
     assert run_app(["export", checkpoint, str(tmp_path)]) == 2
@@ -341,7 +341,7 @@ def test_real_weights_come_in_and_go_out_unchanged(minilm, tmp_path, capsys):
     """all-MiniLM-L6-v2: 6 layers of 384, WordPiece, saved without its pre-training heads."""
     checkpoint, again = str(tmp_path / "checkpoint"), str(tmp_path / "again")
     assert run_app(["import", minilm, checkpoint]) == 0
-    assert "begin at random" in capsys.readouterr().out
+    assert "initialised at random" in capsys.readouterr().out
     model = raybert.load(checkpoint)
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
     theirs = transformers.AutoModel.from_pretrained(minilm).eval()
@@ -415,7 +415,7 @@ def _cut(name):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (_slow, "is not a fast one"),
+        (_slow, "is not a fast tokenizer"),
         (_slow_without_a_file_of_ours, "no vocabulary that can be imported"),
         (_no_special("pad_token"), "has no pad_token"),
         (_no_special("cls_token"), "has no cls_token"),
@@ -428,7 +428,7 @@ def _cut(name):
         (_cut("config.json"), "cannot be read"),
         (_cut("model.safetensors"), "cannot be loaded"),
         (lambda folder: _change(folder / "config.json", hidden_size="wide"), "cannot be loaded"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "no transformers BERT directory"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "not a transformers BERT directory"),
     ],
 )
 def test_what_cannot_embed_is_not_imported(foreign, tmp_path, capsys, damage, sentence):
@@ -467,4 +467,4 @@ def test_what_the_encoder_lacks_is_refused(tmp_path, capsys):
     assert run_app(["import", str(tmp_path / "relu"), str(tmp_path / "c")]) == 2
     assert "hidden_act='relu'" in capsys.readouterr().err
     assert run_app(["import", str(tmp_path), str(tmp_path / "c")]) == 2
-    assert "no transformers BERT directory" in capsys.readouterr().err
+    assert "not a transformers BERT directory" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from raybert.probe.kind import pack_floats
 from raybert.probe.service import work
 from raybert.probe.show import format_block, result_table, results_table
 from raybert.probe.tasks import load_task
-from raybert.report.page import _beside
+from raybert.report.page import _baselines
 from raybert.report.read import _probe
 from raybert.report.trackers import probe_figures
 from tests.unit.test_probe_kinds import classes, similarity, write
@@ -82,7 +82,7 @@ def test_a_baseline_that_ran_out_of_its_budget_is_absent_and_no_cut_one_is_kept(
     slow_untrained(10.0)
     found = {"step": 5, "run": "r", "status": "done", **evaluate(encoder, material, cache, start="untrained")}
     reason = (
-        "The budget of max_seconds=75 was over after 2 of the 4 steps of the first epoch, at seed 1 of 3; "
+        "The time limit max_seconds=75 was reached after 2 of the 4 steps of the first epoch, at seed 1 of 3; "
         "raise it, or lower n_train."
     )
     assert len(found["pooler"]["seeds"]) == 3
@@ -96,10 +96,10 @@ def test_a_baseline_that_ran_out_of_its_budget_is_absent_and_no_cut_one_is_kept(
     assert result_table(parsed).row_count == 3  # its own, the untrained encoder, and the majority class
     assert results_table([parsed]).row_count == 1
     assert set(probe_figures(parsed)) == {"probe/tuned/pooler", "probe/tuned/majority"}
-    assert f"no untrained encoder ({reason})" in _beside(_probe("tuned", 5, FINETUNE, parsed), "pooler")
+    assert f"no untrained encoder ({reason})" in _baselines(_probe("tuned", 5, FINETUNE, parsed), "pooler")
     slow_untrained(2.5)
     cut = evaluate(encoder, material, cache)["baselines"]["untrained"]["pooler"]
-    assert cut["warnings"][0] == "seed 0 stopped after 10 of 12 steps, at the end of its budget"
+    assert cut["warnings"][0] == "seed 0 stopped after 10 of 12 steps, at its time limit"
     slow_untrained(1.0)
     whole = evaluate(encoder, material, cache)["baselines"]["untrained"]["pooler"]
     assert "warnings" not in whole

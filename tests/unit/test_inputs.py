@@ -72,7 +72,9 @@ def test_a_file_that_is_cut_off_is_refused_and_a_whole_one_is_read(tmp_path_fact
         assert b"".join(readers.lines(str(path))) == content
         return
     for read in (lambda: list(readers.lines(str(path))), lambda: list(readers.documents(piece(path), "text"))):
-        with pytest.raises(InputError, match=f"{path} cannot be read, it may be cut off or damaged") as refused:
+        with pytest.raises(
+            InputError, match=f"{path} cannot be read \\(.*\\); it may be truncated or damaged"
+        ) as refused:
             read()
         assert "\n" not in str(refused.value)
 
@@ -112,7 +114,7 @@ def test_every_reader_refuses_half_a_file(tmp_path, name):
             list(readers.documents(part, "text"))
 
     for read in (embedded, prepared):
-        with pytest.raises(InputError, match="cut off or damaged"):
+        with pytest.raises(InputError, match="truncated or damaged"):
             read()
 
 
@@ -165,7 +167,7 @@ def test_kinds_are_known_whatever_the_case_and_others_are_named(root):
     assert summary(found.passed_over) == "3 of other kinds (README.md, x.csv, y.parquet.gz)"
     pieces = [piece for part in corpus.plan([root], "text").fragments for piece in part]
     assert len([text for piece in pieces for text in readers.documents(piece, "text")]) == 4
-    with pytest.raises(InputError, match=r"holds no file of a known kind \(\.parquet .*passed over: 1 of other kinds"):
+    with pytest.raises(InputError, match=r"contains no file of a known kind \(\.parquet .*skipped: 1 of other kinds"):
         find(storage.join(root, "x.csv"), "text")
 
 
@@ -206,10 +208,10 @@ def test_json_with_an_object_a_line_is_read(tmp_path, name, data):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b'[{"text": "a"}, {"text": "b"}]', r"a\.json holds one JSON array, .* convert it: jq -c '\.\[\]'"),
-        (b'\n  [\n{"text": "a"}\n]', "holds one JSON array"),
-        (b'{\n  "text": "a"\n}\n', "holds no JSON object on its first line; .* jq -c"),
-        (b'"text"\n', "holds no JSON object on its first line"),
+        (b'[{"text": "a"}, {"text": "b"}]', r"a\.json contains one JSON array .* convert it: jq -c '\.\[\]'"),
+        (b'\n  [\n{"text": "a"}\n]', "contains one JSON array"),
+        (b'{\n  "text": "a"\n}\n', "has no JSON object on its first line; .* jq -c"),
+        (b'"text"\n', "has no JSON object on its first line"),
         (b'{"other": "a"}\n', "has no column text; choose one of other with --text-column"),
     ],
 )
@@ -220,7 +222,7 @@ def test_json_of_another_shape_is_refused_and_passed_over_beside_others(tmp_path
     write(str(tmp_path), "b.jsonl")
     found = find(str(tmp_path), "text")
     assert names(found, str(tmp_path)) == ["b.jsonl"]
-    assert summary(found.passed_over) == "1 .json without texts a line (a.json)"
+    assert summary(found.passed_over) == "1 .json without one text per line (a.json)"
 
 
 LINE = st.sampled_from(["", " ", "\u3000", "one", "two words", "é", "\t", "x" * 40])
@@ -332,11 +334,11 @@ def test_what_a_web_server_does_not_have_is_a_sentence(host, monkeypatch):
     with pytest.raises(InputError, match=f"The input {address}/none.jsonl does not exist"):
         corpus.plan([f"{address}/none.jsonl"], "text")
     for act in (storage.require_writable, lambda uri: storage.write_json(uri, {})):
-        with pytest.raises(InputError, match="can only be read; write to a local path or a bucket"):
+        with pytest.raises(InputError, match="is read-only; write to a local path or a bucket"):
             act(f"{address}/out")
     (folder / "large.jsonl").write_bytes(b"".join(LINES))
     monkeypatch.setattr(clients, "MOST_WITHOUT_RANGES", 1 << 10)
-    with serves_ranges(address, "its server serves no byte ranges; download it and give the local file"):
+    with serves_ranges(address, "its server does not support range requests; download it and give the local file"):
         corpus.plan([f"{address}/large.jsonl"], "text")
 
 

@@ -80,7 +80,7 @@ def test_the_same_texts_give_the_same_bytes_in_any_order(kind, tmp_path):
         (30, "wordpiece", "is below 49: the characters"),
         (60_000, "bpe", "The text supports .* fewer than --vocab-size 60,000"),
         (60_000, "wordpiece", "The text supports"),
-        (600, "words", "--kind is one of bpe, wordpiece"),
+        (600, "words", "--kind must be one of bpe, wordpiece"),
     ],
 )
 def test_a_size_that_the_text_does_not_give_is_refused(size, kind, sentence):
@@ -96,10 +96,10 @@ def test_the_commands_read_what_prepare_reads(tmp_path, capsys):
     out = str(tmp_path / "made")
     assert run_app(["tokenizer", "train", "--input", jsonl, "--output", out, *words]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"now  .* tokens a word, .* characters a token\n +GPT-2", said)
+    assert re.search(r"now  .* tokens per word, .* characters per token\n +GPT-2", said)
     assert "500 tokens" in said
     assert run_app(["tokenizer", "train", "--input", jsonl, "--output", out, *words]) == 2
-    assert "holds other files" in capsys.readouterr().err
+    assert "contains other files" in capsys.readouterr().err
     lines = ["--input", str(tmp_path / "b.txt"), "--split-txt", "lines"]
     assert run_app(["tokenizer", "extend", out, *lines, "--words", "7", "--output", str(tmp_path / "more")]) == 0
     assert "7 words added" in capsys.readouterr().out
@@ -211,7 +211,7 @@ def test_a_run_takes_the_dimensions_and_weights_of_its_start(bases, tmp_path):
         ({"size": "tiny"}, "size"),
         ({"layer_norm_eps": 1e-3}, ""),
     ):
-        with pytest.raises(InputError, match=rf"its dimensions become the run's: leave model\.{key}"):
+        with pytest.raises(InputError, match=rf"takes the dimensions of the model it starts from: leave model\.{key}"):
             complete(settings(tmp_path, found, start_from=str(tmp_path / "start"), **given), found)
 
 
@@ -232,7 +232,7 @@ def test_a_run_with_a_checkpoint_does_without_the_weights_that_it_began_with(bas
     snapshot.write_text(json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": "step-00000004"}}))
     assert check_inputs(asked).config.model.bert() == model.config
     other = settings(tmp_path, found, start_from=str(tmp_path / "other"))
-    with pytest.raises(InputError, match=r"other is no checkpoint"):
+    with pytest.raises(InputError, match=r"other is neither a checkpoint"):
         check_inputs(other)
 
 
@@ -252,7 +252,7 @@ def test_what_a_start_was_saved_without_is_said(bases, tmp_path, capsys, kind, s
     for head in ("pooler", "MLM head", "next"):
         assert (head in line) == (head in said), line
     (tmp_path / "theirs" / "model.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(InputError, match=r"theirs/model\.safetensors is no safetensors file"):
+    with pytest.raises(InputError, match=r"theirs/model\.safetensors is not a safetensors file"):
         check_inputs(settings(tmp_path, found, start_from=str(tmp_path / "theirs")))
 
 
@@ -332,15 +332,15 @@ def test_a_start_that_cannot_be_one_is_refused_before_the_first_step(bases, tmp_
     save_model(start, tokenizer)
     described = json.loads((start / "config.json").read_text())
     (start / "config.json").write_text(json.dumps(described | {"vocab_size": tokenizer.size - 1}))
-    refused("rows of token embeddings, and its tokenizer")
+    refused("rows of token embeddings, but its tokenizer")
     shutil.rmtree(start / "tokenizer")
-    refused("holds no tokenizer")
+    refused("contains no tokenizer")
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"model_type": "roberta"}, "is of model_type 'roberta', and training can go on"),
+        ({"model_type": "roberta"}, "has model_type 'roberta'; training can start from raybert checkpoints"),
         ({"hidden_act": "relu"}, "relu"),
     ],
 )

@@ -37,9 +37,9 @@ def config(tmp_path) -> Config:
 
 
 def test_a_dry_run_measures_uncompiled_and_says_so(config):
-    with mock.patch.object(compiler, "why_not", return_value="Nothing is compiled: no compiler."):
+    with mock.patch.object(compiler, "why_not", return_value="torch.compile is not used: no compiler."):
         found = dry_run.measure(config, 0)
-    assert found["notes"] == ["Nothing is compiled: no compiler."]
+    assert found["notes"] == ["torch.compile is not used: no compiler."]
     assert found["seconds"] > 0
 
 

@@ -33,8 +33,12 @@ def test_every_headline_has_a_name_in_all_poolings_and_in_each():
     ("name", "tasks", "sentence"),
     [
         ("sts.pearson", [STS], r"checkpoint.best=sts.pearson .* did you mean sts.spearman\?"),
-        ("tuned.mean.score", [STS, TUNED], r"There are validation_loss and .* sts.spearman, tuned.score, each also"),
-        ("sts.spearman", [], "probes no task; there is validation_loss, and for another one set probe.tasks"),
+        (
+            "tuned.mean.score",
+            [STS, TUNED],
+            r"Its metrics are validation_loss and .* tuned.score, each also",
+        ),
+        ("sts.spearman", [], "has no probe tasks; use validation_loss, or set probe.tasks"),
     ],
 )
 def test_a_wrong_name_is_a_sentence(name, tasks, sentence):

@@ -311,7 +311,7 @@ def test_before_training_a_loss_is_about_that_of_guessing(bert, shards):
     for objective, spec in OBJECTIVES:
         batch = to_torch(SampleReader(shards, seed=0, spec=spec).build(np.arange(16)), CPU, spec)
         found = means(forward_sums(Pretraining(bert, objective).eval(), [batch], None), objective)
-        assert found["loss"] == pytest.approx(objective.of_guessing(TINY.vocab_size, 16), rel=0.1)
+        assert found["loss"] == pytest.approx(objective.loss_by_chance(TINY.vocab_size, 16), rel=0.1)
 
 
 # -- settings -----------------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def test_the_default_is_the_original():
     spec = sample_spec(config, GPT2)
     assert (spec.next_sentence, spec.halves, spec.bag_tokens) == (True, False, 0)
     assert spec.masked.at(np.arange(10)) == pytest.approx(ORIGINAL.masked.first)
-    assert Objective().of_guessing(50_261, 32) == math.log(50_261) + math.log(2)
+    assert Objective().loss_by_chance(50_261, 32) == math.log(50_261) + math.log(2)
 
 
 def test_the_settings_become_losses_and_samples():
@@ -343,15 +343,15 @@ def test_the_settings_become_losses_and_samples():
     ("tree", "sentence"),
     [
         ({"objective": {"pair": "contrastive"}, "train": {"micro_batch": 1}}, "train.micro_batch=1 has none"),
-        ({"objective": {"bag_weight": 1, "bag_of": "neighbour"}}, "bag_of=neighbour needs the two halves"),
+        ({"objective": {"bag_weight": 1, "bag_of": "neighbour"}}, "bag_of=neighbour needs objective.pair=contrastive"),
         ({"objective": {"pair": "contrast"}}, "objective.pair='contrast'"),
         ({"objective": {"mlm_rate": 0}}, "objective.mlm_rate=0"),
         (
             {"objective": {"temperature": 0.1}},
-            "objective.temperature=0.1 does nothing with objective.pair=next_sentence",
+            "objective.temperature=0.1 has no effect with objective.pair=next_sentence",
         ),
-        ({"objective": {"pair": "none", "pair_weight": 2}}, "objective.pair_weight=2.0 does nothing"),
-        ({"objective": {"bag_tokens": 2}}, "objective.bag_tokens=2 does nothing"),
+        ({"objective": {"pair": "none", "pair_weight": 2}}, "objective.pair_weight=2.0 has no effect"),
+        ({"objective": {"bag_tokens": 2}}, "objective.bag_tokens=2 has no effect"),
         ({"objective": {"pair": "contrastive", "temperature": 1e-9}}, "objective.temperature=1e-09"),
         ({"objective": {"mlm_rates": 0.2}}, "Did you mean objective.mlm_rate?"),
     ],
@@ -367,7 +367,7 @@ def test_a_sweep_does_not_compare_losses_that_mean_different_things():
         return [from_mapping({"train": train | tree.pop("train", {}), "objective": tree}) for tree in trees]
 
     for trees, sentence in (
-        ([{}, {"mlm_weight": 2}], "objective.mlm_weight changes what the loss is"),
+        ([{}, {"mlm_weight": 2}], "objective.mlm_weight changes the loss itself"),
         ([{"pair": "contrastive", "train": {"micro_batch": m}} for m in (8, 16)], "depend on train.micro_batch"),
     ):
         with pytest.raises(InputError, match=sentence):
@@ -395,7 +395,7 @@ def test_flops_follow_the_objective():
 def test_a_contrast_without_negatives_is_refused(tmp_path):
     tree = {"run": {"storage": str(tmp_path / "runs")}, "objective": {"pair": "contrastive"}, "model": {"size": "tiny"}}
     shards = make_shards(str(tmp_path / "one"), documents=1)
-    with pytest.raises(InputError, match=r"are of one document, so objective\.pair=contrastive finds"):
+    with pytest.raises(InputError, match=r"come from one document, so objective\.pair=contrastive finds"):
         check_inputs(from_mapping(tree | {"data": {"shards": shards.uri}}))
     more = make_shards(str(tmp_path / "more"), documents=2)
     check_inputs(from_mapping(tree | {"data": {"shards": more.uri}}))

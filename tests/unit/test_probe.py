@@ -204,7 +204,7 @@ def test_files_that_a_task_passes_over_are_named_as_prepare_names_them(task_file
     for name in ("README.md", "b.csv.gz"):
         (folder / "train" / name).touch()
     (folder / "test" / "notes.txt").touch()
-    line = "passed over: 3 of other kinds (README.md, b.csv.gz, notes.txt), 1 hidden (_SUCCESS)"
+    line = "skipped: 3 of other kinds (README.md, b.csv.gz, notes.txt), 1 hidden (_SUCCESS)"
     assert passed_over(task) == line
     assert load_texts(task).n_train == 120
     monkeypatch.setenv("HOME", str(tmp_path))  # of the cache of baselines
@@ -214,7 +214,7 @@ def test_files_that_a_task_passes_over_are_named_as_prepare_names_them(task_file
     (folder / "train" / "a.CSV").unlink()
     with pytest.raises(
         InputError,
-        match=r"holds no file of a kind that a probe task reads \(\.parquet .*; passed over: 2 of other kinds",
+        match=r"contains no file that a probe task can read \(\.parquet .*; skipped: 2 of other kinds",
     ):
         load_task(str(tmp_path / "t.yaml"))
 
@@ -502,7 +502,7 @@ def test_a_request_keeps_its_workers_and_one_without_any_is_refused(task_file, t
 def test_a_planted_queue_entry_is_refused(tmp_path):
     run = str(tmp_path)
     storage.write_bytes(queue.queue_uri(run, 1), b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
-    with pytest.raises(InputError, match="no probe queue entry"):
+    with pytest.raises(InputError, match="not a probe queue entry"):
         queue.read_entry(run, 1)
 
 

@@ -319,7 +319,7 @@ def test_documents_of_the_same_text_are_both_right(encoder, tmp_path):
     assert found["mean"]["ndcg_at_10"] == pytest.approx(1.0)  # every query is its own document
     with open(tmp_path / "q.jsonl", "a") as file:
         file.write('{"id": "lost", "text": "nothing fits"}\n')
-    with pytest.raises(InputError, match="The query lost of the probe task ids has no right document"):
+    with pytest.raises(InputError, match="The query lost of the probe task ids has no relevant document"):
         load_task(str(tmp_path / "ids.yaml"))
 
 
@@ -379,11 +379,11 @@ def test_tasks_that_share_texts_are_encoded_once(encoder, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (pairs(10), r"has 10 pairs in .*alike.jsonl; a correlation needs 20"),
+        (pairs(10), r"has 10 pairs in .*alike.jsonl; a correlation needs at least 20"),
         ([{**row, "label": 2.0} for row in pairs()], "All 60 pairs of the probe task alike have the score 2"),
         ([*pairs(), {"text1": "a", "text2": "b", "label": "high"}], "Line 61 of .*: the score 'high' in column label"),
         ([*pairs(), {"text1": "a", "text2": "b", "label": None}], "Line 61 of .*: the score None in column label"),
-        ([*pairs(), {"text1": "a", "text2": "b", "label": "nan"}], "is no number"),
+        ([*pairs(), {"text1": "a", "text2": "b", "label": "nan"}], "is not a number"),
         ([*pairs(), {"text1": " ", "text2": "b", "label": 1}], "Line 61 of .*: the text in column text1 is empty"),
     ],
 )
@@ -393,17 +393,17 @@ def test_bad_pairs_are_a_sentence_before_anything_is_trained(tmp_path, rows, mes
 
 
 def test_wrong_kinds_and_keys_are_a_sentence(tmp_path):
-    with pytest.raises(InputError, match="is of kind similarty, which does not exist; did you mean similarity"):
+    with pytest.raises(InputError, match="has the unknown kind similarty; did you mean similarity"):
         load_task(write(tmp_path, "t", [], kind="similarty", test="t.jsonl"))
     with pytest.raises(
-        InputError, match=r"key n_queries in the probe task .* is one of kind retrieval, and the task is"
+        InputError, match=r"key n_queries in the probe task .* belongs to kind retrieval, but the task is"
     ):
         load_task(similarity(tmp_path, n_queries=30))
     with pytest.raises(InputError, match="give either pairs, or all of queries, documents and relevance"):
         load_task(write(tmp_path, "t", [], kind="retrieval", queries="t.jsonl"))
-    with pytest.raises(InputError, match="has 10 queries with a right document; it needs 20"):
+    with pytest.raises(InputError, match="has 10 queries with a relevant document; it needs at least 20"):
         load_task(retrieval(tmp_path, pairs(10)))
-    with pytest.raises(InputError, match="label and least belong together"):
+    with pytest.raises(InputError, match=r"give both label .* and least .*, or neither"):
         load_task(retrieval(tmp_path, least=4))
 
 
@@ -418,7 +418,7 @@ def test_a_text_without_a_token_is_named(tmp_path):
         offsets = np.cumsum([0, *lengths])
         return measure.Sequences(np.concatenate(found), offsets, np.array(lengths), 0)
 
-    with pytest.raises(InputError, match="A text of the probe task alike holds no token"):
+    with pytest.raises(InputError, match="A text of the probe task alike contains no token"):
         prepare(task, tokenize, 64)
 
 
@@ -479,7 +479,7 @@ def test_finetuning_of_pairs_with_scores(encoder, tmp_path):
 
 def test_a_budget_that_ends_before_the_first_epoch_says_how_far_it_came(encoder, tmp_path):
     task = load_task(classes(tmp_path, max_seconds=1e-6))
-    with pytest.raises(RunFailed, match=r"was over after 0 of the 6 steps of the first epoch, at seed 1 of 3"):
+    with pytest.raises(RunFailed, match=r"was reached after 0 of the 6 steps of the first epoch, at seed 1 of 3"):
         evaluate(encoder, prepare(task, encoder.tokenize, 64), Cache(str(tmp_path / "cache")))
 
 
@@ -583,7 +583,7 @@ def test_a_probe_from_python_is_the_commands(encoder, tmp_path, monkeypatch):
     assert by_uri["mean"] == by_model["mean"] == by_mapping["mean"]
     assert by_uri["checkpoint"] == str(tmp_path / "checkpoint")
     similarity(tmp_path, pairs(5))
-    with pytest.raises(InputError, match="a correlation needs 20"):
+    with pytest.raises(InputError, match="a correlation needs at least 20"):
         raybert.probe.run(model, task)
 
 
@@ -608,7 +608,7 @@ def test_a_plan_counts_texts_tokens_and_operations(encoder, tmp_path):
     assert 0 < second.shared < second.texts
     assert second.tokens == 12 * (second.texts - second.shared)
     shown = plan.table([first, second], threads=2)
-    assert "in 2 threads; shared texts are encoded once" in shown.caption
+    assert "with 2 threads; shared texts are encoded once" in shown.caption
     assert [plan.threads_of(cpus) for cpus in ("auto", 0.25, 2.5)] == [1, 1, 2]
     assert plan.costs([], config) == []
     assert "The run has no probe task" in plan.table([])

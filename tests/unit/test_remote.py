@@ -111,7 +111,7 @@ def test_a_request_that_gets_no_byte_is_made_again(bucket, gcs, monkeypatch):
 
 def test_an_answer_that_nobody_expects_is_a_sentence(bucket, gcs):
     gcs.inject(Fault("status", status=418, message="not today", every=1))
-    with pytest.raises(RunFailed, match=r"does not answer as it should \(not today, 418\)"):
+    with pytest.raises(RunFailed, match=r"cannot be reached or answers with errors \(not today, 418\)"):
         storage.read_bytes(f"{bucket}/x")
 
 
@@ -243,5 +243,5 @@ def test_what_azure_refuses_is_a_sentence():
     assert "no container az://box" in str(found)
     assert isinstance(found, InputError)
     busy = remote.explain("az://box/x", HttpResponseError("The server is busy."))
-    assert "does not answer as it should (The server is busy.)" in str(busy)
+    assert "cannot be reached or answers with errors (The server is busy.)" in str(busy)
     assert isinstance(busy, RunFailed)

@@ -46,7 +46,7 @@ def test_tuned_figures_and_a_collapse_are_on_the_page_and_in_the_table(tmp_path)
         "59.0 % <small>C 0.1</small>",  # of the pooler
         "24.2 % <small>C 0.1</small>",  # of the untrained one
         "98.2 % <small>C 0.1</small>",  # of TF-IDF
-        "C chosen from 0.001 to 100 on 340 of the training texts, held out",
+        "C chosen from 0.001 to 100 on 340 held-out training texts",
         "Deviation over texts and effective rank of the vectors: pooler 0.08 and 42",
         "Step 400, cls: The vectors have collapsed: all texts lie along one line.",
     ):
@@ -64,10 +64,10 @@ def test_tuned_figures_and_a_collapse_are_on_the_page_and_in_the_table(tmp_path)
     [
         (
             0.05,
-            "added to the start in pooler by step 400 (pooler +5.0 points [+4.0, +6.0], cls +0.0 points [-1.0, +1.0]",
+            "step 400 improves on the start in pooler (pooler +5.0 points [+4.0, +6.0], cls +0.0 points [-1.0, +1.0]",
         ),
-        (0.0, "added nothing to the start that can be told from chance by step 400 (pooler +0.0 points [-1.0, +1.0]"),
-        (-0.03, "took from the start in pooler by step 400 (pooler -3.0 points [-4.0, -2.0]"),
+        (0.0, "step 400 does not differ significantly from the start (pooler +0.0 points [-1.0, +1.0]"),
+        (-0.03, "step 400 falls below the start in pooler (pooler -3.0 points [-4.0, -2.0]"),
     ],
 )
 def test_the_first_line_says_what_training_added_beyond_the_start(tmp_path, gain, verdict):
@@ -78,13 +78,13 @@ def test_the_first_line_says_what_training_added_beyond_the_start(tmp_path, gain
     write_probe(run, started(probe("bbc_news", 400, 400), gain=gain))
     page = Path(write_report(run)).read_text()
     said = page.partition('<p class="outcome">')[2].partition("</p>")[0]
-    assert said.startswith(f"On bbc_news training {verdict}")
-    assert "with C tuned it added nothing to the start that can be told from chance (pooler +0.0 points" in said
+    assert said.startswith(f"On bbc_news, {verdict}")
+    assert "with C tuned, it does not differ significantly from the start (pooler +0.0 points" in said
     assert "best of 3 probe results on bbc_news: mean 74.0 % [" in said
     assert "start 74.0 % [" in said
     assert '<th scope="row">start</th>' in page
     assert "77.7 % <small>C 10</small>" in page
-    assert f"Step 400 against the run&#39;s start, text by text: pooler {100 * gain:+.1f} points" in page
+    assert f"Step 400 compared with the run&#39;s start, text by text: pooler {100 * gain:+.1f} points" in page
     assert 'class="dashdot"' in page
     assert "start pooler" in page
     assert "[CLS], 95 % interval" in page
@@ -113,7 +113,7 @@ def test_a_run_that_began_like_the_untrained_encoder_and_one_without_a_start(tmp
     lost["baselines"]["start"] = {"absent": "more waited"}
     write_probe(run, lost)
     assert (
-        '<p class="outcome">What training added on bbc_news is not known: no start (more waited); 400 of'
+        '<p class="outcome">Gain over the start on bbc_news unknown: the start has no result (more waited); 400 of'
         in Path(write_report(run)).read_text()
     )
 
@@ -122,7 +122,7 @@ def test_before_its_first_result_a_run_tells_of_its_start(tmp_path):
     run = make_run(tmp_path, steps=400, done=100)
     write_probe(run, tuned(probe("bbc_news", 0, 400)))
     page = Path(write_report(run)).read_text()
-    assert "no probe result yet but the start&#39;s." in page
+    assert "no probe result yet except the start&#39;s." in page
     console = Console(record=True, width=80)
     console.print(closing_table(run, last=6))
     assert "C tuned" in console.export_text()
@@ -200,7 +200,7 @@ def test_a_run_that_tells_nothing_is_said_to_do_so(tmp_path):
         state.refresh()
         assert not state.silence
         state._news -= 86_400
-        assert "nothing new for 1440 minutes" in state.silence
+        assert "no progress for 1440 minutes" in state.silence
         assert not state.left
     state.refresh()
     assert "is not running" in state.left  # which says more
@@ -232,7 +232,7 @@ def test_a_run_with_tasks_of_other_kinds_is_shown_by_every_reader(tmp_path):
         "Spearman x 100 by step",
         "MRR@10 x 100",
         "50.0 [30.0, 60.0]",
-        "this version knows no kind of tomorrow",
+        "this version does not know the kind of tomorrow",
     ):
         assert part in page
     table = Console(width=80, record=True, file=io.StringIO())

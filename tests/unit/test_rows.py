@@ -83,8 +83,8 @@ def repeated(folder):
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ("a,x\nwell, some text,neg\n", "Line 3 of {} has 3 values and the header has 2"),
-        ("a,x\n\nb\n", "Line 4 of {} has 1 values and the header has 2"),
+        ("a,x\nwell, some text,neg\n", "Line 3 of {} has 3 values, but the header has 2"),
+        ("a,x\n\nb\n", "Line 4 of {} has 1 values, but the header has 2"),
         ('"two\nlines",x\nwell, some text,neg\n', "Line 4 of {} has 3 values"),
         ('a,x\n"never closed,neg\nb,x\n', "Line 3 of {} is not csv"),
         ('a,x\n"closed" early,neg\n', "Line 3 of {} is not csv"),
@@ -104,7 +104,7 @@ def test_an_unquoted_comma_among_two_hundred_rows_makes_no_classes(tmp_path):
     lines = [f"text {i},{'pos' if i % 2 else 'neg'}" for i in range(200)]
     lines[77] = "well, some text,neg"
     (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(lines))
-    with pytest.raises(InputError, match=r"Line 79 of .*t.csv has 3 values.*quotes"):
+    with pytest.raises(InputError, match=r"Line 79 of .*t.csv has 3 values.*quote values"):
         probed(tmp_path / "t.csv")
 
 
@@ -152,11 +152,11 @@ def ended(line):
 @pytest.mark.parametrize(
     ("line", "fault", "counted"),
     [
-        ('{"text": "a \\ud83d", "label": "x"}', "column text holds half a surrogate pair", UNDECODABLE),
-        ('{"text": "\\ude00\\ud83d", "label": "x"}', "column text holds half a surrogate pair", UNDECODABLE),
-        ('{"text": 3, "label": "x"}', r"column text holds a number \(3\) instead of text", WRONG_TYPE),
-        ('{"text": ["a"], "label": "x"}', "column text holds a list", WRONG_TYPE),
-        ('{"text": true, "label": "x"}', r"column text holds a boolean \(True\)", WRONG_TYPE),
+        ('{"text": "a \\ud83d", "label": "x"}', "column text contains a lone surrogate", UNDECODABLE),
+        ('{"text": "\\ude00\\ud83d", "label": "x"}', "column text contains a lone surrogate", UNDECODABLE),
+        ('{"text": 3, "label": "x"}', r"column text contains a number \(3\) instead of text", WRONG_TYPE),
+        ('{"text": ["a"], "label": "x"}', "column text contains a list", WRONG_TYPE),
+        ('{"text": true, "label": "x"}', r"column text contains a boolean \(True\)", WRONG_TYPE),
         ('{"text": "a", "label": "x"', "is not JSON", NOT_JSON),
         ('["a", "x"]', "is not a JSON object", WRONG_TYPE),
         ('{"other": "a", "label": "x"}', "has no column text; choose one of other, label", MISSING),
@@ -209,9 +209,9 @@ def test_bytes_of_parquet_are_text_or_named(tmp_path, column):
 def test_a_parquet_column_of_another_type_is_a_sentence(tmp_path, values):
     pq.write_table(pa.table({"text": values, "label": list("xyxy")}), tmp_path / "t.parquet")
     for read in (embedded, prepared):
-        with pytest.raises(InputError, match=r"Column text of .*t\.parquet holds .*, not text"):
+        with pytest.raises(InputError, match=r"Column text of .*t\.parquet contains .*, not text"):
             read(tmp_path / "t.parquet")
-    with pytest.raises(InputError, match=r"Row 1 of .*t\.parquet: column text holds a .* instead of text"):
+    with pytest.raises(InputError, match=r"Row 1 of .*t\.parquet: column text contains a .* instead of text"):
         probed(tmp_path / "t.parquet")
 
 
@@ -284,9 +284,9 @@ def test_a_task_with_names_for_its_labels_leaves_other_labels_alone(tmp_path, la
 
 @pytest.mark.parametrize("label", [0.5, ["a"], {"a": 1}])
 def test_a_label_that_is_no_class_is_named(tmp_path, label):
-    with pytest.raises(InputError, match=r"Line 2 of .*t\.jsonl: the label .* is no class: column label must hold"):
+    with pytest.raises(InputError, match=r"Line 2 of .*t\.jsonl: the label .* is not a class: column label must hold"):
         classes(labelled(tmp_path / "t.jsonl", ["a", label]))
-    with pytest.raises(InputError, match=r"Line 1 of .*t\.jsonl: column label holds half a surrogate pair"):
+    with pytest.raises(InputError, match=r"Line 1 of .*t\.jsonl: column label contains a lone surrogate"):
         classes(labelled(tmp_path / "t.jsonl", ["\ud83d"]))
 
 

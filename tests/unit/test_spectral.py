@@ -169,7 +169,7 @@ def test_a_model_reads_its_first_components(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "vocabulary", "hidden_size", "parts"),
     [
-        (300, 50_257, 384, ["training tokens, fewer than 100,000", "prepare more text"]),
+        (300, 50_257, 384, ["at least 100,000 training tokens", "Prepare more text"]),
         (6000, 50_257, 1024, ["at most 768 numbers", "hidden_size is 1024", "lower model.hidden_size"]),
         (6000, 90, 128, ["at most 90 numbers", "hidden_size is 128"]),
     ],

@@ -70,13 +70,13 @@ def test_the_start_is_the_record_of_step_0_or_the_untrained_encoder(measure):
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"status": "failed", "reason": "no memory"}, "no memory"), ({"texts": "others"}, "with other texts")],
+    [({"status": "failed", "reason": "no memory"}, "no memory"), ({"texts": "others"}, "with different texts")],
 )
 def test_a_start_that_cannot_be_compared_is_absent_with_its_reason(measure, change, reason):
     found = measure(2, measure(1, step=0) | change)
     assert reason in found["baselines"]["start"]["absent"]
     assert "beyond_start" not in found
-    assert "beyond the start" not in format_block(found)
+    assert "gain over the start" not in format_block(found)
     assert not [name for name in probe_figures(found) if name.endswith("_start")]
 
 
@@ -85,7 +85,9 @@ def test_the_start_is_shown_in_the_log_the_table_and_the_trackers(measure):
     found = measure(2, first)
     block = format_block(found)
     assert f"start {first['pooler']['test_accuracy']:.4f}, majority" in block
-    assert f"beyond the start, in points: pooler {100 * found['beyond_start']['pooler']['difference']:+.1f} [" in block
+    assert (
+        f"gain over the start, in points: pooler {100 * found['beyond_start']['pooler']['difference']:+.1f} [" in block
+    )
     console = Console(file=io.StringIO(), width=200)
     console.print(results_table([first, found]))
     text = console.file.getvalue()

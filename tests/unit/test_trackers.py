@@ -81,7 +81,7 @@ def test_tensorboard_outlives_a_full_disk(tmp_path, caplog, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     board.log(1000, {"train/loss": 1.0})
     board.close()
-    assert caplog.text.count("cannot be written") == 1
+    assert caplog.text.count("Cannot write TensorBoard's file") == 1
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2, "a file was begun that could not be written"
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -162,7 +162,7 @@ def test_a_tracker_that_fails_does_no_harm(run, monkeypatch, caplog):
     monkeypatch.setattr(trackers.TensorBoard, "log", full)
     with caplog.at_level(logging.WARNING):
         follow(run, "tensorboard")
-    assert caplog.text.count("tensorboard failed and is left out from here on: No space left") == 1
+    assert caplog.text.count("tensorboard failed and is disabled for the rest of the run: No space left") == 1
 
 
 def test_a_tracker_that_cannot_work_is_refused_early(monkeypatch):

@@ -92,8 +92,8 @@ def test_test_texts_have_no_part_in_the_choice_and_c_1_is_the_headline():
     found = tune.tune(*sides, score)
     assert (found.c, found.accuracy) == (1.0, score.test_accuracy)
     assert "class no has 4 training texts" in (said := tune.describe(few, ["no", "yes"]))
-    assert "needs 5 of each" in said
-    assert "on 30 of the training texts" in tune.describe(train_y, ["a", "b", "c"])
+    assert "needs at least 5 of each" in said
+    assert "on 30 held-out training texts" in tune.describe(train_y, ["a", "b", "c"])
 
 
 @given(d=st.integers(2, 12), k=st.integers(1, 12), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
@@ -115,9 +115,9 @@ def test_the_spread_does_not_depend_on_the_scale_and_its_rank_is_that_of_the_vec
 @pytest.mark.parametrize(
     ("vectors", "sentence"),
     [
-        (np.ones((50, 8), dtype=np.float32), "by 0 % of their length"),
-        (np.zeros((50, 8), dtype=np.float32), "by 0 % of their length"),
-        (1 + 1e-3 * np.random.default_rng(0).normal(size=(50, 8)), "by 0.1 % of their length"),
+        (np.ones((50, 8), dtype=np.float32), "by only 0 % of their length"),
+        (np.zeros((50, 8), dtype=np.float32), "by only 0 % of their length"),
+        (1 + 1e-3 * np.random.default_rng(0).normal(size=(50, 8)), "by only 0.1 % of their length"),
         (np.linspace(-1, 1, 50)[:, None] * np.ones(8), "along one line (effective rank 1.0)"),
     ],
 )
@@ -140,7 +140,7 @@ def record(tmp_path_factory):
 
 
 def test_every_figure_of_a_record_has_its_tuned_one_beside_it(record):
-    assert "on 24 of the training texts" in record["tuning"]
+    assert "on 24 held-out training texts" in record["tuning"]
     for entry in (record["baselines"]["tfidf"], *(record[p] for p in POOLINGS)):
         assert 0 <= entry["tuned_accuracy"] <= 1
         assert entry["tuned_c"] in tune.VALUES

@@ -64,7 +64,7 @@ def test_a_local_path_may_hold_colons(name, tmp_path, monkeypatch):
         ("runs:/x", r"write \./runs:/x for a local path"),
         ("file://host/x", "write file:///host/x"),
         ("file:x", "write file:///x, or the path without file:"),
-        ("file://", "is no file on this machine"),
+        ("file://", "is not a local file URI"),
     ],
 )
 def test_what_looks_like_a_uri_and_is_none_is_refused_before_anything_is_written(wrong, remedy, tmp_path, monkeypatch):
@@ -84,7 +84,7 @@ def test_a_tilde_is_a_home_directory(tmp_path, monkeypatch):
     assert storage.absolute("~") == str(tmp_path)
     assert storage.absolute(f"~{user.pw_name}/x") == os.path.join(user.pw_dir, "x")
     with pytest.raises(
-        InputError, match=r"no user nobody-of-that-name, .* write \./~nobody-of-that-name/x for a local"
+        InputError, match=r"names the user nobody-of-that-name, who .* write \./~nobody-of-that-name/x for a local"
     ):
         storage.absolute("~nobody-of-that-name/x")
     (tmp_path / "~draft.txt").write_text("x")

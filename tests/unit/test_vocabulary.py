@@ -196,8 +196,8 @@ def doubled(folder):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (holes, "ids missing below 401"),
-        (doubled, "1 ids twice"),
+        (holes, "missing ids below 401"),
+        (doubled, "1 duplicate ids"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be read"),
         (lambda folder: (folder / "tokenizer.json").write_text("no json"), "cannot be read"),
         (lambda folder: (folder / "tokenizer.json").write_text("[]"), "cannot be read"),
@@ -299,7 +299,7 @@ def test_masks_are_eight_one_one_in_any_vocabulary(sets, small):
 def test_a_set_says_when_its_tokenizer_is_another(sets, tmp_path, small):
     found = make_set(tmp_path / "set", small)
     wordpiece(tmp_path / "other", unused=1).save(tmp_path / "set" / "tokenizer")
-    with pytest.raises(InputError, match="is another tokenizer than that of the shards beside it"):
+    with pytest.raises(InputError, match="is not the tokenizer that the shards were prepared with"):
         found.tokenizer()
 
 
@@ -311,7 +311,7 @@ def test_a_special_in_the_shards_is_found(sets, tmp_path, small):
     tokens[5] = small.roles["mask"]
     shards.write_shard(found.uri, unit.shard, replace(rows, tokens=tokens), 64)
     shards._footer.cache_clear()
-    with pytest.raises(InputError, match=f"holds the token {small.roles['mask']}, a special one"):
+    with pytest.raises(InputError, match=f"contains the token id {small.roles['mask']}, a special token"):
         shards.read_unit(found.uri, unit, found.vocabulary)
     shards._footer.cache_clear()
 

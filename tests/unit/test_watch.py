@@ -86,7 +86,7 @@ def test_one_that_raises_loses_that_news_alone_and_harms_no_other(run, caplog):
     with caplog.at_level(logging.WARNING), watching(run, [weak_one, listener.subscriber]):
         log(run, 70, 80, 90)
     assert told == listener.steps == [70, 80, 90]
-    assert caplog.text.count(f"The weak one of {run} failed at a record (ValueError: no room)") == 1
+    assert caplog.text.count(f"The weak one of {run} failed while handling a record (ValueError: no room)") == 1
 
 
 def test_a_slow_one_holds_up_no_other_and_is_waited_for(run):
@@ -122,7 +122,7 @@ def test_a_storage_that_is_away_for_a_while_costs_no_news(run, monkeypatch, capl
             assert failed.wait(60)
         log(run, 80)
     assert listener.steps == [70, 80]
-    assert "Cannot look into" in caplog.text
+    assert "Cannot read" in caplog.text
 
 
 def test_a_line_is_read_once_it_is_complete_and_a_damaged_one_is_passed_over(run):

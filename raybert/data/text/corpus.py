@@ -76,7 +76,7 @@ def share_out(
         filled += max(piece.size, SAMPLE_BYTES)  # opening a file costs about as much as reading this
     fingerprint = joint_digest(digest for _, digest in looked)
     if not fragments:
-        raise InputError(f"The input holds no documents: {files[0]} is empty.")
+        raise InputError(f"The input contains no documents: {files[0]} is empty.")
     empty = sum(not pieces for pieces, _ in looked)
     counted = {"empty_files": empty} if empty else {}
     return fragments, {"files": len(files), **counted, "fingerprint": fingerprint}
@@ -125,7 +125,7 @@ def _look_into_parquet(uri: str, text_column: str, fragment_bytes: int) -> list[
     require_columns(uri, [text_column], schema.names)
     kind = schema.field(text_column).type
     if (kind.value_type if pa.types.is_dictionary(kind) else kind) not in TEXT_TYPES:
-        raise InputError(f"Column {text_column} of {uri} holds {kind}, not text; name another with --text-column.")
+        raise InputError(f"Column {text_column} of {uri} contains {kind}, not text; name another with --text-column.")
     sizes = [_column_bytes(metadata.row_group(i), text_column) for i in range(metadata.num_row_groups)]
     pieces, start = [], 0
     for stop in range(1, len(sizes) + 1):

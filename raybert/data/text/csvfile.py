@@ -14,7 +14,7 @@ MOST_CHARACTERS = 1 << 26  # of a value: a quote that is never closed would take
 def records(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
     """The records of an open file with the numbers of the lines where they begin, from 1. The first is the header.
 
-    A quoted value may hold commas, line ends and doubled quotes. Blank lines are passed over.
+    A quoted value may hold commas, line ends and doubled quotes. Blank lines are skipped.
 
     Args:
         name: what the sentences call the file.
@@ -35,8 +35,8 @@ def records(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
             break
         except csv.Error as error:
             raise InputError(
-                f"Line {line} of {name} is not csv ({error}); a quote that begins a value must end it, and a quote "
-                "inside a quoted value is doubled."
+                f"Line {line} of {name} is not csv ({error}); close every quote, and double the quotes inside a "
+                "quoted value."
             ) from error
         if not values:
             continue
@@ -45,8 +45,8 @@ def records(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
         header = header or values
         if len(values) != len(header):
             raise InputError(
-                f"Line {line} of {name} has {len(values)} values and the header has {len(header)}; put a value "
-                "with a comma in it in quotes."
+                f"Line {line} of {name} has {len(values)} values, but the header has {len(header)}; quote values "
+                "that contain a comma."
             )
         yield line, values
     if header is None:

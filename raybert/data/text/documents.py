@@ -90,7 +90,7 @@ def sentence_when_damaged(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
-        raise InputError(f"{uri} cannot be read, it may be cut off or damaged ({error}).") from error
+        raise InputError(f"{uri} cannot be read ({error}); it may be truncated or damaged.") from error
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def open_text(uri: str) -> Iterator[IO[bytes]]:
 
 
 def json_rows(uri: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any] | Bad]:
-    """The objects on the lines that begin in bytes ``start`` to ``stop``; blank lines are passed over."""
+    """The objects on the lines that begin in bytes ``start`` to ``stop``; blank lines are skipped."""
     for _, row in json_objects(lines(uri, start, stop), MAX_DOCUMENT_BYTES):
         yield row
 

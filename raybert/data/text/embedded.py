@@ -16,7 +16,7 @@ def texts(uri: str) -> list[str]:
         InputError: there is no such corpus, or its package is not installed.
     """
     if uri != SCHEME + "bbc_news":
-        raise InputError(f"There is no embedded corpus {uri}; the one there is: {SCHEME}bbc_news.")
+        raise InputError(f"There is no embedded corpus {uri}; the only one is {SCHEME}bbc_news.")
     return bbc_news()[0]
 
 

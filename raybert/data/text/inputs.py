@@ -1,4 +1,4 @@
-"""Which files of an input are read, and which are passed over.
+"""Which files of an input are read, and which are skipped.
 
 An input is a file, a directory (searched to its bottom) or a glob, local or at any URI. Passed over are
 
@@ -30,14 +30,14 @@ from raybert.data.text.documents import (
 )
 from raybert.errors import InputError
 
-HIDDEN, OTHER_KIND, SHARD, NO_LINES = "hidden", "of other kinds", "shards of raybert", ".json without texts a line"
+HIDDEN, OTHER_KIND, SHARD, NO_LINES = "hidden", "of other kinds", "shards of raybert", ".json without one text per line"
 SHOWN = 3  # names of files, for each reason
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d+-of-\d+\.parquet")
 
 
 @dataclass(frozen=True)
 class Passed:
-    """A file that is passed over: its path below the input, and why."""
+    """A file that is skipped: its path below the input, and why."""
 
     name: str
     reason: str
@@ -91,7 +91,7 @@ def find(name: str, text_column: str, kind: Callable[[str], str] = _kind_of) -> 
     found = _divide(listed, reasons)
     if not found.files:
         known = f"{' '.join(SUFFIXES)}; .gz or .zst of text"
-        raise InputError(f"The input {name} holds no file of a known kind ({known}); {sentence(found.passed_over)}.")
+        raise InputError(f"The input {name} contains no file of a known kind ({known}); {sentence(found.passed_over)}.")
     return found
 
 
@@ -102,7 +102,7 @@ def find_by_name(name: str, kind: Callable[[str], str]) -> Found:
 
 
 def _reason_by_name(uri: str, below: str, kind: Callable[[str], str]) -> str:
-    """Why a file is passed over, as far as its name says; empty when it does not."""
+    """Why a file is skipped, as far as its name says; empty when it does not."""
     return HIDDEN if is_hidden(below) else "" if kind(uri) else OTHER_KIND
 
 
@@ -119,7 +119,7 @@ def is_hidden(below: str) -> bool:
 
 
 def summary(passed: Iterable[Passed]) -> str:
-    """How many files were passed over and why, with the names of a few: for a person."""
+    """How many files were skipped and why, with the names of a few: for a person."""
     names: dict[str, list[str]] = {}
     for file in passed:
         names.setdefault(file.reason, []).append(file.name)
@@ -130,8 +130,8 @@ def summary(passed: Iterable[Passed]) -> str:
 
 
 def sentence(passed: Sequence[Passed]) -> str:
-    """The `summary` as the line that every command shows; empty where nothing was passed over."""
-    return f"passed over: {summary(passed)}" if passed else ""
+    """The `summary` as the line that every command shows; empty where nothing was skipped."""
+    return f"skipped: {summary(passed)}" if passed else ""
 
 
 def _base(uri: str) -> str:
@@ -155,14 +155,17 @@ def _fault_of_json(uri: str, text_column: str) -> str:
         return ""  # of an empty file
     first = first.removeprefix(codecs.BOM_UTF8).lstrip()
     if first.startswith(b"["):
-        return f"{uri} holds one JSON array, not an object a line; convert it: jq -c '.[]' FILE.json > FILE.jsonl"
+        return (
+            f"{uri} contains one JSON array instead of one object per line; convert it: jq -c '.[]' FILE.json > "
+            "FILE.jsonl"
+        )
     try:
         row = json.loads(first)
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         return (
-            f"{uri} holds no JSON object on its first line; of an object that goes over several lines make one of one "
-            "line: jq -c . FILE.json > FILE.jsonl"
+            f"{uri} has no JSON object on its first line; put an object that spans several lines on one line: jq "
+            "-c . FILE.json > FILE.jsonl"
         )
     return f"{uri} has no column {text_column}." if text_column and text_column not in row else ""

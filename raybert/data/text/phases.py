@@ -131,8 +131,8 @@ def gather_shard(
         slices = storage.read_ranges(wanted)
     except FileNotFoundError as error:
         raise InputError(
-            f"A file that another task wrote under {output} cannot be found; "
-            "the output must be a place that every node of the cluster shares."
+            f"A file that another task wrote to {output} is missing on this node; give an output that all nodes "
+            "of the cluster share."
         ) from error
     rows, documents, copies = spill.merge(slices, vocabulary)
     return Gathered(job.split, write_shard(output, job.name, rows, unit_rows), documents, copies)

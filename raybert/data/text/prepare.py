@@ -50,7 +50,7 @@ def prepare(
     """Tokenise raw text into a shard set. Ray must be initialised.
 
     The same input and settings give the same bytes, on any cluster. Exact copies of a document are dropped. An existing
-    set of the same input and settings is returned unchanged; an interrupted one is started again.
+    set of the same input and settings is returned unchanged; an interrupted one starts over.
 
     Args:
         inputs: files, directories, globs or ``embedded://`` names; see raybert.data.text.inputs.
@@ -112,7 +112,7 @@ def describe(shards: ShardSet) -> list[str]:
     documents = shards.counts["documents"]
     windows = " and ".join(f"{shards.rows(split):,} {split}" for split in SPLITS)
     tokens = sum(shards.tokens(split) for split in SPLITS)
-    lines = [f"{shards.uri}: {windows} windows, {tokens:,} tokens, of {documents['read']:,} documents"]
+    lines = [f"{shards.uri}: {windows} windows, {tokens:,} tokens, from {documents['read']:,} documents"]
     reasons = {
         **{f"bad ({reason.replace('_', ' ')})": number for reason, number in documents["bad_dropped"].items()},
         "too short": documents["too_short_dropped"],
@@ -122,9 +122,9 @@ def describe(shards: ShardSet) -> list[str]:
     }
     left_out = [f"{number:,} {reason}" for reason, number in reasons.items() if number]
     if left_out:
-        lines.append(f"left out: {', '.join(left_out)}")
+        lines.append(f"dropped: {', '.join(left_out)}")
     if (wanted := shards.settings.get("held_out")) and not documents.get("held_out"):
-        lines.append(f"none of the {wanted['texts']:,} texts that were to be held out is a document of the input")
+        lines.append(f"none of the {wanted['texts']:,} texts to hold out is a document of the input")
     fraction = shards.settings.get("validation_fraction")
     if fraction and not shards.rows("validation"):
         lines.append(
@@ -144,7 +144,9 @@ def _keep_input(files: Iterable[str], output: str) -> None:
     for uri in files:
         folder, _, name = uri.rpartition("/")
         if folder == output and _OURS.fullmatch(name):
-            raise InputError(f"The output {output} holds {name} of the input, which it would replace; choose another.")
+            raise InputError(
+                f"The output {output} contains the input file {name} and would replace it; choose another output."
+            )
 
 
 def _read(
@@ -175,8 +177,8 @@ def _read(
             missing[uri] += documents
             if not pieces[uri] and missing[uri]:
                 raise InputError(
-                    f"{uri} holds no text: {settings.text_column} is missing or null in all of its {missing[uri]:,} "
-                    "documents; name another --text-column, or leave the file out."
+                    f"{uri} contains no text: {settings.text_column} is missing or null in all of its "
+                    f"{missing[uri]:,} documents; name another --text-column, or leave the file out."
                 )
         note = f"{counts['read']:,} documents, {counts['tokens']:,} tokens"
         bar.update(shown, advance=spilled.size, note=note)
@@ -217,14 +219,14 @@ def _already_there(output: str, about: dict[str, Any], tokenizer_hash: str, prog
     there = open_shards(output)
     if {key: getattr(there, key) for key in about} != about or there.tokenizer_hash != tokenizer_hash:
         raise InputError(
-            f"{output} holds a shard set with other settings, another tokenizer or from other input; "
-            "choose another output, or replace it with --overwrite."
+            f"{output} contains a shard set made with other settings, another tokenizer or other input; choose "
+            "another output, or replace it with --overwrite."
         )
     message, whole = f"{output} is already prepared from this input with these settings; nothing to do.", True
     try:
         verify_shards(there)
     except InputError as fault:
-        message, whole = f"{fault} That is done now.", False
+        message, whole = f"{fault} Preparing it again now.", False
     logger.info(message)
     if progress:
         Console().print(message, highlight=False)
@@ -285,11 +287,12 @@ def _check(raw: corpus.Corpus, counts: Counter[str], tokens: np.ndarray, setting
     remedy = ""
     if whole and TOO_LARGE.reason in reasons:
         remedy = (
-            f"A .txt file ({whole[0]}) is one document, of at most {readers.MAX_DOCUMENT_BYTES >> 20} MB; "
-            f"cut it into documents with --split-txt {' or --split-txt '.join(readers.SPLIT_TXT)}."
+            f"A .txt file, such as {whole[0]}, is read as one document of at most "
+            f"{readers.MAX_DOCUMENT_BYTES >> 20} MB; split it into documents with --split-txt "
+            f"{' or --split-txt '.join(readers.SPLIT_TXT)}."
         )
     if read == 0:
-        raise InputError("The input holds no documents.")
+        raise InputError("The input contains no documents.")
     if bad > settings.max_bad_fraction * read:
         raise InputError(
             f"{bad:,} of {read:,} documents cannot be used ({', '.join(f'{r}: {n:,}' for r, n in reasons.items())}), "

@@ -58,7 +58,9 @@ def plan(uri: str, text_column: str) -> Source:
     files, passed_over = found.files, inputs.sentence(found.passed_over)
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
-        raise InputError(f"{uri} holds files of several kinds ({', '.join(sorted(kinds))}); give one kind at a time.")
+        raise InputError(
+            f"{uri} contains files of several kinds ({', '.join(sorted(kinds))}); give one kind at a time."
+        )
     if kinds == {"csv"}:
         pieces, identity = _plan_csv(files, text_column)
         return Source(pieces, text_column, identity, passed_over)

@@ -57,7 +57,7 @@ class Sample:
                     yield text
             advance(piece.size)
         if not number:
-            raise InputError("The input holds no documents with a text.")
+            raise InputError("The input contains no documents with text.")
 
     def _is_unseen(self, number: int) -> bool:
         return bool(uniform(fold(self.seed, _UNSEEN, np.array([number])))[0] < UNSEEN)

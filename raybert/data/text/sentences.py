@@ -41,7 +41,7 @@ def normalise(text: str) -> list[str]:
     """The paragraphs of a text: composed Unicode (NFC), single spaces, none empty.
 
     Raises:
-        UnicodeEncodeError: the text holds half a surrogate pair, which is no character.
+        UnicodeEncodeError: the text holds half a surrogate pair, which is not a character.
     """
     text.encode()
     if not text.isascii() and _STRIDES.search(text[::_STRIDE]):

@@ -38,15 +38,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not SHORTEST <= self.seq_len <= LONGEST:
-            raise InputError(f"--seq-len must lie between {SHORTEST} and {LONGEST}, not {self.seq_len}.")
+            raise InputError(f"--seq-len must be between {SHORTEST} and {LONGEST}, not {self.seq_len}.")
         if not 0 <= self.validation_fraction < 1:
             raise InputError(
-                f"The validation fraction must be at least 0 and less than 1, not {self.validation_fraction}."
+                f"--validation-fraction must be at least 0 and less than 1, not {self.validation_fraction}."
             )
         if not 0 <= self.max_bad_fraction <= 1:
-            raise InputError(f"--max-bad-fraction must lie between 0 and 1, not {self.max_bad_fraction}.")
+            raise InputError(f"--max-bad-fraction must be between 0 and 1, not {self.max_bad_fraction}.")
         if self.split_txt not in ("", *SPLIT_TXT):
-            raise InputError(f"--split-txt is one of {', '.join(SPLIT_TXT)}, not {self.split_txt}.")
+            raise InputError(f"--split-txt must be one of {', '.join(SPLIT_TXT)}, not {self.split_txt}.")
         if self.unit_rows < 2 or self.shard_tokens < 1:
             raise InputError("A unit must have at least 2 rows and a shard at least 1 token.")
 

@@ -26,7 +26,7 @@ class Bad:
 
 
 UNDECODABLE = Bad("undecodable", "is not UTF-8")
-HALF_PAIR = Bad("undecodable", "holds half a surrogate pair (\\ud800 to \\udfff, alone), which is not Unicode text")
+HALF_PAIR = Bad("undecodable", "contains a lone surrogate (\\ud800 to \\udfff), which is not valid Unicode")
 NOT_JSON = Bad("not_json", "is not JSON")
 MISSING = Bad("missing", "is missing")  # null, or a line without the key
 WRONG_TYPE = Bad("wrong_type", "is not a JSON object")
@@ -46,7 +46,7 @@ def decode(data: bytes, most: int | None = None) -> str | Bad:
 
 
 def text_of(value: Any) -> str | Bad:
-    """The text that a value of a text column holds. Bytes are UTF-8; a number is no text."""
+    """The text that a value of a text column holds. Bytes are UTF-8; a number is not text."""
     if isinstance(value, str):
         return value if is_unicode(value) else HALF_PAIR
     if isinstance(value, bytes):
@@ -55,7 +55,7 @@ def text_of(value: Any) -> str | Bad:
         return MISSING
     shown = textwrap.shorten(str(value), 40)
     kind = _JSON_TYPES.get(type(value), type(value).__name__)
-    return Bad(WRONG_TYPE.reason, f"holds a {kind} ({shown}) instead of text")
+    return Bad(WRONG_TYPE.reason, f"contains a {kind} ({shown}) instead of text")
 
 
 def refusal(bad: Bad, place: str, column: str = "") -> InputError:

@@ -48,7 +48,7 @@ def state_uri(root: str, name: str) -> str:
 
 
 class ProbeService:
-    """The actor. Methods return at once; one thread does the work of `_turn` for as long as the process lives."""
+    """The actor. Methods return at once; one thread does the work of `_run_once` for as long as the process lives."""
 
     def __init__(self, name: str, root: str) -> None:
         self._me = Owner(name, owner.cluster_id())
@@ -71,10 +71,10 @@ class ProbeService:
         self._board = Board(
             {
                 "probe_accuracy": ("probe accuracy", (*run, "task", "pooling", "split")),
-                "probe_headline": ("the figure that stands for the task's kind", of_pooling),
-                "probe_figure": ("the figures beside the headline", (*of_pooling, "figure")),
-                "probe_baseline": ("what the headline is to be compared with", (*of_pooling, "baseline")),
-                "probe_queue": ("checkpoints that wait for their probe", run),
+                "probe_headline": ("headline of the task", of_pooling),
+                "probe_figure": ("other figures of the task", (*of_pooling, "figure")),
+                "probe_baseline": ("baselines of the headline", (*of_pooling, "baseline")),
+                "probe_queue": ("checkpoints waiting for a probe", run),
                 "probe_seconds": ("seconds of the last probe", (*run, "task")),
             }
         )
@@ -82,7 +82,7 @@ class ProbeService:
             try:
                 run_uri = str(read_object(uri)["run"])
             except (FileNotFoundError, ValueError, KeyError) as error:  # whoever waits for the run announces it again
-                log.warning("%s is passed over, since it names no run: %s", uri, error)
+                log.warning("Skipping %s, which names no run: %s", uri, error)
                 continue
             self._runs[run_uri] = ServedRun(run_uri, self._me)
         threading.Thread(target=self._work, name="probe-service", daemon=True).start()
@@ -90,7 +90,7 @@ class ProbeService:
     # -- what others call ---------------------------------------------------------------------------------------
 
     def submit(self, run_uri: str) -> None:
-        """Serve this run: read its queue now. Known before this returns, also to a service that is killed after it."""
+        """Serve this run: read its queue now. It is recorded before this returns, so a restarted service knows it."""
         owner.claim(run_uri, self._me)
         with self._registry:
             if run_uri not in self._runs:
@@ -145,15 +145,15 @@ class ProbeService:
     def _work(self) -> None:
         while not self._stopped:
             try:
-                self._turn()
+                self._run_once()
             except Exception:  # a node is away: everything is still in the queues
-                log.exception("the probe service goes on after an error")
+                log.exception("The probe service continues after an error")
                 self._wake.wait(5.0)
             if time.monotonic() - self._last_work > IDLE_EXIT:
-                log.warning("nothing to probe for %.0f hours: the service ends", IDLE_EXIT / 3600)
+                log.warning("Nothing to probe for %.0f hours; the probe service exits", IDLE_EXIT / 3600)
                 ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
-    def _turn(self) -> None:
+    def _run_once(self) -> None:
         runs = self._snapshot()
         if time.monotonic() - self._last_scan > RESCAN:
             self._last_scan = time.monotonic()
@@ -184,13 +184,13 @@ class ProbeService:
             run.errors, run.trouble = run.errors + 1, f"{type(error).__name__}: {error}"
             first, most = STORAGE_PAUSE
             run.not_before = time.monotonic() + min(most, first * 2.0 ** min(run.errors, 16))
-            log.warning("%s: its storage fails (%s), and is tried again", run.uri, run.trouble)
+            log.warning("The storage of %s fails (%s); retrying", run.uri, run.trouble)
         try:
             self._publish(run)
             if run.gone or (not run.entries and time.monotonic() - mentioned > FORGET):
                 self._forget(run, mentioned)
         except Exception:
-            log.exception("the run %s is kept", run.uri)
+            log.exception("Cannot update the run %s; keeping it", run.uri)
         finally:
             run.busy = False
             self._wake.set()

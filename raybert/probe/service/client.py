@@ -61,12 +61,12 @@ def ensure_service(root: str) -> Any:
 
 
 def serve(run_uri: str, root: str) -> None:
-    """Have the run's queue served, by a service that is started if there is none; returns when it is known there."""
+    """Have a service serve the run's queue, starting one if there is none; returns when the service knows the run."""
     ray.get(ensure_service(root).submit.remote(run_uri))
 
 
 def announce(run_uri: str, root: str) -> None:
-    """Tell the service that something is new in the run's queue. It need not answer: what is queued is found anyway."""
+    """Tell the service that something is new in the run's queue. If it does not respond, it finds the entries later."""
     ensure_service(root).submit.remote(run_uri)
 
 
@@ -83,11 +83,11 @@ def wait(
     Args:
         take_over: have the run served by this cluster. Without it the queue is only looked at while some service, of
             whatever cluster, gives signs of life there; Ray is connected to (or started) when none does.
-        timeout: seconds; None waits for ever.
-        progress: is told how many checkpoints are left.
+        timeout: seconds; None waits forever.
+        progress: called with the number of checkpoints left.
 
     Raises:
-        RunFailed: the time is over.
+        RunFailed: the timeout has passed.
     """
     end = None if timeout is None else time.monotonic() + timeout
     announced = 0.0
@@ -100,7 +100,7 @@ def wait(
         if progress is not None:
             progress(len(waiting))
         if end is not None and time.monotonic() > end:
-            raise RunFailed(f"{len(waiting)} checkpoints of {run_uri} still wait for their probe.")
+            raise RunFailed(f"{len(waiting)} checkpoints of {run_uri} are still waiting for a probe.")
         time.sleep(1.0)
 
 
@@ -118,18 +118,18 @@ def statuses(timeout: float = 10.0) -> list[Record]:
             service: Any = ray.get_actor(name, namespace=NAMESPACE)
             found.append(ray.get(service.status.remote(), timeout=timeout))
         except (ray.exceptions.RayError, ValueError) as error:
-            found.append({"name": name, "runs": [], "reason": f"does not answer ({type(error).__name__})"})
+            found.append({"name": name, "runs": [], "reason": f"does not respond ({type(error).__name__})"})
     return found
 
 
 def stop() -> list[str]:
-    """End all probe services of the cluster and return their names. What is queued stays so until one starts again."""
+    """Stop all probe services of the cluster and return their names. Queued probes wait for the next service."""
     names = services()
     for name in names:
         service: Any = ray.get_actor(name, namespace=NAMESPACE)
         try:
             ray.get(service.release.remote(), timeout=10)
         except ray.exceptions.RayError as error:  # its runs are free when its last sign of life is old
-            log.warning("%s does not answer (%s); it is ended all the same", name, type(error).__name__)
+            log.warning("%s does not respond (%s); stopping it anyway", name, type(error).__name__)
         ray.kill(service, no_restart=True)
     return names

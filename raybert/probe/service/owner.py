@@ -32,7 +32,7 @@ def cluster_id() -> str:
 
 
 def claim(run_uri: str, owner: Owner) -> None:
-    """Have the run served by this one from now on, or say that it still is."""
+    """Claim the run for this service, or renew the claim."""
     storage.write_json(_uri(run_uri), {**asdict(owner), "seen": time.time()})
 
 
@@ -49,7 +49,7 @@ def owner_of(run_uri: str) -> Owner | None:
 
 
 def is_served(run_uri: str) -> bool:
-    """Whether the run's service has been heard of lately."""
+    """Whether the run's service has renewed its claim recently."""
     return bool(time.time() - _read(run_uri).get("seen", 0.0) < LEASE)
 
 

@@ -78,7 +78,7 @@ def weights_uri(run_uri: str, step: int) -> str:
 
 def new_tasks(request: Request) -> tuple[ProbeTask, ...]:
     """Those of the request's tasks that have no record yet and are not queued. A resumed run passes steps again."""
-    return _new_tasks(request, _standing(request))
+    return _new_tasks(request, _queued_entry(request))
 
 
 def add(request: Request) -> bool:
@@ -89,7 +89,7 @@ def add(request: Request) -> bool:
     Returns:
         Whether the step is queued now.
     """
-    standing = _standing(request)
+    standing = _queued_entry(request)
     new = _new_tasks(request, standing)
     if not new:
         return standing is not None
@@ -118,7 +118,7 @@ def _new_tasks(request: Request, standing: Entry | None) -> tuple[ProbeTask, ...
     return tuple(task for task in open_tasks(request) if task.name not in queued)
 
 
-def _standing(request: Request) -> Entry | None:
+def _queued_entry(request: Request) -> Entry | None:
     """The entry of the request's step; None where there is none, or one that a new one replaces."""
     if not storage.exists(queue_uri(request.run_uri, request.step)):
         return None
@@ -148,7 +148,7 @@ def read_entry(run_uri: str, step: int) -> Entry:
     """
     Raises:
         FileNotFoundError: the step is not queued.
-        InputError: the object is no queue entry.
+        InputError: the object is not a queue entry.
     """
     uri = queue_uri(run_uri, step)
     try:
@@ -170,9 +170,9 @@ def read_entry(run_uri: str, step: int) -> Entry:
         # What Ray would refuse, in the middle of the service's work for all runs.
         counts = all(map(is_count, (entry.positions, entry.max_waiting, entry.workers))) and is_number(entry.submitted)
         if not counts or not entry.workers or not _fits(entry.cpus, LARGEST_SHARE) or not _fits(entry.gpus, 1.0):
-            raise ValueError("a number of it is none, or out of range")
+            raise ValueError("a number is missing or out of range")
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{uri} is no probe queue entry: {error}") from error
+        raise InputError(f"{uri} is not a probe queue entry: {error}") from error
     return entry
 
 
@@ -205,7 +205,7 @@ def open_tasks(request: Request) -> list[ProbeTask]:
 
 
 def write_record(entry: Entry, task: str, status: str, values: Record) -> Record:
-    """Write what came of a task: status "done" with the result, or "failed" or "skipped" with a "reason".
+    """Write the outcome of a task: status "done" with the result, or "failed" or "skipped" with a "reason".
 
     Returns:
         The record that stands: the first one, whatever is written later.

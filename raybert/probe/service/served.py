@@ -126,7 +126,9 @@ class ServedRun:
         limit = self.entries[waiting[-1]].max_waiting if waiting else 0
         for step in waiting[: max(0, len(waiting) - limit)]:
             entry = self.entries[step]
-            reason = f"more than probe.max_waiting={limit} checkpoints of this run waited, and this was the oldest"
+            reason = (
+                f"more than probe.max_waiting={limit} checkpoints of this run were waiting, and this was the oldest"
+            )
             for task in queue.open_tasks(entry):
                 self.news.append(queue.write_record(entry, task.name, "skipped", {"reason": reason}))
             self._finish(entry)

@@ -31,7 +31,7 @@ from raybert.tokenizer import files as tokenizers
 
 # Attempts, with pauses of up to half a minute between them. A lost node is no fault of a probe: no limit for that.
 MOST_MEMORY_KILLS = 4
-MOST_CRASHES = 50  # half an hour of them: a process that crashes by itself must not hold its run's queue for ever
+MOST_CRASHES = 50  # half an hour of them: a process that crashes by itself must not hold its run's queue forever
 LONGEST_PAUSE = 30.0
 LOST_NODE = (NodeDiedError, ObjectLostError, LocalRayletDiedError)
 
@@ -57,7 +57,7 @@ def probe(
     CPUs.
 
     The trainings of a task that trains the encoder are Ray tasks of their own, at most `entry.workers` at a time. What
-    each finds is kept beside the weights, so that a probe that is started again takes up what is done.
+    each finds is kept beside the weights, so that a restarted probe reuses it.
 
     Returns:
         The probe, whose result is the first task's record, with `started`, and the others' records by name under
@@ -170,6 +170,6 @@ def reason(error: BaseException, failures: int) -> str:
             "or lower the task's n_train and max_tokens"
         )
     if isinstance(error, ray.exceptions.WorkerCrashedError):
-        return f"the probe's process was killed from outside, or crashed{times}"
+        return f"the probe's process was killed or crashed without a Python exception{times}"
     cause = getattr(error, "cause", None) or error
     return f"{type(cause).__name__}: {last_line(cause, 'no message')}{times}"

@@ -19,7 +19,7 @@ def last_step(run_uri: str) -> int:
     Ray Train's own record is asked, since a directory may have been left by an upload that was cut off.
 
     Raises:
-        InputError: the record is damaged; a run that is started again makes a new one.
+        InputError: the record is damaged; a resumed run rebuilds it.
     """
     record = storage.join(run_uri, SNAPSHOT)
     if not storage.exists(record):
@@ -28,4 +28,4 @@ def last_step(run_uri: str) -> int:
         latest = read_object(record)["latest_checkpoint_result"]
         return int(latest["checkpoint_dir_name"].rpartition("-")[2]) if latest else 0
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{record} is damaged and does not say which checkpoints there are: {error}") from error
+        raise InputError(f"{record}, the list of checkpoints, is damaged: {error}") from error

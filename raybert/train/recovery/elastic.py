@@ -72,7 +72,7 @@ class CheckpointedResizing:
             patient = wanted > workers or now - since < self._resize_seconds
             if patient and self._newest() == newest:
                 return False
-            text = f"the run goes on with {wanted} workers instead of {workers}"
+            text = f"the run continues with {wanted} workers instead of {workers}"
             faults.note(self._run_uri, "resize", text, workers=wanted)
         self._pending = None
         return True
@@ -81,7 +81,7 @@ class CheckpointedResizing:
         try:
             return last_step(self._run_uri)
         except Exception as error:
-            logger.warning("Cannot look into %s for now: %s", self._run_uri, error)
+            logger.warning("Cannot read %s; retrying: %s", self._run_uri, error)
             return self._pending[0] if self._pending else 0
 
 

@@ -26,7 +26,7 @@ PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "NCCL comm
 
 
 def note(run_uri: str, kind: str, text: str, **details: Any) -> None:
-    """Add a fault to the run's list. It is no reason to fail that this cannot be written."""
+    """Add a fault to the run's list. A failure to write it is only logged."""
     logger.info("%s: %s", run_uri, text)
     now = time.time_ns()
     content = json.dumps({"time": now / 1e9, "kind": kind, "text": text, **details}, default=str)
@@ -34,7 +34,7 @@ def note(run_uri: str, kind: str, text: str, **details: Any) -> None:
     try:
         storage.write_bytes(uri, content.encode() + b"\n")
     except Exception as error:
-        logger.warning("The fault could not be noted in %s: %s", uri, error)
+        logger.warning("Cannot record the fault in %s: %s", uri, error)
 
 
 def read_faults(run_uri: str, seen: set[str] | None = None) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -67,28 +67,28 @@ def describe(error: BaseException) -> tuple[str, str]:
     last = last_line(error)
     cause = getattr(error, "cause", None) or error
     if type(cause).__name__ == "Preempted":
-        return "preempted", f"left: {last}"
+        return "preempted", f"stopped: {last}"
     if isinstance(cause, MemoryError) or any(mark in text.lower() for mark in OUT_OF_MEMORY):
         return "out_of_memory", (
             "ran out of memory; lower train.micro_batch, or give each worker more memory (fewer workers on a node). "
             f"({_first(lines, OUT_OF_MEMORY) or last})"
         )
     if (isinstance(cause, OSError) and cause.errno == errno.ENOSPC) or "No space left on device" in text:
-        return "disk_full", f"found no space left on its disk; make room there. ({last})"
+        return "disk_full", f"ran out of disk space; free some on its node. ({last})"
     if getattr(error, "preempted", False):
         return "preempted", "was lost with its node, which was preempted"
     if _is_actor_loss(error):
         if names.NODE_LOST in text:  # what Ray says of a process that died alone speaks of nodes as well
             return "node_lost", f"was lost with its node. ({_first(lines, (names.NODE_LOST,))})"
         return "process_died", (
-            "died without a word: killed from outside (by the kernel when memory runs out, or by somebody), or crashed"
+            "was killed (by the kernel when memory runs out, or by a user) or crashed without a Python exception"
         )
     if names.WORKER_SILENT in f"{type(error).__name__} {type(cause).__name__}":
-        return "hang", "did not answer Ray Train any more"
+        return "hang", "stopped responding to Ray Train"
     if sentence := input_fault(error):
-        return "bad_input", f"was given what it cannot use: {sentence}"
+        return "bad_input", f"got invalid input: {sentence}"
     if names.DATA_STALLED in f"{type(error).__name__} {type(cause).__name__} {text}":
-        return "data_stalled", "got no data: no data task made progress, perhaps since no CPU was left for one"
+        return "data_stalled", "got no data: no data task made progress, perhaps because no CPU was free for one"
     if any(mark in text for mark in PEER_LOST):
         return "peer_lost", "lost its connection to another worker"
     return "error", last

@@ -67,7 +67,7 @@ class Pulse:
                 return  # the watch is gone, and rank 0 with it: Ray Train restarts the group
 
     def close(self) -> None:
-        """Take the rank off the watch; doing it twice is no fault."""
+        """Take the rank off the watch; calling it twice is harmless."""
         self._stop.set()
         self._thread.join()
         self._watch.leave.remote(self._rank)

@@ -30,12 +30,12 @@ def removed_meanwhile() -> AbstractContextManager[None]:
 def remove_orphans() -> int:
     """Remove the groups of dead controllers of this job and of jobs that have ended. Returns how many.
 
-    It is a courtesy: where it cannot be done, that is logged and no more.
+    Best effort: a failure is only logged.
     """
     try:
         return _remove_orphans()
     except Exception as error:
-        logger.warning("Placement groups that nobody uses could not be looked for: %s", error)
+        logger.warning("Cannot look for unused placement groups: %s", error)
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Leaving in good order: a node that is about to go is told of, its run saves a checkpoint and starts again elsewhere.
+"""Preemption: before a node goes, its run saves a checkpoint and starts again elsewhere.
 
 Ray drains a node when an autoscaler, `ray drain-node` or `raybert.node` says so. Ray Train tells every worker of the
 group, and the workers agree on the step after which they leave (`raybert.train.recovery.stop`).
@@ -14,7 +14,7 @@ POLL = 0.2
 
 
 class Preempted(RuntimeError):  # noqa: N818 - reads as what happened
-    """The group ends itself, having saved all it did."""
+    """The worker group ends itself after saving a checkpoint."""
 
 
 def leave(run_uri: str, step: int) -> None:
@@ -32,4 +32,4 @@ def leave(run_uri: str, step: int) -> None:
         except (ValueError, OSError):
             pass  # the record is just being written, or storage is away
         time.sleep(poll)
-    raise Preempted(f"a node of the group is about to go: all was saved at step {step}")
+    raise Preempted(f"a node of the worker group is being preempted; a checkpoint was saved at step {step}")

@@ -44,13 +44,13 @@ class _Findings:
 
 
 def repair(run_uri: str) -> list[str]:
-    """Make sure that the record can be read and that its newest checkpoint is whole.
+    """Make sure that the record can be read and that its newest checkpoint is complete.
 
     Returns:
-        A sentence for each checkpoint that was passed over; they are noted in the run's faults too.
+        A sentence for each checkpoint that was skipped; they are noted in the run's faults too.
 
     Raises:
-        RunFailed: there are checkpoints on the record, and none of them is there.
+        RunFailed: there are checkpoints on the record, but none of them exists.
         InputError: the storage does not let us in.
     """
     _remove_leftovers(run_uri)
@@ -82,7 +82,7 @@ def _read_record(run_uri: str, found: _Findings) -> tuple[dict[str, Any], list[_
         how = "missing" if isinstance(error, FileNotFoundError) else "damaged"
     record, listed = _new_record(run_uri, found)
     if listed or how == "damaged":  # a run that has not come to its first checkpoint has no list
-        text = f"The list of checkpoints was {how}; it was made again from the checkpoints themselves."
+        text = f"The list of checkpoints was {how}; it was rebuilt from the checkpoints."
         found.notes.insert(0, ("checkpoint_list", text))
     return record, listed
 
@@ -92,13 +92,13 @@ def _drop_missing(run_uri: str, listed: list[_Committed], found: _Findings) -> l
     kept = [one for one in listed if storage.list_dir(storage.join(run_uri, one.name))]
     if listed and not kept:  # a disk that is not mounted looks like this, and the run would lose all that it did
         raise RunFailed(
-            f"{storage.join(run_uri, SNAPSHOT)} lists {len(listed)} checkpoints, and none of them is there. Bring "
-            f"{CHECKPOINTS}/ back, or remove that list as well to begin the run anew."
+            f"{storage.join(run_uri, SNAPSHOT)} lists {len(listed)} checkpoints, but none of them exists. Restore "
+            f"{CHECKPOINTS}/, or delete the list to start the run from scratch."
         )
     there = {one.name for one in kept}
     for one in listed:
         if one.name not in there:
-            found.checkpoint(f"The checkpoint {one.name} is listed and gone.")
+            found.checkpoint(f"The checkpoint {one.name} is listed but missing.")
     return kept
 
 
@@ -110,9 +110,9 @@ def _drop_damaged(run_uri: str, kept: list[_Committed], found: _Findings) -> Non
             return
         except DamagedCheckpoint as error:
             found.damaged.append(kept.pop().name)
-            before = kept[-1].name if kept else "the beginning"
+            before = kept[-1].name if kept else "the start"
             found.checkpoint(
-                f"The newest checkpoint is damaged: {error} It is passed over, and the run goes on from {before}."
+                f"The newest checkpoint is damaged: {error} It is skipped, and the run resumes from {before}."
             )
 
 
@@ -124,7 +124,7 @@ def _listed(record: dict[str, Any]) -> list[str]:
     """
     names = [result["checkpoint_dir_name"] for result in record["checkpoint_results"]]
     if not all(isinstance(name, str) for name in names):
-        raise ValueError("the name of a checkpoint is no text")
+        raise ValueError("the name of a checkpoint is not text")
     return names
 
 
@@ -150,7 +150,7 @@ def incomplete_checkpoints(run_uri: str) -> list[str]:
 
 
 def remove_incomplete_checkpoints(run_uri: str) -> None:
-    """Only while nobody writes checkpoints of the run."""
+    """Call it only while no process writes checkpoints of the run."""
     for uri in incomplete_checkpoints(run_uri):
         storage.remove(uri)
 
@@ -180,7 +180,7 @@ def _new_record(run_uri: str, found: _Findings) -> tuple[dict[str, Any], list[_C
             verify_files(storage.join(run_uri, name))
         except DamagedCheckpoint:
             found.damaged.append(name)
-            found.checkpoint(f"The checkpoint {name} is damaged, and passed over.")
+            found.checkpoint(f"The checkpoint {name} is damaged and is skipped.")
         else:
             result = {"version": 0, "checkpoint_dir_name": name, "metrics": {"step": int(last[5:])}}
             whole.append(_Committed(name, result, len(whole)))

@@ -63,7 +63,7 @@ def until_signal(run_uri: str, fit: Callable[[], T]) -> T:
     with on_signal(lambda: request(run_uri)):
         thread.start()
         while thread.is_alive():
-            thread.join(POLL)  # not for ever: a signal's handler runs between two waits
+            thread.join(POLL)  # not forever: a signal's handler runs between two waits
     if "error" in outcome:
         raise outcome["error"]
     result: T = outcome["result"]
@@ -112,7 +112,7 @@ class StopVote:
             try:
                 asked = requested(run_uri)
             except Exception as error:  # the head is busy; the request is still there at the next look
-                logger.warning("Whether %s is to stop could not be asked: %s", run_uri, error)
+                logger.warning("Cannot check whether %s should stop: %s", run_uri, error)
                 continue
             if asked:
                 self._asked.set()

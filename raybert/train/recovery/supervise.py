@@ -24,7 +24,7 @@ RESTART_PAUSE = 2.0  # seconds between a failure of workers and what is done abo
 
 
 def fit_with_restarts(fit: Callable[[], Any], run_uri: str, *, max_failures: int, patience: float) -> Any:
-    """`fit()`, and again from the newest whole checkpoint when it failed, as long as failing is not all it does.
+    """Call `fit()`, and again from the newest complete checkpoint after a failure, as long as it makes progress.
 
     Ray Train restarts its workers by itself. It does not survive the loss of its controller, an error in it (storage
     that is down when it notes a checkpoint), or more worker failures in the whole life of a run than a fixed number.
@@ -33,10 +33,10 @@ def fit_with_restarts(fit: Callable[[], Any], run_uri: str, *, max_failures: int
     Args:
         fit: builds a trainer and runs it.
         max_failures: of these; Ray Train has its own count of the same size for each `fit`.
-        patience: seconds that storage may be away.
+        patience: seconds to keep retrying storage.
 
     Raises:
-        RunFailed: there were more failures in a row, or one that trying again does not change.
+        RunFailed: there were more failures in a row, or one that a retry would not change.
         KeyboardInterrupt: the driver was interrupted, which Ray Train turns into an exit with code 0.
     """
     failures, reached = 0, _last_step(run_uri, patience)
@@ -55,12 +55,12 @@ def fit_with_restarts(fit: Callable[[], Any], run_uri: str, *, max_failures: int
             if final or failures > max_failures:
                 remove_orphans()
                 raise RunFailed(
-                    f"Training of {run_uri} stopped: {text}. Ray's logs of this session have the full trace; running "
-                    "the same command again goes on from the newest checkpoint."
+                    f"Training of {run_uri} stopped: {text}. The full traceback is in Ray's logs of this session; "
+                    "rerun the same command to resume from the newest checkpoint."
                 ) from error
-            retry(partial(_repair_or_fail, run_uri, had), f"looking into {run_uri}", seconds=patience)
+            retry(partial(_repair_or_fail, run_uri, had), f"reading {run_uri}", seconds=patience)
             faults.note(
-                run_uri, "restart", f"{text}; going on from step {_last_step(run_uri, patience)}", failures=failures
+                run_uri, "restart", f"{text}; resuming from step {_last_step(run_uri, patience)}", failures=failures
             )
             time.sleep(min(2.0**failures, LONGEST_PAUSE))
             # Ray Train writes there when it starts, and fails where it cannot.
@@ -73,7 +73,7 @@ def _repair_or_fail(run_uri: str, had: int) -> None:
         RunFailed: the run had a checkpoint of the step `had`, and now nothing tells of any.
     """
     if not repair(run_uri) and had and not last_step(run_uri):
-        raise RunFailed(f"{run_uri} had a checkpoint of step {had}, and nothing of it is there now; bring it back.")
+        raise RunFailed(f"The checkpoint of step {had} of {run_uri} is gone; restore it.")
 
 
 def _require_writable(run_uri: str) -> None:
@@ -91,7 +91,7 @@ def _last_step(run_uri: str, patience: float) -> int:
         except ValueError:
             return 0  # half written when the controller was killed; `repair` makes it again
 
-    return retry(look, f"looking into {run_uri}", seconds=patience)
+    return retry(look, f"reading {run_uri}", seconds=patience)
 
 
 def _classify(error: Exception, progress: bool) -> tuple[str, bool]:
@@ -125,4 +125,4 @@ class FaultLog(UserCallback):
             for rank, (kind, text) in sorted(causes.items()):
                 faults.note(self._run_uri, kind, f"rank {rank} {text}", rank=rank)
         except Exception:
-            logger.exception("The workers' failure could not be noted")
+            logger.exception("Cannot record the workers' failure")

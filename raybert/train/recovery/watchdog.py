@@ -48,7 +48,7 @@ class Rank:
 
 
 def stalled_ranks(ranks: dict[int, Rank], *, now: float, limit: float, silence: float, patience: float) -> list[int]:
-    """Who is to blame, if nobody gets ahead: those not heard of, else those not waiting in an exchange, else all.
+    """The ranks that hang, if none makes progress: the silent ones, else those not waiting in an exchange, else all.
 
     Args:
         limit: seconds without progress.
@@ -89,7 +89,7 @@ class HangWatch:
             known.step, known.progress, known.phase, known.stack, known.heard = step, progress, phase, stack, now
 
     def leave(self, rank: int) -> None:
-        """The rank is done, well or not: it will be silent from now on."""
+        """The rank has ended, with or without success, and will be silent from now on."""
         with self._lock:
             self._ranks.pop(rank, None)
 
@@ -126,7 +126,7 @@ class HangWatch:
             try:
                 on_its_node(known, end_process)
             except Exception as error:
-                text = f"rank {rank} (process {known.pid}) could not be ended ({type(error).__name__}: {error})"
+                text = f"rank {rank} (process {known.pid}) could not be killed ({type(error).__name__}: {error})"
                 faults.note(self._run_uri, "hang", text, rank=rank, node=known.node, pid=known.pid)
 
     def _has_moved(self, rank: int, blamed: Rank) -> bool:
@@ -138,9 +138,9 @@ class HangWatch:
         faults.note(
             self._run_uri,
             "hang",
-            f"rank {rank} (process {known.pid} on node {known.node[:12]}) made no progress for {now - known.moved:.0f} "
-            f"s, at step {known.step + 1} in {known.phase or 'start'}; it is ended, and the group starts again from "
-            f"the newest checkpoint. It stood at: {last_frame(stack)}",
+            f"rank {rank} (process {known.pid} on node {known.node[:12]}) made no progress for "
+            f"{now - known.moved:.0f} s, at step {known.step + 1} in {known.phase or 'start'}; it is killed, and "
+            f"the group restarts from the newest checkpoint. It hung at: {last_frame(stack)}",
             rank=rank,
             node=known.node,
             pid=known.pid,
@@ -193,5 +193,5 @@ def end_process(pid: int) -> str:
 def _require_worker(pid: int) -> str:
     title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     if not title.startswith(PROCESS):
-        raise RuntimeError(f"process {pid} is no Ray worker any more")
+        raise RuntimeError(f"process {pid} is no longer a Ray worker")
     return title
