@@ -42,7 +42,8 @@ class Section(BaseModel):
         """YAML's `yes` and `on` are flags, and Python would take a flag for 1."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
-            raise ValueError("a boolean is not allowed here (YAML reads yes, no, on and off as booleans)")
+            said = f"{info.field_name}={str(value).lower()} is a boolean, which is not allowed here"
+            raise ValueError(f"{said} (YAML reads yes, no, on and off as booleans)")
         return value
 
 

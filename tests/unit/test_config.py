@@ -133,7 +133,7 @@ def loaded(path, key, text, *, in_file):
         ("run.trackers", "[]", []),
         ("train.steps", "1.5", "train.steps=1.5"),
         ("train.steps", "1:30", "train.steps='1:30'"),
-        ("train.steps", "yes", "train.steps=True: a boolean is not allowed here"),
+        ("train.steps", "yes", "steps=true is a boolean, which is not allowed here"),
         ("train.steps", "1e400", "train.steps=inf"),
         ("probe.tasks", "bbc_news", "write a list, [bbc_news]"),
     ],
