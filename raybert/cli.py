@@ -154,6 +154,7 @@ def pretrain(
         local = cluster.connect()
     from raybert.pretrain import drive
     from raybert.report import live
+    from raybert.report.read import read_run
 
     run = check(settings, inputs=inputs)
     if dry_run:
@@ -177,6 +178,8 @@ def pretrain(
     kept = f"checkpoints in {run.uri}/checkpoints" if settings.every.checkpoint else "no checkpoint: every.checkpoint=0"
     print(f"done: {steps} steps, {kept}", flush=True)
 
+    if said := read_run(run.uri).no_best:
+        print(said, flush=True)
 
 @app.command(epilog="Example: raybert sweep jobs/sweep.yaml base.data.shards=shards-128 base.train.steps=2000")
 def sweep(
