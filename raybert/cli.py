@@ -166,6 +166,7 @@ def pretrain(
 
             threads = plan.threads_of(run.shares.probe)
             options: dict[str, Any] = {"threads": threads, "gpu": run.config.probe.gpus > 0}
+            options["begins_random"] = run.config.model.begins_random
             found = plan.costs(run.tasks, run.config.model.bert(), run.shards.tokenizer(), **options)
             Console(soft_wrap=True).print(plan.table(found, threads=threads))
         return
