@@ -178,9 +178,9 @@ def pretrain(
     drive(run, live.showing(run.config, Console()), wait_for_probes=local)
     kept = f"checkpoints in {run.uri}/checkpoints" if settings.every.checkpoint else "no checkpoint: every.checkpoint=0"
     print(f"done: {steps} steps, {kept}", flush=True)
-
     if said := read_run(run.uri).no_best:
         print(said, flush=True)
+
 
 @app.command(epilog="Example: raybert sweep jobs/sweep.yaml base.data.shards=shards-128 base.train.steps=2000")
 def sweep(
@@ -352,6 +352,8 @@ def bench(
         f"{found['tokens_per_second']:,.0f} tokens/s, {100 * found['mfu']:.1f} % of "
         f"{found['gemm_tflops']:.2f} TFLOP/s; the stream delivers {found['stream_tokens_per_second']:,.0f} tokens/s"
     )
+    for note in found["notes"]:
+        print(note)
 
 
 if __name__ == "__main__":
