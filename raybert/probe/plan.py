@@ -164,7 +164,7 @@ def table(found: Sequence[Cost], *, threads: int = 1) -> RenderableType:
     """A row a task, and their sum; a sentence where there is no task."""
     if not found:
         return "The run has no probe task, so probes cost nothing; probe.tasks, probe.suite and every.probe say which."
-    shown = Table("task", "kind", "texts", "tokens", "FLOPs", "time here", "baselines", box=box.SIMPLE_HEAD)
+    shown = Table("task", "kind", "texts", "tokens", "FLOPs", "time", "once", box=box.SIMPLE_HEAD, pad_edge=False)
     for cost in found:
         texts = f"{cost.texts:,}" + (f" ({cost.shared:,} shared)" if cost.shared else "")
         shown.add_row(escape(cost.task), cost.kind, texts, f"{cost.tokens:,}", *_shown([cost]))
@@ -173,10 +173,10 @@ def table(found: Sequence[Cost], *, threads: int = 1) -> RenderableType:
         encoded, tokens = sum(cost.texts - cost.shared for cost in found), sum(cost.tokens for cost in found)
         shown.add_row("all", "", f"{encoded:,}", f"{tokens:,}", *_shown(found))
     shared = "; shared texts are encoded once" if any(cost.shared for cost in found) else ""
-    shown.title = "probe of a checkpoint"
+    shown.title = "one probe of a checkpoint"
     shown.caption = (
-        f"in {threads} thread{'s' * (threads > 1)}{shared}; baselines: once in a run, for the untrained encoder and "
-        "for a start that is not random"
+        f"time here, in {threads} thread{'s' * (threads > 1)}{shared}; once in a run on top: the baselines of the "
+        "untrained encoder and of a start that is not random"
     )
     return shown
 
