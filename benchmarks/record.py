@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import DATA, result, round_figures
+from benchmarks.on_gpu.carried import learn_words, learned_from
 from benchmarks.prepare import corpus
 from raybert import cluster
 from raybert.bench import default_device
@@ -37,7 +38,6 @@ from raybert.data.shards import ShardSet, open_shards
 from raybert.data.spec import sample_spec
 from raybert.data.tensors import to_torch
 from raybert.data.text.prepare import prepare
-from raybert.data.text.sample import draw
 from raybert.encode import POOLINGS
 from raybert.encode.encoders import RaybertEncoder, tokenize
 from raybert.model import optimizer as optimizers
@@ -51,7 +51,6 @@ from raybert.probe.tasks import load_task
 from raybert.spectral import table
 from raybert.spectral.recipe import Recipe
 from raybert.tokenizer import TextTokenizer
-from raybert.tokenizer.train import train as learn
 from raybert.train.complete import complete
 from raybert.train.flops import run_flops_per_token
 from raybert.train.memory import keep_freed_memory
@@ -59,7 +58,6 @@ from raybert.train.start import begin
 from raybert.train.step import train_step
 
 THRESHOLD = 0.8121
-VOCABULARY = 32_000  # of the recipe: words of the corpus in lower case
 MARKS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)  # minutes
 SCHEDULE = 10_000  # places of the clock in the schedule
 # Of transformers and of the original: the rates and batches of jobs/compact.yaml, at this sequence length.
@@ -221,17 +219,12 @@ def main() -> None:
         cluster.connect()
         sets = {}
         if "recipe" in chosen.sides:
-            tokenizer = None if chosen.recipe_shards else learn_vocabulary()
+            tokenizer = None if chosen.recipe_shards else learn_words(learned_from(corpus()))
             sets["recipe"] = shard_set(chosen.recipe_shards, f"{folder}/recipe", chosen.seq_len, tokenizer)
         if {*chosen.sides} - {"recipe"}:
             sets["original"] = sets["transformers"] = shard_set(chosen.shards, f"{folder}/shards", chosen.seq_len)
         curves = run(sets, folder, chosen)
     show(curves, chosen.minutes)
-
-
-def learn_vocabulary() -> TextTokenizer:
-    texts = draw(corpus(), "text", "", tokens=10**8, seed=0)
-    return learn(texts.texts, vocab_size=VOCABULARY, kind="wordpiece", lowercase=True)
 
 
 def shard_set(finished: str | None, output: str, seq_len: int, tokenizer: TextTokenizer | None = None) -> ShardSet:

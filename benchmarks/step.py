@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import clock, elsewhere, machine, medians, result, round_figures, seconds
-from raybert.bench import OPTIMIZER, default_device, random_batch, stepper
+from raybert.bench import OPTIMIZER, default_device, random_columns, stepper
+from raybert.data.tensors import to_torch
 from raybert.model import optimizer
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
@@ -55,7 +56,7 @@ def peer_side(size: str, samples: int, length: int, *, compiled: bool, tuned: bo
     model = to_transformers(Bert(BertConfig(**SIZES[size]))).to(device).train()
     called: Any = torch.compile(model) if compiled else model
     adam = optimizer.build(model, **OPTIMIZER)
-    batch, dtype = random_batch(samples, length, device), pick_dtype("auto", device)
+    batch, dtype = to_torch(random_columns(samples, length), device), pick_dtype("auto", device)
     labels = torch.full_like(batch["input_ids"], -100).scatter(1, batch["masked_positions"], batch["masked_labels"])
     inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "next_sentence_label")}
 

@@ -2,16 +2,18 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from torch import Tensor
 
+from raybert.data.block import Columns
 from raybert.data.masking import max_masked
 from raybert.data.shards import open_shards, shard_name, write_manifest, write_shard
+from raybert.data.spec import ORIGINAL as SAMPLES
 from raybert.data.stream import (
     CHAPTERS,
     MOST_SAMPLES,
@@ -26,11 +28,12 @@ from raybert.errors import InputError, RunFailed
 from raybert.model import optimizer
 from raybert.model.bert import Bert, flops_per_token
 from raybert.model.config import BertConfig
-from raybert.model.losses import Pretraining
+from raybert.model.objective import ORIGINAL as OBJECTIVE
 from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
 from raybert.model.sizes import SIZES
-from raybert.tokenizer import NUM_TEXT_TOKENS, VOCAB_SIZE
+from raybert.tokenizer import GPT2, NUM_TEXT_TOKENS, VOCAB_SIZE, Vocabulary
+from raybert.train.alone import alone
 from raybert.train.memory import keep_freed_memory
 from raybert.train.step import train_step
 
@@ -58,20 +61,77 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def random_batch(samples: int, length: int, device: torch.device, tokens: int = NUM_TEXT_TOKENS) -> dict[str, Tensor]:
+def random_columns(samples: int, length: int, vocabulary: Vocabulary = GPT2) -> Columns:
     """A micro-batch of full windows with 15 % of the positions masked."""
     torch.manual_seed(0)
-    ids = torch.randint(0, tokens, (samples, length))
+    ids = torch.randint(0, vocabulary.text_stop, (samples, length))
     positions = torch.stack([torch.randperm(length)[: max_masked(length)].sort().values for _ in range(samples)])
-    batch = {
-        "input_ids": ids,
-        "token_type_ids": (torch.arange(length) > length // 2).long().expand(samples, -1),
-        "attention_mask": torch.ones(samples, length, dtype=torch.bool),
-        "masked_positions": positions,
-        "masked_labels": ids.gather(1, positions),
-        "next_sentence_label": torch.zeros(samples, dtype=torch.long),
+    return {
+        "input_ids": ids.numpy().astype(vocabulary.dtype),
+        "cut": np.full(samples, length // 2 + 1, np.int32),
+        "length": np.full(samples, length, np.int32),
+        "masked_positions": positions.numpy().astype(np.int32),
+        "masked_labels": ids.gather(1, positions).numpy().astype(vocabulary.dtype),
+        "next_sentence_label": np.zeros(samples, np.int8),
+        "index": np.arange(samples),
+        "document": np.arange(samples),
     }
-    return {name: value.to(device) for name, value in batch.items()}
+
+
+def vocabulary_of(size: int) -> Vocabulary:
+    """raybert's own with more or fewer tokens of text before its specials."""
+    more = size - GPT2.size
+    specials = {role: getattr(GPT2, role) + more for role in ("cls", "sep", "mask", "pad")}
+    return replace(GPT2, size=size, drawn=((0, NUM_TEXT_TOKENS + more),), **specials)
+
+
+class Stepper:
+    """Optimizer steps of a named size, over and over on the same micro-batches, as a run does them on this machine:
+    packed and compiled where it would be. Each call is a step; it returns the tokens of text per second.
+
+    Args:
+        parts: micro-batches of as many samples each.
+    """
+
+    def __init__(
+        self,
+        size: str,
+        parts: Sequence[Columns],
+        *,
+        vocabulary: Vocabulary = GPT2,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        device = default_device()
+        torch.manual_seed(0)
+        bert = Bert(BertConfig(**SIZES[size], vocab_size=vocabulary.size)).to(device)
+        self._parts, self._clock, self._step = parts, clock, 0
+        self._dtype, self._adam = pick_dtype("auto", device), optimizer.build(bert, **OPTIMIZER)
+        samples, length = parts[0]["input_ids"].shape
+        shape: dict[str, Any] = {"micro_batch": samples, "seq_len": length}
+        spec = replace(SAMPLES, vocabulary=vocabulary)
+        self._worker = alone(bert, OBJECTIVE, spec, device=device, dtype=self._dtype, **shape)
+        self.notes = self._worker.notes
+        self()
+        self()  # warm
+
+    def __call__(self) -> float:
+        start, parts = self._clock(), self._parts
+        sums, _ = train_step(
+            self._worker.model,
+            self._adam,
+            self._worker.feed(parts),
+            lr=1e-4,
+            grad_clip=1.0,
+            dtype=self._dtype,
+            seed=0,
+            step=self._step,
+            first_micro_batch=0,
+            global_batch=sum(len(part["length"]) for part in parts),
+            objective=OBJECTIVE,
+        )
+        sums.sum().item()  # waits for the device
+        self._step += 1
+        return sum(int(part["length"].sum()) for part in parts) / (self._clock() - start)
 
 
 def stepper(
@@ -81,33 +141,10 @@ def stepper(
     *,
     vocab_size: int = VOCAB_SIZE,
     clock: Callable[[], float] = time.perf_counter,
-) -> Callable[[], float]:
-    """A function that does one optimizer step of a named size and returns its tokens per second; warmed up.
-
-    On a GPU the model is compiled, as `train.compile=auto` has it.
-    """
-    device = default_device()
-    torch.manual_seed(0)
-    bert = Bert(BertConfig(**SIZES[size], vocab_size=vocab_size)).to(device)
-    model: Any = torch.compile(Pretraining(bert)) if device.type == "cuda" else Pretraining(bert)
-    adam, batch = (
-        optimizer.build(bert, **OPTIMIZER),
-        random_batch(samples, length, device, min(vocab_size, NUM_TEXT_TOKENS)),
-    )
-    dtype, step = pick_dtype("auto", device), 0
-
-    def work() -> float:
-        nonlocal step
-        start = clock()
-        keys: dict[str, Any] = {"seed": 0, "step": step, "first_micro_batch": 0, "global_batch": samples}
-        sums, _ = train_step(model, adam, [batch], lr=1e-4, grad_clip=1.0, dtype=dtype, **keys)
-        sums.sum().item()
-        step += 1
-        return samples * length / (clock() - start)
-
-    work()
-    work()
-    return work
+) -> Stepper:
+    """Steps of one micro-batch of full windows."""
+    vocabulary = vocabulary_of(vocab_size)
+    return Stepper(size, [random_columns(samples, length, vocabulary)], vocabulary=vocabulary, clock=clock)
 
 
 def step_rate(size: str, samples: int, length: int) -> dict[str, Any]:
@@ -127,6 +164,7 @@ def step_rate(size: str, samples: int, length: int) -> dict[str, Any]:
         "tokens_per_second": rate,
         "gemm_tflops": peak / 1e12,
         "mfu": mfu,
+        "notes": work.notes,
     }
 
 

@@ -154,6 +154,7 @@ def pretrain(
         local = cluster.connect()
     from raybert.pretrain import drive
     from raybert.report import live
+    from raybert.report.read import read_run
 
     run = check(settings, inputs=inputs)
     if dry_run:
@@ -165,6 +166,7 @@ def pretrain(
 
             threads = plan.threads_of(run.shares.probe)
             options: dict[str, Any] = {"threads": threads, "gpu": run.config.probe.gpus > 0}
+            options["begins_random"] = run.config.model.begins_random
             found = plan.costs(run.tasks, run.config.model.bert(), run.shards.tokenizer(), **options)
             Console(soft_wrap=True).print(plan.table(found, threads=threads))
         return
@@ -176,6 +178,8 @@ def pretrain(
     drive(run, live.showing(run.config, Console()), wait_for_probes=local)
     kept = f"checkpoints in {run.uri}/checkpoints" if settings.every.checkpoint else "no checkpoint: every.checkpoint=0"
     print(f"done: {steps} steps, {kept}", flush=True)
+    if said := read_run(run.uri).no_best:
+        print(said, flush=True)
 
 
 @app.command(epilog="Example: raybert sweep jobs/sweep.yaml base.data.shards=shards-128 base.train.steps=2000")
@@ -348,6 +352,8 @@ def bench(
         f"{found['tokens_per_second']:,.0f} tokens/s, {100 * found['mfu']:.1f} % of "
         f"{found['gemm_tflops']:.2f} TFLOP/s; the stream delivers {found['stream_tokens_per_second']:,.0f} tokens/s"
     )
+    for note in found["notes"]:
+        print(note)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def plan(run: RunUri, as_json: AsJson = False) -> None:
     config, shards = check_shards(configs.load_run(run, []))
     threads = plans.threads_of(config.probe.cpus)
     options: dict[str, Any] = {"threads": threads, "gpu": config.probe.gpus > 0}
+    options["begins_random"] = config.model.begins_random
     found = plans.costs(probe_tasks(config), config.model.bert(), shards.tokenizer(), **options)
     if as_json:
         print(json.dumps([asdict(cost) for cost in found]))

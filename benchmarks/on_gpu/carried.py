@@ -1,4 +1,4 @@
-"""The file that `benchmarks.gpu` carries along: windows of text, the probe's texts and GPT-2's vocabulary.
+"""The file that `benchmarks.gpu` carries along: windows of text in two vocabularies, with these, and a probe's texts.
 
     python -m benchmarks.on_gpu.carried build/gpu-data.npz
 
@@ -12,9 +12,9 @@ import json
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,13 @@ from raybert.data.spec import ORIGINAL, SampleSpec
 from raybert.data.text.windows import MIN_TOKENS, SPECIALS, encode_document
 from raybert.data.units import Unit, UnitRows
 from raybert.errors import InputError
-from raybert.tokenizer import GPT2, Tokenizer, vocabulary_files
+from raybert.tokenizer import GPT2, TextTokenizer, Tokenizer, Vocabulary, vocabulary_files
+from raybert.tokenizer.files import WRITTEN, of_files, written
 
-T = 512
+T, WORDS_T = 512, 128  # of windows in GPT-2's vocabulary, and in that of jobs/record.yaml
+WORDS = 32_000  # of the latter: words of the corpus in lower case
+WORDS_WINDOWS = 96_000  # which are drawn from all of them: as many as its 1,500 steps of 64 take
+LEARNED_TOKENS = 10**8  # of text, at most, from which words are learned
 UNIT_ROWS = 512
 N_TRAIN, N_TEST = 10_000, 2_500  # texts of AG News
 LIMIT = 60e6  # bytes
@@ -40,8 +44,8 @@ class Windows:
 
     rows: UnitRows
     seq_len: int
+    vocabulary: Vocabulary = GPT2
     uri: str = "carried"
-    vocabulary = GPT2
 
     def units(self, split: str = "train") -> list[Unit]:
         count = len(self.rows)
@@ -97,6 +101,7 @@ class Windows:
                 doc=rows.doc[window[order]],
             ),
             seq_len,
+            self.vocabulary,
         )
 
 
@@ -121,6 +126,8 @@ class Carried:
     """A file's content. `texts` and `labels` are those of AG News, the first `n_train` for training."""
 
     windows: Windows
+    words: Windows
+    word_tokenizer: TextTokenizer
     texts: list[str]
     labels: np.ndarray
     n_train: int
@@ -162,25 +169,47 @@ def read(path: Path) -> Carried:
     if not path.exists():
         raise InputError(f"There is no {path}; make it with `python -m benchmarks.on_gpu.carried {path}`.")
     with np.load(path) as found:
-        # Sentence lengths compress better than their ends.
-        lengths, counts = found["sentence_lengths"].astype(np.int64), found["sentences"].astype(np.int64)
-        ends = np.cumsum(lengths)
-        end_offsets = np.append(0, np.cumsum(counts))
-        token_offsets = np.append(0, ends[end_offsets[1:] - 1])
-        rows = UnitRows(
-            tokens=found["tokens"],
-            token_offsets=token_offsets,
-            ends=(ends - np.repeat(token_offsets[:-1], counts)).astype(np.uint16),
-            end_offsets=end_offsets,
-            doc=found["doc"],
-        )
+        files = {name: found[name].tobytes() for name in WRITTEN if name in found}
+        if not files:
+            again = f"make it again with `python -m benchmarks.on_gpu.carried {path}`"
+            raise InputError(f"{path} is an older file, without the recipe's vocabulary; {again}.")
+        word_tokenizer = of_files(files, str(path))
         return Carried(
-            windows=Windows(rows, T),
+            windows=Windows(_rows(found, ""), T),
+            words=Windows(_rows(found, "words_"), WORDS_T, word_tokenizer.vocabulary),
+            word_tokenizer=word_tokenizer,
             texts=json.loads(found["texts"].tobytes()),
             labels=found["labels"].astype(np.int64),
             n_train=int(found["n_train"]),
             vocabulary={name: found[name].tobytes() for name in ("encoder.json", "vocab.bpe")},
         )
+
+
+def _rows(found: Mapping[str, np.ndarray], prefix: str) -> UnitRows:
+    """What `_arrays` was given."""
+    # Sentence lengths compress better than their ends.
+    lengths, counts = (found[prefix + name].astype(np.int64) for name in ("sentence_lengths", "sentences"))
+    ends = np.cumsum(lengths)
+    end_offsets = np.append(0, np.cumsum(counts))
+    token_offsets = np.append(0, ends[end_offsets[1:] - 1])
+    return UnitRows(
+        tokens=found[f"{prefix}tokens"],
+        token_offsets=token_offsets,
+        ends=(ends - np.repeat(token_offsets[:-1], counts)).astype(np.uint16),
+        end_offsets=end_offsets,
+        doc=found[f"{prefix}doc"],
+    )
+
+
+def _arrays(rows: UnitRows, prefix: str) -> dict[str, np.ndarray]:
+    counts = np.diff(rows.end_offsets)
+    ends = rows.ends.astype(np.int64) + np.repeat(rows.token_offsets[:-1], counts)
+    return {
+        f"{prefix}tokens": rows.tokens,
+        f"{prefix}sentence_lengths": np.diff(ends, prepend=0).astype(np.uint16),
+        f"{prefix}sentences": counts.astype(np.uint16),
+        f"{prefix}doc": rows.doc,
+    }
 
 
 def make(path: Path, most_tokens: int | None = None) -> int:
@@ -192,31 +221,21 @@ def make(path: Path, most_tokens: int | None = None) -> int:
     files = sorted((DATA / "corpus").glob("*.parquet"))
     if not files or not (DATA / "ag_news").exists():
         raise InputError(f"{DATA} lacks corpus/*.parquet or ag_news/*.parquet; set RAYBERT_BENCH_DATA.")
-    tokens, ends, docs, count = [], [], [], 0
-    tokenizer = Tokenizer()
-    for text in _documents(files):
-        document = encode_document(text, tokenizer, T)
-        for start, stops in document.windows if document else []:
-            tokens.append(document.tokens[start : stops[-1]])  # type: ignore[union-attr]
-            ends.append(np.array(stops) - start)
-            docs.append(document.doc)  # type: ignore[union-attr]
-            count += stops[-1] - start
-        if most_tokens and count >= most_tokens:
-            break
-    order = np.random.default_rng(0).permutation(len(docs))
-    rows = join([tokens[i] for i in order], [ends[i] for i in order], np.array(docs)[order])
+    if most_tokens is None:
+        documents, words = partial(_documents, files), learn_words(learned_from(map(str, files)))
+    else:
+        documents = partial(_documents, files, 6 * most_tokens)  # letters, of which a token has 4 or 5
+        words = learn_words(documents, max(2_000, most_tokens // 100))
     texts, labels, n_train = _probe_texts(small=most_tokens is not None)
-    sentence_lengths = np.concatenate([np.diff(ends[i], prepend=0) for i in order])
     arrays = {
-        "tokens": rows.tokens,
-        "sentence_lengths": sentence_lengths.astype(np.uint16),
-        "sentences": np.diff(rows.end_offsets).astype(np.uint16),
-        "doc": rows.doc,
+        **_arrays(_cut(documents(), Tokenizer(), T), ""),
+        **_arrays(_cut(documents(), words, WORDS_T, most=WORDS_WINDOWS), "words_"),
         "texts": np.frombuffer(json.dumps(texts).encode(), np.uint8),
         "labels": np.array(labels, np.uint8),
         "n_train": np.array(n_train),
     }
-    arrays |= {file.name: np.frombuffer(file.read_bytes(), np.uint8) for file in vocabulary_files()}
+    carried = written(words) | {file.name: file.read_bytes() for file in vocabulary_files()}
+    arrays |= {name: np.frombuffer(content, np.uint8) for name, content in carried.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         for name, values in arrays.items():
@@ -226,11 +245,43 @@ def make(path: Path, most_tokens: int | None = None) -> int:
     return path.stat().st_size
 
 
-def _documents(files: list[Path]) -> Iterator[str]:
+def learn_words(texts: Callable[[], Iterable[str]], size: int = WORDS) -> TextTokenizer:
+    """The vocabulary that jobs/record.yaml trains with."""
+    from raybert.tokenizer.train import train
+
+    return train(texts, vocab_size=size, kind="wordpiece", lowercase=True)
+
+
+def learned_from(files: Iterable[str]) -> Callable[[], Iterable[str]]:
+    """The texts that `raybert tokenizer train` takes of them."""
+    from raybert.data.text.sample import draw
+
+    return draw(list(files), "text", "", tokens=LEARNED_TOKENS, seed=0).texts
+
+
+def _cut(texts: Iterable[str], tokenizer: TextTokenizer, seq_len: int, most: int | None = None) -> UnitRows:
+    """Windows of the texts, so many of them at most, in an order of their own."""
+    tokens, ends, docs = [], [], []
+    for document in filter(None, (encode_document(text, tokenizer, seq_len) for text in texts)):
+        for start, stops in document.windows:
+            tokens.append(document.tokens[start : stops[-1]])
+            ends.append(np.array(stops) - start)
+            docs.append(document.doc)
+    order = np.random.default_rng(0).permutation(len(docs))[:most]
+    return join([tokens[i] for i in order], [ends[i] for i in order], np.array(docs)[order])
+
+
+def _documents(files: Sequence[Path], most_letters: int | None = None) -> Iterator[str]:
+    """The texts; of a small file the first ones, up to so many letters."""
     import pyarrow.parquet as pq
 
+    letters = 0
     for file in files:
-        yield from pq.read_table(file, columns=["text"])["text"].to_pylist()
+        for text in pq.read_table(file, columns=["text"])["text"].to_pylist():
+            yield text
+            letters += len(text)
+            if most_letters is not None and letters >= most_letters:
+                return
 
 
 def _probe_texts(*, small: bool) -> tuple[list[str], list[int], int]:

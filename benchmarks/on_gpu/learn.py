@@ -24,7 +24,7 @@ from benchmarks.on_gpu.recipes import ORIGINAL, RECORD, Recipe, Trainer, stream
 from raybert.model import initialise
 from raybert.model.bert import Bert
 from raybert.spectral import count, factorise
-from raybert.tokenizer import NUM_TEXT_TOKENS, VOCAB_SIZE
+from raybert.tokenizer import TextTokenizer
 from raybert.train.step import means, no_sums
 
 EVERY = 100  # steps between probes
@@ -44,24 +44,36 @@ def original(order: Order) -> None:
 
 
 def record(order: Order) -> None:
-    """jobs/record.yaml as it is."""
+    """jobs/record.yaml as it is, with a vocabulary of words."""
     carried = order.load()
-    windows = carried.windows.cut(RECORD.seq_len, 40_000 if order.on_gpu else 2000)
     recipe = RECORD if order.on_gpu else replace(RECORD, size="tiny", global_batch=16, micro_batch=16)
-    train(order, "record", recipe, windows, carried, spectral=True)
+    train(order, "record", recipe, carried.words, carried, tokenizer=carried.word_tokenizer, spectral=True)
 
 
 def train(
-    order: Order, name: str, recipe: Recipe, windows: Windows, carried: Carried, *, spectral: bool = False
+    order: Order,
+    name: str,
+    recipe: Recipe,
+    windows: Windows,
+    carried: Carried,
+    *,
+    tokenizer: TextTokenizer | None = None,
+    spectral: bool = False,
 ) -> None:
-    """The curve, which is written after each probe: a part that is stopped leaves what it has."""
+    """The curve, which is written after each probe: a part that is stopped leaves what it has.
+
+    Args:
+        tokenizer: of the windows, where it is another than raybert's own.
+    """
+    recipe = recipe.within(windows.vocabulary)
     begun, every = time.perf_counter(), EVERY if order.on_gpu else 10
     batches = stream(windows, recipe)  # before the GPU is used
     vectors = counts = None
     if spectral:
         vectors, counts, seconds = _token_vectors(windows, recipe, order)
         order.tell(recipe=name, token_vectors_s=seconds, counted_tokens=int(counts.sum()))
-    trainer, prober = Trainer(recipe, order.device, order.dtype), Prober(carried, order)
+    trainer, prober = Trainer(recipe, order.device, order.dtype), Prober(carried, order, tokenizer)
+    trainer.bert.tokenizer = tokenizer
     for note in trainer.notes:
         order.tell(recipe=name, note=note)
     parts = next(batches)
@@ -121,8 +133,9 @@ def _token_vectors(windows: Windows, recipe: Recipe, order: Order) -> tuple[np.n
     least = SAMPLE_TOKENS if order.on_gpu else 200_000
     share = min(1.0, least / len(windows.rows.tokens))
     sample = (windows.read(unit) for unit in units[: max(1, round(share * len(units)))])
-    text = count.lay_out(sample, REACH, windows.vocabulary)
-    frequency = count.frequencies(text, NUM_TEXT_TOKENS)
+    vocabulary = windows.vocabulary
+    text = count.lay_out(sample, REACH, vocabulary)
+    frequency = count.frequencies(text, vocabulary.text_stop)
     chosen = count.pick_columns(frequency, COLUMNS)
     threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
@@ -132,10 +145,10 @@ def _token_vectors(windows: Windows, recipe: Recipe, order: Order) -> tuple[np.n
     size = recipe.bert().hidden_size
     torch.manual_seed(0)
     u, s, _ = torch.svd_lowrank(matrix, q=size + factorise.OVERSAMPLING, niter=1)
-    vectors = np.zeros((VOCAB_SIZE, size), np.float32)
+    vectors = np.zeros((vocabulary.size, size), np.float32)
     vectors[: len(matrix)] = (u * s)[:, :size].cpu().numpy()
-    counts = np.zeros(VOCAB_SIZE, np.int64)
-    counts[:NUM_TEXT_TOKENS] = frequency
+    counts = np.zeros(vocabulary.size, np.int64)
+    counts[: len(frequency)] = frequency
     return vectors, counts, time.perf_counter() - begun
 
 

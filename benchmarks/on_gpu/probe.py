@@ -14,6 +14,7 @@ from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.sizes import SIZES
 from raybert.probe.statistics import wilson
+from raybert.tokenizer import TextTokenizer
 
 MAX_TOKENS = 256  # of a text, as the task ag_news has it
 MOST_STEPS, TOLERANCE = 50, 1e-7  # of Newton's method, and the largest entry of its gradient
@@ -47,13 +48,15 @@ def run(order: Order) -> None:
 
 
 class Prober:
-    """Texts of a carried file, tokenised once, and judged for any encoder."""
+    """Texts of a carried file, tokenised once, and judged for any encoder with this tokenizer: raybert's own or one of
+    words."""
 
-    def __init__(self, carried: Carried, order: Order) -> None:
+    def __init__(self, carried: Carried, order: Order, tokenizer: TextTokenizer | None = None) -> None:
         self._carried, self._order = carried, order
+        # Where the vocabulary of raybert's own is not installed it is from now on.
+        self._tokenizer = tokenizer or carried.tokenizer
         self._sequences: Sequences | None = None
         self._longest = 0
-        carried.tokenizer  # noqa: B018 - where the vocabulary is not installed it is from now on
         self._tokenize(MAX_TOKENS)
         counts = np.bincount(carried.labels[: carried.n_train])
         test = carried.labels[carried.n_train :]
@@ -61,7 +64,7 @@ class Prober:
 
     def _tokenize(self, longest: int) -> Sequences:
         if self._sequences is None or longest != self._longest:
-            self._sequences, self._longest = tokenize(self._carried.texts, longest), longest
+            self._sequences, self._longest = tokenize(self._carried.texts, longest, self._tokenizer), longest
         return self._sequences
 
     def vectors(self, bert: Bert, *, few: bool = False) -> dict[str, np.ndarray]:
@@ -69,7 +72,7 @@ class Prober:
         encoder = RaybertEncoder(bert)
         sequences = self._tokenize(min(MAX_TOKENS, bert.config.max_position_embeddings))
         if few:
-            sequences = tokenize(self._carried.texts[:100], self._longest)
+            sequences = tokenize(self._carried.texts[:100], self._longest, self._tokenizer)
         found = embed(encoder, sequences, device=self._order.device)
         bert.train()
         return found

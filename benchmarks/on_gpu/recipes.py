@@ -9,7 +9,6 @@ from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +17,14 @@ from torch import Tensor
 from benchmarks.on_gpu.carried import WindowReader, Windows
 from raybert.data.block import Columns
 from raybert.data.spec import SampleSpec
-from raybert.model import compiler, optimizer
+from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.losses import Pretraining
 from raybert.model.objective import Objective
 from raybert.model.schedule import lr_at
 from raybert.model.sizes import SIZES
-from raybert.train.feed import Feed, choose_packing
+from raybert.tokenizer import Vocabulary
+from raybert.train.alone import alone
 from raybert.train.step import train_step, warm_up
 
 ADAM = {"weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
@@ -48,7 +47,13 @@ class Recipe:
     spec: SampleSpec = field(default_factory=SampleSpec)
 
     def bert(self) -> BertConfig:
-        return BertConfig(**SIZES[self.size], max_position_embeddings=self.seq_len, dropout=self.dropout)
+        """With as many rows as the vocabulary has tokens."""
+        sizes = {**SIZES[self.size], "vocab_size": self.spec.vocabulary.size}
+        return BertConfig(**sizes, max_position_embeddings=self.seq_len, dropout=self.dropout)
+
+    def within(self, vocabulary: Vocabulary) -> "Recipe":
+        """The same in another vocabulary."""
+        return replace(self, spec=replace(self.spec, vocabulary=vocabulary))
 
     def lr_of(self, step: int) -> float:
         warmup = round(self.warmup * self.steps)
@@ -79,25 +84,19 @@ class Trainer:
         torch.manual_seed(0)
         self.recipe, self.dtype = recipe, dtype
         self.bert = Bert(recipe.bert()).to(device)
-        pretraining = Pretraining(self.bert, recipe.objective)
-        wanted = compiler.wanted("auto" if compiles is None else compiles, device)
-        uncompiled = compiler.why_not(device) if wanted else ""
-        self.model: Any = compiler.compiled(pretraining) if wanted and not uncompiled else pretraining
         self.adam = optimizer.build(self.bert, lr=recipe.lr, **ADAM)
-        config = self.bert.config
-        packing, padded = choose_packing(
-            "auto",
-            micro_batch=recipe.micro_batch,
-            seq_len=recipe.seq_len,
-            spec=recipe.spec,
+        worker = alone(
+            self.bert,
+            recipe.objective,
+            recipe.spec,
             device=device,
             dtype=dtype,
-            head_size=config.hidden_size // config.num_attention_heads,
+            micro_batch=recipe.micro_batch,
+            seq_len=recipe.seq_len,
+            compile="auto" if compiles is None else compiles,
+            one_shape=True,
         )
-        if packing is not None:  # one shape alone: compiling another takes longer than the room that it would save
-            packing = replace(packing, rungs=packing.rungs[-1:])
-        self.feed = Feed(device, recipe.spec, packing)
-        self.notes = [sentence for sentence in (padded, uncompiled) if sentence]
+        self.model, self.feed, self.notes = worker.model, worker.feed, worker.notes
         self.step = 0
 
     def warm_up(self, parts: list[Columns]) -> None:

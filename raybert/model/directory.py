@@ -58,7 +58,7 @@ def tensor_names(uri: str, where: str) -> list[str]:
         raise InputError(f"{where}/{WEIGHTS} is not a safetensors file: {error}.") from error
 
 
-def write_directory(uri: str, fill: Callable[[Path], None]) -> int:
+def write_directory(uri: str, fill: Callable[[Path], None], *, workplace: str = "") -> int:
     """Write a directory of files and their checksums, and return its size in bytes.
 
     A local directory appears under its name only when it is complete. An object store has no directories: there
@@ -66,12 +66,14 @@ def write_directory(uri: str, fill: Callable[[Path], None]) -> int:
 
     Args:
         fill: writes the files into an empty local directory.
+        workplace: directory at which a local one is written until it is complete, on the same file system; by default
+            where `uri` lies.
     """
     if storage.is_remote(uri):
         directory = Path(tempfile.mkdtemp(prefix="raybert-checkpoint-"))
     else:
-        parent = Path(uri).parent
-        parent.mkdir(parents=True, exist_ok=True)
+        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        parent = Path(workplace or Path(uri).parent)
         directory = Path(tempfile.mkdtemp(prefix=f".{Path(uri).name}-", dir=parent))
         directory.chmod(0o755)
     try:

@@ -57,11 +57,13 @@ def evaluate_all(
     device: torch.device | None = None,
     progress: Progress | None = None,
     trained: Sequence[Record] | None = None,
+    of_run: baselines.Cache | None = None,
 ) -> list[Record]:
     """`evaluate` of several tasks in one pass of the encoder; each record's seconds are its share by texts.
 
     Args:
         trained: what `raybert.probe.measure.train` found in all trainings of the one task, where they were done before.
+        of_run: keeps a baseline that its budget cut short, so that the probes of one run train it once.
     """
     begun = time.perf_counter()
     measured = [join(materials[0], trained)] if trained else measure(encoder, materials, device, progress)
@@ -70,7 +72,7 @@ def evaluate_all(
     records = []
     for material, own, start in zip(materials, measured, starts, strict=True):
         task, data, kind = material.task, material.data, kinds.of_task(material.task)
-        untrained = _untrained(encoder, material, cache, device)
+        untrained = _untrained(encoder, material, cache, device, of_run)
         plain = {name: cache.get(f"{name}:{data.hash}", compute) for name, compute in kind.baselines(data).items()}
         about = {"texts": data.hash, **kind.about(data)}
         record = {
@@ -89,25 +91,41 @@ def evaluate_all(
     return records
 
 
-def _untrained(encoder: Encoder, material: Material, cache: baselines.Cache, device: torch.device | None) -> Record:
-    """What the same encoder has before any training; or "absent" with the reason, which is not kept: another time it
-    may come further."""
+def _untrained(
+    encoder: Encoder,
+    material: Material,
+    cache: baselines.Cache,
+    device: torch.device | None,
+    of_run: baselines.Cache | None,
+) -> Record:
+    """What the same encoder has before any training; or "absent" with the reason.
+
+    A training that its budget cut short may come further another time, so only its run keeps it.
+    """
     kind = kinds.of_task(material.task)
     key = f"untrained:{material.data.hash}:{encoder.hash}:{material.task.max_tokens}"
-    try:
-        if not isinstance(kind, TrainedKind):
+    if not isinstance(kind, TrainedKind):
+        try:
             return cache.get(key, lambda: measure(encoder.untrained(), [material], device)[0])
-        found = []
-        for number in range(kind.trainings):
-            compute = partial(_train_untrained, encoder, material, number, device)
-            found.append(cache.get(f"{key}:{number}", compute, keep=lambda each: not kind.cut_short(each)))
-        return join(material, found)
-    except RunFailed as error:
-        return {"absent": str(error)}
+        except RunFailed as error:
+            return {"absent": str(error)}
+    found: list[Record] = []
+    for number in range(kind.trainings):
+        name, compute = f"{key}:{number}", partial(_train_untrained, encoder, material, number, device)
+        compute = partial(of_run.get, name, compute) if of_run else compute
+        each = cache.get(name, compute, keep=lambda each: "absent" not in each and not kind.cut_short(each))
+        if "absent" in each:
+            return each
+        found.append(each)
+    return join(material, found)
 
 
 def _train_untrained(encoder: Encoder, material: Material, number: int, device: torch.device | None) -> Record:
-    return train(encoder.untrained(), material, number, device)
+    """As `train`; or "absent" with the sentence that says how far it came."""
+    try:
+        return train(encoder.untrained(), material, number, device)
+    except RunFailed as error:
+        return {"absent": str(error)}
 
 
 def add_start(record: Record, start: Record) -> None:

@@ -27,6 +27,11 @@ def names(tasks: Sequence[ProbeTask]) -> list[str]:
     return found
 
 
+def of_task(metric: str, task: ProbeTask) -> bool:
+    """Whether it is this task's headline, in whatever pooling."""
+    return metric in names([task])[1:]
+
+
 def check(setting: str, metric: str, tasks: Sequence[ProbeTask]) -> None:
     """
     Args:

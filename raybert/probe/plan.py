@@ -30,8 +30,12 @@ MEASURED_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one probe without its baselines, which are computed once. Padding and the judging of vectors, but for the
-    products of retrieval, are left out."""
+    """Of the probe of one checkpoint; and of the baselines with an encoder, which are computed once: the untrained one
+    and, where a run does not begin with random weights, its start.
+
+    Padding and the judging of vectors, but for the products of retrieval, are left out, and so are baselines without an
+    encoder.
+    """
 
     task: str
     kind: str
@@ -40,6 +44,8 @@ class Cost:
     tokens: int
     flops: float
     seconds: float
+    baseline_flops: float
+    baseline_seconds: float
 
 
 def costs(
@@ -47,6 +53,7 @@ def costs(
     config: BertConfig,
     tokenizer: TextTokenizer | None = None,
     *,
+    begins_random: bool = True,
     threads: int = 1,
     gpu: bool = False,
 ) -> list[Cost]:
@@ -54,6 +61,7 @@ def costs(
 
     Args:
         tokenizer: of the run's shards; None for raybert's own.
+        begins_random: what the run begins with is an untrained encoder, and is not probed.
         threads: of a probe on CPUs, see `threads_of`.
         gpu: the run gives its probes a share of a GPU; it counts where there is one.
 
@@ -83,7 +91,7 @@ def costs(
             keys = [key.tobytes() for key in digests(material.sequences)] if len(group) > 1 else []
             new = np.array([key not in seen for key in keys] or [True] * len(material.sequences.cuts))
             seen.update(keys)
-            found.append(_cost(material, new, config, rate))
+            found.append(_cost(material, new, config, rate, starts=0 if begins_random else 1))
     return found
 
 
@@ -92,26 +100,43 @@ def threads_of(cpus: float | Literal["auto"]) -> int:
     return 1 if cpus == "auto" else max(1, int(cpus))
 
 
-def _cost(material: Material, new: np.ndarray, config: BertConfig, rate: float) -> Cost:
+def _cost(material: Material, new: np.ndarray, config: BertConfig, rate: float, *, starts: int) -> Cost:
     """
     Args:
         new: (N,) which of the sequences no task before this one has had encoded.
+        starts: probes of the run's start, which share passes as those of its checkpoints do.
     """
+    task, every = material.task, material.sequences.lengths
+    flops = _flops(material, new, config)
+    untrained = _flops(material, np.ones_like(new), config)  # each task in a pass of its own
+    # Of three trainings together, and each baseline has a budget of its own.
+    most = task.max_seconds if isinstance(task, FinetuneTask) else np.inf
+    seconds, of_untrained = (float(min(count / rate, most)) for count in (flops, untrained))
+    return Cost(
+        task=task.name,
+        kind=kinds.of_task(task).name,
+        texts=len(every),
+        shared=int((~new).sum()),
+        tokens=int(every[new].sum()),
+        flops=flops,
+        seconds=seconds,
+        baseline_flops=untrained + starts * flops,
+        baseline_seconds=of_untrained + starts * seconds,
+    )
+
+
+def _flops(material: Material, encoded: np.ndarray, config: BertConfig) -> float:
+    """Operations of one encoder's probe, in which these of the sequences are encoded."""
     task, every = material.task, material.sequences.lengths.astype(np.float64)
-    lengths = every[new]
-    flops = _forward(config, lengths)
     if isinstance(task, FinetuneTask):
         n_train = material.data.n_train
         trained = 3 * task.epochs * _forward(config, every[:n_train])  # backward is twice forward
-        flops = len(SEEDS) * (trained + _forward(config, every[n_train:]))
+        return len(SEEDS) * (trained + _forward(config, every[n_train:]))
+    flops = _forward(config, every[encoded])
     if isinstance(material.data, Ranked):
         relevance = material.data.relevance
         flops += 2.0 * len(POOLINGS) * relevance.queries * relevance.documents * config.hidden_size
-    seconds = flops / rate
-    if isinstance(task, FinetuneTask):
-        seconds = min(seconds, task.max_seconds)
-    kind = kinds.of_task(task).name
-    return Cost(task.name, kind, len(every), int((~new).sum()), int(lengths.sum()), flops, seconds)
+    return flops
 
 
 def _forward(config: BertConfig, lengths: np.ndarray) -> float:
@@ -142,18 +167,25 @@ def table(found: Sequence[Cost], *, threads: int = 1) -> RenderableType:
             "The run has no probe tasks, so probes cost nothing; to probe, set probe.tasks or probe.suite, and "
             "every.probe."
         )
-    shown = Table("task", "kind", "texts", "tokens", "FLOPs", "time here", box=box.SIMPLE_HEAD, title="one probe")
+    shown = Table("task", "kind", "texts", "tokens", "FLOPs", "time", "once", box=box.SIMPLE_HEAD, pad_edge=False)
     for cost in found:
         texts = f"{cost.texts:,}" + (f" ({cost.shared:,} shared)" if cost.shared else "")
-        figures = (texts, f"{cost.tokens:,}", f"{cost.flops:.2g}")
-        shown.add_row(escape(cost.task), cost.kind, *figures, format_seconds(cost.seconds))
+        shown.add_row(escape(cost.task), cost.kind, texts, f"{cost.tokens:,}", *_shown([cost]))
     if len(found) > 1:
         shown.add_section()
         encoded, tokens = sum(cost.texts - cost.shared for cost in found), sum(cost.tokens for cost in found)
-        seconds = format_seconds(sum(cost.seconds for cost in found))
-        shown.add_row("all", "", f"{encoded:,}", f"{tokens:,}", f"{sum(cost.flops for cost in found):.2g}", seconds)
+        shown.add_row("all", "", f"{encoded:,}", f"{tokens:,}", *_shown(found))
     shared = "; shared texts are encoded once" if any(cost.shared for cost in found) else ""
+    shown.title = "one probe of a checkpoint"
     shown.caption = (
-        f"per checkpoint, with {threads} thread{'s' * (threads > 1)}{shared}; plus the baselines, once per run"
+        f"time here, with {threads} thread{'s' * (threads > 1)}{shared}; once per run, in addition: the baselines of the "
+        "untrained encoder and of a start that is not random"
     )
     return shown
+
+
+def _shown(costs: Sequence[Cost]) -> tuple[str, str, str]:
+    """FLOPs, time, and the time of the baselines, of all together."""
+    flops, seconds = sum(cost.flops for cost in costs), sum(cost.seconds for cost in costs)
+    baselines = sum(cost.baseline_seconds for cost in costs)
+    return f"{flops:.2g}", format_seconds(seconds), format_seconds(baselines)

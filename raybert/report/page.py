@@ -79,7 +79,7 @@ def outcome(run: RunData) -> str:
     if not any(probe.step > 0 for probe in run.probes):
         parts.append("no probe result yet" + (" except the start's" if run.probes else ""))
     said = "; ".join(parts) + "."
-    return said[0].upper() + said[1:]
+    return " ".join([said[0].upper() + said[1:], *([run.no_best] if run.no_best else [])])
 
 
 def _baselines(probe: Probe, pooling: str) -> str:

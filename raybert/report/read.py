@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 from raybert import storage
 from raybert.config import look_up, read_yaml_mapping, run_directory
+from raybert.config_sections import VALIDATION_LOSS
 from raybert.errors import InputError
-from raybert.probe import kinds
+from raybert.probe import kinds, metrics
 from raybert.probe.kind import Headline, Kind
 from raybert.probe.service import queue
 from raybert.probe.service.queue import Records
@@ -171,6 +172,21 @@ class RunData:
         """All steps done and each probe recorded, or failed: nothing will be added."""
         done = self.steps_done >= self.steps_planned and not any(self.unrecorded(task) for task in self.tasks)
         return done or bool(self.failure)
+
+    @property
+    def no_best(self) -> str:
+        """A sentence where a probe should have said which weights are the best, and the run is over without that."""
+        metric = self.setting("checkpoint.best", VALIDATION_LOSS)
+        if metric == VALIDATION_LOSS or not self.setting("checkpoint.keep_best", True) or not self.over:
+            return ""
+        if any(probe.step > 0 and metrics.value(metric, probe.raw) is not None for probe in self.probes):
+            return ""
+        missed = [one for one in self.missed if one.step > 0 and metric.startswith(f"{one.task}.")]
+        why = f": the run ended at step {self.steps_done:,} of {self.steps_planned:,}" if self.failure else ""
+        if missed:
+            last = missed[-1]
+            why = f": {last.task} {last.status} at step {last.step:,} ({last.reason.rstrip('.')})"
+        return f"No checkpoint has a value for {metric}, so none is marked best{why}."
 
     @property
     def suite(self) -> tuple[str, list[str]]:

@@ -143,4 +143,5 @@ def _caption(run: RunData, *, short: bool) -> str:
             ]
         if missing := run.unrecorded(task):
             lines.append(f"{task}: no record for step {', '.join(f'{step:,}' for step in missing)}")
-    return "\n".join(lines or ["no probe result"])
+    lines = lines or ["no probe result"]
+    return "\n".join([*lines, *([run.no_best] if run.no_best else [])])

@@ -18,8 +18,7 @@ from raybert.probe.kind import ProbeTask
 from raybert.probe.suites import load_suite
 from raybert.probe.tasks import load_task
 from raybert.spectral import recipe
-from raybert.train.complete import complete, missing_heads
-from raybert.train.recovery.committed import last_step
+from raybert.train.complete import Start, complete, start_of
 
 # "auto" verifies every hash of a shard set up to this size, about a minute of reading from a bucket.
 FULL_VERIFY_BYTES = 4 * 2**30
@@ -63,7 +62,7 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
             different; the model that it starts from does not fit; a contrast has no negatives, token vectors cannot
             be learned from the shards, or there is no metric that `checkpoint.best` names.
     """
-    config, shards = check_shards(config)
+    config, shards, start = _check_shards(config)
     _check_validation(config, shards)
     storage.require_writable(config.run.storage)
     sizes_only = config.data.verify == "sizes" or (config.data.verify == "auto" and shards.bytes > FULL_VERIFY_BYTES)
@@ -71,8 +70,9 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
     tasks = _tasks(config)
     metrics.check("checkpoint.best", config.checkpoint.best, tasks)
     _check_resume(config, shards)
-    if config.model.start_from and not last_step(config.run_uri):
-        _warn_of_random_heads(config.model.start_from)
+    if start is not None and start.lacks:
+        where, lacking = config.model.start_from, ", ".join(start.lacks)
+        say(f"{where} was saved without {lacking}; missing weights are initialised at random", style="yellow")
     if config.objective.pair == "contrastive":
         _check_contrast(config, shards)
     if config.model.embedding_init == "spectral":
@@ -88,10 +88,15 @@ def check_shards(config: Config) -> tuple[Config, ShardSet]:
         InputError: it is missing, made for another tokenizer than the model that the run begins with, too long for the
             model, or has no training rows.
     """
+    return _check_shards(config)[:2]
+
+
+def _check_shards(config: Config) -> tuple[Config, ShardSet, Start | None]:
+    """`check_shards`, and the model that the run begins with."""
     if not config.data.shards:
         raise InputError("data.shards is not set: give the directory that `raybert prepare --output` wrote.")
-    shards = open_shards(config.data.shards)
-    config = complete(config, shards)
+    shards, start = open_shards(config.data.shards), start_of(config)
+    config = complete(config, shards, start)
     positions = config.model.bert().max_position_embeddings
     if shards.seq_len > positions:
         raise InputError(
@@ -100,7 +105,7 @@ def check_shards(config: Config) -> tuple[Config, ShardSet]:
         )
     if not shards.rows("train"):
         raise InputError(f"The shard set {shards.uri} has no training rows.")
-    return config, shards
+    return config, shards, start
 
 
 def _check_validation(config: Config, shards: ShardSet) -> None:
@@ -110,13 +115,6 @@ def _check_validation(config: Config, shards: ShardSet) -> None:
             f"The shard set {shards.uri} has no validation windows for every.validation={config.every.validation}; set "
             "every.validation=0 to train without validation, or prepare again with more documents or a larger "
             "--validation-fraction."
-        )
-
-
-def _warn_of_random_heads(start: str) -> None:
-    if lacking := missing_heads(start):
-        say(
-            f"{start} was saved without {', '.join(lacking)}; missing weights are initialised at random", style="yellow"
         )
 
 

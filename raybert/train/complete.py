@@ -29,14 +29,19 @@ FILES = (directory.CONFIG, directory.WEIGHTS, *tokenizers.FILES)
 
 @dataclass(frozen=True)
 class Start:
-    """A model that runs can begin with: its dimensions and its tokenizer, without its weights."""
+    """A model that a run begins with: its dimensions and its tokenizer, without its weights."""
 
     config: BertConfig
-    tokenizer: TextTokenizer
+    tokenizer: TextTokenizer | None  # None of a run that goes on from its own checkpoint
+    # Of what pre-training trains beside the encoder: what a transformers directory was saved without.
+    lacks: tuple[str, ...] = ()
 
 
-def complete(config: Config, shards: ShardSet) -> Config:
-    """The settings with every dimension that is not the default's stated. Nothing is read but two small files.
+def complete(config: Config, shards: ShardSet, start: Start | None = None) -> Config:
+    """The settings with every dimension that is not the default's stated. Nothing is read but a few small files.
+
+    Args:
+        start: `start_of` the settings, if it was read before.
 
     Raises:
         InputError: the model that the run begins with cannot be read, has other dimensions than the settings state, or
@@ -44,14 +49,12 @@ def complete(config: Config, shards: ShardSet) -> Config:
     """
     rows = shards.vocabulary.size
     found: dict[str, Any] = {"vocab_size": rows}
-    if where := config.model.start_from:
-        begun = _begun(config)
-        if begun is None:
-            start = read_start(where)
-            _require_tokenizer(start.tokenizer, where, shards)
-        dimensions = begun or start.config
-        found = {name: value for name, value in asdict(dimensions).items() if name not in OF_THE_RUN}
-        found["vocab_size"] = max(rows, dimensions.vocab_size)
+    start = start or start_of(config)
+    if start is not None:
+        if start.tokenizer is not None:
+            _require_tokenizer(start.tokenizer, config.model.start_from, shards)
+        found = {name: value for name, value in asdict(start.config).items() if name not in OF_THE_RUN}
+        found["vocab_size"] = max(rows, start.config.vocab_size)
     for name, given in config.model.given().items():
         if found.get(name, given) != given:
             raise _mismatch(config, shards, name, given, found[name])
@@ -60,12 +63,22 @@ def complete(config: Config, shards: ShardSet) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update=stated)}) if stated else config
 
 
-def _begun(config: Config) -> BertConfig | None:
-    """The dimensions of a run that goes on from its own checkpoint: the weights it began with may be gone by now."""
-    if not last_step(config.run_uri):
+def start_of(config: Config) -> Start | None:
+    """The model that the settings begin with; None where they name none.
+
+    Of a run that goes on from its own checkpoint it is not read: the weights that it began with may be gone by now.
+
+    Raises:
+        InputError: as `read_start`.
+    """
+    where = config.model.start_from
+    if not where:
         return None
-    began = load_run(config.run_uri)
-    return began.model.bert() if began.model.start_from == config.model.start_from else None
+    if last_step(config.run_uri):
+        began = load_run(config.run_uri)
+        if began.model.start_from == where:
+            return Start(began.model.bert(), None)
+    return read_start(where)
 
 
 def _mismatch(config: Config, shards: ShardSet, name: str, given: object, found: object) -> InputError:
@@ -83,7 +96,7 @@ def _mismatch(config: Config, shards: ShardSet, name: str, given: object, found:
 
 
 def read_start(where: str) -> Start:
-    """The dimensions and the tokenizer of a checkpoint, or of a transformers BERT directory.
+    """The dimensions and the tokenizer of a checkpoint, or of a transformers BERT directory, and what that one lacks.
 
     Raises:
         InputError: it is neither, or uses what raybert's encoder does not have.
@@ -116,20 +129,16 @@ def read_start(where: str) -> Start:
         )
     if config.type_vocab_size < 2:
         raise InputError(f"{where} has {config.type_vocab_size} token type, but pairs of texts need two.")
-    return Start(config, tokenizer)
+    return Start(config, tokenizer, _heads_it_lacks(uri, where) if kind == FAMILY else ())
 
 
-def missing_heads(where: str) -> list[str]:
-    """The pre-training heads that a transformers directory was saved without.
-
-    Raises:
-        InputError: it is none, or its weights are not a safetensors file.
+def _heads_it_lacks(uri: str, where: str) -> tuple[str, ...]:
     """
-    uri = hub.local(where, FILES)
-    if directory.describe(uri, where).get("model_type") != FAMILY:
-        return []
+    Raises:
+        InputError: its weights are not a safetensors file.
+    """
     names = directory.tensor_names(uri, where)
-    return [head for head, tensor in HEADS.items() if not any(name.endswith(tensor) for name in names)]
+    return tuple(head for head, tensor in HEADS.items() if not any(name.endswith(tensor) for name in names))
 
 
 def _require_tokenizer(mine: TextTokenizer, where: str, shards: ShardSet) -> None:

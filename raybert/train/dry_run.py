@@ -21,17 +21,15 @@ from raybert.data.reader import SampleReader
 from raybert.data.shards import open_shards
 from raybert.data.spec import sample_spec
 from raybert.errors import RunFailed, last_line
-from raybert.model import compiler
 from raybert.model import optimizer as optimizers
 from raybert.model.bert import Bert
-from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
 from raybert.records import format_seconds
 from raybert.spectral.recipe import Recipe
 from raybert.spectral.table import find
 from raybert.train import memory
+from raybert.train.alone import alone
 from raybert.train.check import Run
-from raybert.train.feed import Feed, choose_packing
 from raybert.train.flops import run_flops_per_token
 from raybert.train.memory import worker_environment
 from raybert.train.step import train_step
@@ -122,26 +120,23 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
     bert = Bert(config.model.bert()).to(device)
     bert.gradient_checkpointing = train.gradient_checkpointing
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
-    uncompiled = compiler.why_not(device) if compiler.wanted(train.compile, device) else ""
     objective, shards = config.objective.objective(), open_shards(config.data.shards)
     samples = sample_spec(config, shards.vocabulary)
-    pretraining = Pretraining(bert, objective)
-    compiles = compiler.wanted(train.compile, device) and not uncompiled
-    model: Any = compiler.compiled(pretraining) if compiles else pretraining
     of_a_step = train.global_batch // (train.micro_batch * train.worker_range[0])
     count = min(of_a_step, MOST_MICRO_BATCHES)
     reader = SampleReader(shards, seed=config.data.seed, spec=samples)
     first = rank * count * train.micro_batch
-    packing, padded = choose_packing(
-        train.packing,
-        micro_batch=train.micro_batch,
-        seq_len=shards.seq_len,
-        spec=samples,
+    worker = alone(
+        bert,
+        objective,
+        samples,
         device=device,
         dtype=dtype,
-        head_size=bert.config.hidden_size // bert.config.num_attention_heads,
+        micro_batch=train.micro_batch,
+        seq_len=shards.seq_len,
+        compile=train.compile,
+        packing=train.packing,
     )
-    feed = Feed(device, samples, packing)
     parts = [
         reader.build(np.arange(start, start + train.micro_batch))
         for start in range(first, first + count * train.micro_batch, train.micro_batch)
@@ -149,9 +144,9 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
 
     def one_step(step: int, count: int) -> None:
         sums, _ = train_step(
-            model,
+            worker.model,
             optimizer,
-            feed(parts[:count]),
+            worker.feed(parts[:count]),
             lr=config.optimizer.lr / 100,
             grad_clip=train.grad_clip,
             dtype=dtype,
@@ -182,7 +177,7 @@ def measure(config: Config, rank: int) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in bert.parameters()),
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         "dtype": str(dtype).removeprefix("torch."),
-        "notes": [sentence for sentence in (padded, uncompiled) if sentence],
+        "notes": worker.notes,
     }
 
 

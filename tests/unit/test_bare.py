@@ -16,6 +16,7 @@ MODULES = [
     "raybert.spectral.count",
     "raybert.spectral.factorise",
     "raybert.tokenizer",
+    "raybert.train.alone",
     "raybert.train.checkpoint",
     "raybert.train.feed",
     "raybert.model.optimizer",

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -105,6 +106,28 @@ def test_a_baseline_that_ran_out_of_its_budget_is_absent_and_no_cut_one_is_kept(
     assert "warnings" not in whole
     slow_untrained(10.0)
     assert evaluate(encoder, material, cache)["baselines"]["untrained"]["pooler"] == whole
+
+
+def test_within_a_run_a_baseline_that_its_budget_cut_is_not_trained_again(
+    encoder, tmp_path, monkeypatch, slow_untrained
+):
+    task = small(tmp_path, max_seconds=75)
+    material, cache = prepare(task, encoder.tokenize, 64), Cache(str(tmp_path / "cache"))
+    for run, rate, trained in (("absent", 10.0, 1), ("cut", 2.5, 3)):
+        slow_untrained(rate)
+        counted = Mock(side_effect=evaluation._train_untrained)
+        monkeypatch.setattr(evaluation, "_train_untrained", counted)
+        options = {"starts": ["untrained"], "of_run": Cache(str(tmp_path / run))}
+        first, again = (evaluate_all(encoder, [material], cache, **options)[0]["baselines"] for _ in range(2))
+        assert counted.call_count == trained
+        assert first == again
+    assert again["start"]["pooler"]["warnings"][0] == "seed 0 stopped after 10 of 12 steps, at the end of its budget"
+    slow_untrained(1.0)
+    (other,) = evaluate_all(encoder, [material], cache, starts=[None], of_run=Cache(str(tmp_path / "another")))
+    assert "warnings" not in other["baselines"]["untrained"]["pooler"]
+    # What is whole is everybody's.
+    (once_more,) = evaluate_all(encoder, [material], cache, starts=[None], of_run=Cache(str(tmp_path / "absent")))
+    assert once_more["baselines"]["untrained"] == other["baselines"]["untrained"]
 
 
 def test_a_start_that_ran_out_of_its_budget_is_absent_with_its_reason():

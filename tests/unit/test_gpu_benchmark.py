@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ from matplotlib import image
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks import gpu
-from benchmarks.on_gpu import carried, correct, probe, recipes
+from benchmarks.on_gpu import carried, correct, learn, probe, recipes
 from benchmarks.on_gpu.figure import draw
 from benchmarks.on_gpu.parts import Order
 from raybert.config import load
 from raybert.data.spec import sample_spec
 from raybert.data.text.windows import cut_windows
+from raybert.errors import InputError
 from raybert.tokenizer import GPT2
 
 ROOT = Path(__file__).parents[2]
@@ -51,11 +53,17 @@ def test_the_classifier_is_scikit_learns(scale):
     assert np.abs((found - found.mean(1, keepdims=True)) - (expected - expected.mean(1, keepdims=True))).max() < 1e-2
 
 
-@pytest.mark.skipif(not (carried.DATA / "corpus").exists(), reason="needs the data folder beside the checkout")
-def test_the_carried_file_gives_back_windows_texts_and_vocabulary(tmp_path):
-    path = tmp_path / "small.npz"
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    if not (carried.DATA / "corpus").exists():
+        pytest.skip("needs the data folder beside the checkout")
+    path = tmp_path_factory.mktemp("carried") / "small.npz"
     assert carried.make(path, most_tokens=20_000) == path.stat().st_size
-    found = carried.read(path)
+    return path
+
+
+def test_the_carried_file_gives_back_windows_texts_and_vocabulary(small):
+    found = carried.read(small)
     rows = found.windows.rows
     assert len(rows.tokens) >= 20_000
     assert np.array_equal(np.diff(rows.token_offsets), rows.ends[rows.end_offsets[1:] - 1])
@@ -78,6 +86,40 @@ def test_the_carried_file_gives_back_windows_texts_and_vocabulary(tmp_path):
         order = np.random.default_rng(0).permutation(len(expected))
         assert mine == [expected[i] for i in order]
     assert found.tokenizer.encode("a text")
+
+
+def test_the_record_trains_and_is_probed_in_a_vocabulary_of_words(small, tmp_path):
+    found = carried.read(small)
+    words, own = found.words, found.word_tokenizer
+    assert (words.seq_len, words.vocabulary.size, own.size) == (recipes.RECORD.seq_len, 2000, 2000)
+    assert own.encode("A Text of Words") == own.encode("a text of words")
+    assert set(words.rows.doc) == set(found.windows.rows.doc)
+    spelled = own.decode(words.read(words.units()[0]).tokens.tolist())
+    assert spelled == spelled.lower()
+    assert len(spelled.split()) > 100
+    assert recipes.RECORD.steps * recipes.RECORD.global_batch == carried.WORDS_WINDOWS
+
+    recipe = replace(recipes.RECORD, size="tiny", global_batch=16, micro_batch=16).within(words.vocabulary)
+    order = Order("record", torch.device("cpu"), tmp_path, small, 0.0)
+    vectors, counts, _ = learn._token_vectors(words, recipe, order)
+    assert counts.sum() == len(words.rows.tokens)
+    trainer = recipes.Trainer(recipe, order.device, torch.float32)
+    trainer.bert.tokenizer = own
+    learn.start(trainer.bert, vectors, counts)
+    reader = carried.WindowReader(words, spec=recipe.spec)
+    before = trainer.bert.word_embeddings.weight.clone()
+    sums = trainer.train(recipes.micro_batches(reader, recipe, 0))
+    assert sums.isfinite().all()
+    assert not trainer.bert.word_embeddings.weight.equal(before)
+    scores = probe.Prober(found, order, own).probe(trainer.bert)
+    assert scores["pooler"]["test_accuracy"] > scores["majority"]
+
+
+def test_an_older_file_is_a_sentence(small, tmp_path):
+    with np.load(small) as found:
+        np.savez(tmp_path / "older.npz", **{name: found[name] for name in found if "tokenizer" not in name})
+    with pytest.raises(InputError, match="is an older file, without the recipe's vocabulary"):
+        carried.read(tmp_path / "older.npz")
 
 
 def test_the_picture_is_a_png_with_a_line():

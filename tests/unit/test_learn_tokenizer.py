@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from raybert.data.spec import SampleSpec
 from raybert.data.tensors import to_torch
 from raybert.data.text.sample import draw
 from raybert.errors import InputError
-from raybert.model import optimizer
+from raybert.model import directory, optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
@@ -313,6 +314,21 @@ def test_a_directory_of_transformers_is_a_start(bases, tmp_path):
     same = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert same("taxes fall")["input_ids"] == [same.cls_token_id, *tokenizer.encode("taxes fall"), same.sep_token_id]
     assert read_model(str(tmp_path / "theirs")).tokenizer.hash == tokenizer.hash
+
+
+def test_a_start_is_read_once_before_a_run_and_what_it_lacks_is_said(bases, tmp_path, monkeypatch, capsys):
+    tokenizer = bases["wordpiece"]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    theirs = transformers.BertModel(transformers.BertConfig(vocab_size=tokenizer.size, **sizes))
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokenizer.save(tmp_path / "theirs")
+    found = make_set(tmp_path / "shards", tokenizer)
+    described = Mock(side_effect=directory.describe)
+    monkeypatch.setattr(directory, "describe", described)
+    check_inputs(settings(tmp_path, found, start_from=str(tmp_path / "theirs")))
+    assert described.call_count == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "theirs was saved without the MLM head, the next-sentence head; what it lacks begins at random" in said
 
 
 def test_a_start_that_cannot_be_one_is_refused_before_the_first_step(bases, tmp_path):

@@ -1,5 +1,8 @@
 """What `checkpoint.best` and a sweep follow: names of metrics, their values in records, the weights that are kept."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from raybert import storage
@@ -10,8 +13,11 @@ from raybert.model.config import BertConfig
 from raybert.model.files import load, save
 from raybert.probe import metrics
 from raybert.probe.service import best, queue
+from raybert.probe.service.owner import Owner
+from raybert.probe.service.served import Outcome, ServedRun
 from raybert.probe.tasks import parse_task
 from raybert.sweep.reports import probe_report
+from raybert.train.recovery.repair import repair
 from tests.runs import make_run, probe, score, write_probe
 
 STS = parse_task({"name": "sts", "kind": "similarity", "test": "dev.parquet"}, "here")
@@ -123,3 +129,57 @@ def test_the_weights_of_the_highest_headline_are_kept_whatever_is_killed_in_betw
     (tmp_path / "run" / "probes" / "weights" / "step-00000800" / "trained").mkdir(exist_ok=True)
     assert best.forget(run)
     assert not best.forget(run)
+
+
+def test_a_run_that_is_started_again_leaves_a_copy_alone_that_is_under_way(tmp_path, monkeypatch):
+    run = make_run(tmp_path, name="run", steps=500, validation_every=0, probe_every=0, tasks=())
+    save(model(3), f"{run}/checkpoints/best")
+    target = f"{run}/checkpoints/best"
+    weights = queue.weights_uri(run, 100)
+    save(model(100), weights)
+    (Path(weights) / ".best-killed").mkdir()
+    copied, copy = [], shutil.copyfile
+
+    def copyfile(source, place):
+        (tmp_path / "run" / "checkpoints" / ".best-killed").mkdir()  # by a trainer, which is no more
+        repair(run)
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["best"]
+        assert kept(run) == 3
+        copied.append(place)
+        return copy(source, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", copyfile)
+        best._copy(weights, target)
+    assert len(copied) == 2
+    assert kept(run) == 100
+    assert sorted(path.name for path in Path(target).iterdir()) == ["SHA256SUMS", "config.json", "model.safetensors"]
+    # What a service has left that was killed is gone with the weights.
+    queue.add(queue.Request(run, 100, (NAMED,), positions=32, cpus=1, max_waiting=5))
+    queue.finish(queue.read_entry(run, 100))
+    assert not Path(weights).exists()
+
+
+def test_the_best_is_kept_as_soon_as_its_own_task_is_judged(tmp_path):
+    """Another task of the entry may be a fine-tuning that takes hours."""
+    run = make_run(tmp_path, name="run", steps=500, validation_every=0, probe_every=0, tasks=())
+    metric = "topics-1.5.test_accuracy"
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("best: validation_loss", f"best: {metric}"))
+    save(model(100), queue.weights_uri(run, 100))
+    queue.add(queue.Request(run, 100, (TUNED, NAMED), positions=32, cpus=1, max_waiting=5, best=metric))
+    served = ServedRun(run, Owner("me", "here"))
+    served.advance()
+    found = dict.fromkeys(("pooler", "cls", "mean"), score(0.6))
+    served.outcome, served.next = Outcome(served.next, values={"started": 0.0, **found}), None
+    storage.write_bytes(f"{run}/checkpoints", b"")  # no place for a directory
+    for _ in range(2):
+        with pytest.raises(OSError, match="checkpoints"):
+            served.advance()
+    assert served.due, "it is not tried again"
+    storage.remove(f"{run}/checkpoints")
+    served.advance()
+    assert [record["task"] for record in served.news] == ["topics-1.5"], "told again at each try"
+    assert served.next.task == TUNED
+    assert kept(run) == 100
+    assert best.read(run, metric) == (100, 0.6)

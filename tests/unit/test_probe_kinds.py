@@ -599,6 +599,11 @@ def test_a_plan_counts_texts_tokens_and_operations(encoder, tmp_path):
     assert tuned.flops > found.flops > alike.flops / 2
     assert min(cost.seconds for cost in (alike, found, tuned)) > 0
     assert plan.table([alike, found, tuned]).row_count == 4
+    # Once, the untrained encoder, a fine-tuned one from every seed; and a start that is not random.
+    assert [cost.baseline_flops for cost in (alike, found, tuned)] == [alike.flops, found.flops, tuned.flops]
+    started = plan.costs(tasks, config, begins_random=False)
+    assert [cost.baseline_flops for cost in started] == [2 * cost.flops for cost in (alike, found, tuned)]
+    assert min(cost.baseline_seconds / cost.seconds for cost in started) == pytest.approx(2)
     # A second task of the same file, of whose texts a few are new.
     more = load_task(
         write(tmp_path, "alike2", [], kind="similarity", test=str(tmp_path / "alike.jsonl"), max_tokens=12)
@@ -606,9 +611,13 @@ def test_a_plan_counts_texts_tokens_and_operations(encoder, tmp_path):
     first, second, _ = plan.costs([tasks[0], tasks[1], more], config)
     assert (first.shared, second.texts) == (0, first.texts)
     assert 0 < second.shared < second.texts
+    assert second.baseline_flops > second.flops, "untrained, each task is encoded alone"
     assert second.tokens == 12 * (second.texts - second.shared)
     shown = plan.table([first, second], threads=2)
-    assert "with 2 threads; shared texts are encoded once" in shown.caption
+    assert "with 2 threads; shared texts are encoded once; once per run, in addition: the baselines" in shown.caption
+    short = [tasks[2].model_copy(update={"max_seconds": 1e-6})]
+    (cut,) = plan.costs(short, config, begins_random=False)
+    assert (cut.seconds, cut.baseline_seconds) == (1e-6, 2e-6)
     assert [plan.threads_of(cpus) for cpus in ("auto", 0.25, 2.5)] == [1, 1, 2]
     assert plan.costs([], config) == []
     assert "The run has no probe task" in plan.table([])

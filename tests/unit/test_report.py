@@ -241,3 +241,33 @@ def test_a_run_with_tasks_of_other_kinds_is_shown_by_every_reader(tmp_path):
     for part in ("alike", "neighbours", "bbc_news", "50.0 30.0–60.0", "first halves of 500 validation spans"):
         assert part in text
     assert learning_figure(read_run(run))
+
+
+def test_a_run_whose_probe_never_said_which_weights_are_the_best_says_so(tmp_path):
+    def told(name, **options):
+        run = make_run(tmp_path, name=name, steps=400, **options)
+        config = Path(run) / "config.yaml"
+        config.write_text(config.read_text().replace("best: validation_loss", "best: bbc_news.cls.test_accuracy"))
+        return run
+
+    def sentence(run):
+        console = Console(record=True, width=400, file=io.StringIO())
+        console.print(closing_table(run))
+        found = read_run(run).no_best
+        assert not found or found in render(read_run(run))
+        assert not found or found in " ".join(console.export_text().split())
+        return found
+
+    assert sentence(told("found")) == ""
+    lost = told("lost", probe_every=400)
+    reason = "RunFailed: The budget was over; raise it."
+    write_probe(lost, {"step": 0, "task": "bbc_news", "status": "failed", "reason": "the start is no checkpoint"})
+    write_probe(lost, {"step": 400, "task": "bbc_news", "status": "failed", "reason": reason})
+    assert sentence(lost) == (
+        "No checkpoint has a value for bbc_news.cls.test_accuracy, so none is marked best: bbc_news failed at step 400 "
+        "(RunFailed: The budget was over; raise it)."
+    )
+    ended = told("ended", done=100)
+    assert sentence(ended) == "", "it goes on"
+    storage.write_json(f"{ended}/failure.json", {"step": 100, "reason": "The loss diverged.", "kind": "diverged"})
+    assert sentence(ended).endswith("so none is marked best: the run ended at step 100 of 400.")

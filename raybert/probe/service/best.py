@@ -15,19 +15,20 @@ from raybert.records import is_count, is_number, read_object
 
 
 def keep(entry: Entry) -> None:
-    """Copy the weights of an entry whose tasks all have their records, if its metric is higher than that of the best.
+    """Copy the weights of an entry whose metric is recorded, if it is higher than that of the best.
 
-    The start (step 0) is never kept. A run that goes on with another metric begins anew, and what was asked of before
-    says nothing of it. Called again, it does the
-    same again, as long as the weights are there.
+    The start (step 0) is never kept. A run that goes on with another metric begins anew, and what was asked for before
+    says nothing about it. Called again, it does the same again, as long as the weights are there.
     """
-    if not entry.best or entry.step == 0 or entry.best != load_run(entry.run_uri).checkpoint.best:
+    task = next((task.name for task in entry.tasks if metrics.of_task(entry.best, task)), None)
+    if task is None or entry.step == 0:
         return
-    records = [queue.read_record(entry.run_uri, task.name, entry.step) for task in entry.tasks]
-    values = [metrics.value(entry.best, record) for record in records if record is not None]
-    value = next((value for value in values if value is not None), None)
+    record = queue.read_record(entry.run_uri, task, entry.step)
+    value = metrics.value(entry.best, record) if record is not None else None
+    if value is None or entry.best != load_run(entry.run_uri).checkpoint.best:
+        return
     before = read(entry.run_uri, entry.best)
-    if value is None or (before is not None and value <= before[1]):
+    if before is not None and value <= before[1]:
         return
     try:
         verify_files(entry.weights, required=(CONFIG, WEIGHTS))
@@ -60,7 +61,11 @@ def _uri(run_uri: str) -> str:
 
 
 def _copy(weights: str, target: str) -> None:
-    """Copy a directory of weights, complete or not at all."""
+    """Copy a directory of weights, complete or not at all.
+
+    Until it is complete the copy lies with the weights. A run that is started again meanwhile removes what it finds
+    incomplete among its checkpoints; what a service that was killed has left goes with the weights.
+    """
     names = list(read_sums(weights))  # beside them lies what probes keep
     with storage.local_copy(weights, names) as source:
 
@@ -69,4 +74,4 @@ def _copy(weights: str, target: str) -> None:
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, directory / name)
 
-        write_directory(target, fill)
+        write_directory(target, fill, workplace=weights)

@@ -4,6 +4,7 @@
     RUN/probes/weights/step-00000200/       a copy of the weights that checkpoint retention never reaches
         trained/                            what trainings of a costly probe have found so far
     RUN/probes/TASK-00000200.json           the record: a result, or why there is none
+    RUN/probes/baselines/                   of trainings that their budget cut short, so that none is done again
     RUN/probes/best.json                    whose weights the run keeps as its best (`raybert.probe.service.best`)
     RUN/probes/service.json                 which probe service serves this run (`raybert.probe.service.owner`)
 

@@ -64,6 +64,7 @@ class ServedRun:
         self.news: list[Record] = []
         self.not_before, self.errors, self.trouble = 0.0, 0, ""
         self._failures: dict[tuple[int, str], int] = {}
+        self._judged: Entry | None = None  # has a new record, which may say that its weights are the best
         self._apart: set[int] = set()  # steps whose tasks are probed one by one, since together they failed
         self._renewed = 0.0
 
@@ -89,7 +90,10 @@ class ServedRun:
             return
         if self.outcome is not None:
             self._record_outcome(self.outcome)
-            self.outcome = None
+            self._judged, self.outcome = self.outcome.probe.entry, None
+        if self._judged is not None:  # now: the entry's next task may take long
+            best.keep(self._judged)
+            self._judged = None
         if self.dirty:
             self.dirty = False
             try:
@@ -185,7 +189,7 @@ class ServedRun:
         if queue.open_tasks(now):
             self.entries[entry.step], self.dirty = now, True
             return
-        best.keep(entry)
+        best.keep(entry)  # again, for a service that ended between the record and the copy
         queue.finish(entry)
         self._apart.discard(entry.step)
         self.entries.pop(entry.step, None)

@@ -108,7 +108,9 @@ def _probe(entry: Entry, cache: str, service: Any, tasks: int, *inputs: Any) -> 
     materials, trained = inputs[:tasks], inputs[tasks:]
     started = _begin(entry, materials[0], service)
     encoder, starts = open_encoder(entry.weights), [_start(entry, material.task.name) for material in materials]
-    records = evaluate_all(encoder, materials, Cache(cache), starts=starts, device=_device(), trained=trained)
+    of_run = Cache(storage.join(entry.run_uri, "probes", "baselines"))
+    options: dict[str, Any] = {"device": _device(), "trained": trained, "of_run": of_run}
+    records = evaluate_all(encoder, materials, Cache(cache), starts=starts, **options)
     first, *others = records
     started = min([started, *(each["started"] for each in trained)])
     return {**first, "started": started, "beside": {record["task"]: record for record in others}}

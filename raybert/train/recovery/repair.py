@@ -6,7 +6,9 @@ damaged is taken off the record and moved aside, so that the one before it is th
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -158,14 +160,16 @@ def remove_incomplete_checkpoints(run_uri: str) -> None:
 def _remove_leftovers(run_uri: str) -> None:
     """Remove what a process that was killed while it wrote a checkpoint has left: nobody writes one now.
 
-    What it was about to replace, and has not, gets its name back.
+    What it was about to replace, and has not, gets its name back. The probe service may be at the best weights even
+    now; it writes them elsewhere (`raybert.probe.service.best`) and only gives them their name here.
     """
     remove_incomplete_checkpoints(run_uri)
     for uri in storage.list_dir(storage.join(run_uri, CHECKPOINTS)):
         directory, _, name = uri.rpartition("/")
         place = storage.join(directory, name.removeprefix(BEFORE))
         if name.startswith(BEFORE) and not storage.exists(place):
-            storage.move(uri, place)
+            with suppress(OSError):  # others have the name by now
+                Path(uri).rename(place)  # in no bucket there are such names
         elif name.startswith("."):
             storage.remove(uri)
 
