@@ -8,10 +8,10 @@ Shapes: Q queries, K kept documents of each.
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, Self
 
 import numpy as np
 
@@ -93,15 +93,13 @@ def bm25(queries: list[str], documents: list[str], kept: int = KEPT) -> np.ndarr
     # Words that no query asks for count in a document's length alone, so they are one word to the index, which then
     # grows with what is asked for.
     ids = {word: number for number, word in enumerate(dict.fromkeys(chain.from_iterable(asked)), start=1)}
-    indexed, empty = [], True
+    indexed = _Indexed({"": 0, **ids})
     for document in documents:
-        words = WORD.findall(document.lower())
-        empty = empty and not words
-        indexed.append(array("i", [ids.get(word, 0) for word in words]))
-    if empty:
+        indexed.add([ids.get(word, 0) for word in WORD.findall(document.lower())])
+    if indexed.empty:
         return None
-    index = bm25s.BM25()
-    index.index((indexed, {"": 0, **ids}), show_progress=False)
+    index = bm25s.BM25(csc_backend="scipy")  # the other back end takes nearly twice the memory
+    index.index(indexed, show_progress=False)
     del indexed
     found = np.full((len(queries), min(kept, len(documents))), -1, dtype=np.int64)
     for row, words in enumerate(asked):
@@ -110,6 +108,32 @@ def bm25(queries: list[str], documents: list[str], kept: int = KEPT) -> np.ndarr
         best = shared[highest(scores[shared], shared, kept)]
         found[row, : len(best)] = best
     return found
+
+
+class _Indexed:
+    """The documents' words as bm25s takes them, `ids` and `vocab`; a list of them is made when it is asked for."""
+
+    def __init__(self, vocab: dict[str, int]) -> None:
+        self.vocab = vocab
+        self._words, self._ends = array("i"), array("q", [0])
+
+    @property
+    def ids(self) -> Self:
+        return self
+
+    @property
+    def empty(self) -> bool:
+        return not self._words
+
+    def add(self, words: list[int]) -> None:
+        self._words.extend(words)
+        self._ends.append(len(self._words))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator["array[int]"]:
+        return (self._words[first:last] for first, last in pairwise(self._ends))
 
 
 def tfidf(queries: list[str], documents: list[str], kept: int = KEPT) -> np.ndarray | None:
