@@ -98,7 +98,7 @@ def test_a_sweep_that_is_killed_and_then_interrupted_leaves_nothing_and_comes_to
     refused("base.optimizer.weight_decay=0.01", "base.optimizer.weight_decay=0.1", resume=True)
     driver = start("--resume")
     wait_until_step(driver, log, second, read_sweep(sweep)[1].steps + 20)
-    refused(f"Another driver, process {driver.pid}", resume=True)
+    refused(rf"Another driver \(process {driver.pid} ", resume=True)
     driver.send_signal(signal.SIGINT)
     assert ended(driver) == 130, log.read_text()[-3000:]
     assert "--resume to resume" in log.read_text()

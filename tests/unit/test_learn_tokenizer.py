@@ -226,7 +226,7 @@ def test_a_run_with_a_checkpoint_does_without_the_weights_that_it_began_with(bas
     tree = config.model_dump(mode="json") | {"about": {"manifest": found.manifest_hash}}
     (run / "config.yaml").write_text(yaml.safe_dump(tree))
     shutil.rmtree(tmp_path / "start")
-    with pytest.raises(InputError, match=r"start is no checkpoint"):  # killed before its first checkpoint
+    with pytest.raises(InputError, match=r"start is neither a checkpoint"):  # killed before its first checkpoint
         check_inputs(asked)
     snapshot = run / SNAPSHOT
     snapshot.parent.mkdir(parents=True, exist_ok=True)
@@ -376,7 +376,7 @@ def test_a_sweep_compares_losses_of_one_tokenizer(bases, tmp_path):
     trials = [SimpleNamespace(config=settings(tmp_path, shards, **sizes)) for shards in found]
     sweep = SimpleNamespace(metric=VALIDATION_LOSS)
     check_data(sweep, trials[:1])
-    with pytest.raises(InputError, match=r"wordpiece and .*bpe were prepared with different tokenizers"):
+    with pytest.raises(InputError, match=r"wordpiece and .*bpe, which were prepared with different tokenizers"):
         check_data(sweep, trials)
 
 

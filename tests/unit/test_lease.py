@@ -53,7 +53,7 @@ def write(directory, **lost):
 
 
 def test_there_is_one_driver_at_a_time(tmp_path, other):
-    with pytest.raises(InputError, match=f"Another driver, process {other.pid} on "), lease.held(str(tmp_path)):
+    with pytest.raises(InputError, match=rf"Another driver \(process {other.pid} on "), lease.held(str(tmp_path)):
         pass
     assert read(tmp_path)["pid"] == other.pid, "the one that was refused ended the lease of the other"
     write(tmp_path, **read(tmp_path) | {"time": 0})
@@ -98,7 +98,7 @@ def test_a_driver_of_another_machine_is_given_up_when_it_renews_no_more(tmp_path
 
 def test_a_driver_of_another_machine_that_renews_is_left_alone(tmp_path, other, monkeypatch):
     monkeypatch.setattr(lease, "machine", lambda: "another")
-    with pytest.raises(InputError, match=f"Another driver, process {other.pid} on "), lease.held(str(tmp_path)):
+    with pytest.raises(InputError, match=rf"Another driver \(process {other.pid} on "), lease.held(str(tmp_path)):
         pass
 
 
@@ -107,7 +107,7 @@ def test_of_two_drivers_the_one_that_finds_the_other_s_name_ends(tmp_path, other
     write(tmp_path, pid=7)
     _, said = other.communicate()
     assert other.returncode == 1
-    assert b"is driven by process 7 on other now; this one ends." in said
+    assert b"Process 7 on other has taken over " in said
     assert read(tmp_path)["pid"] == 7
 
 

@@ -84,7 +84,7 @@ def test_a_step_out_of_order_is_noticed(tmp_path):
 def test_other_samples_the_second_time_are_noticed(tmp_path):
     write(tmp_path, 0, 1, VALUES[:30])
     write(tmp_path, 20, 21, [*VALUES[20:24], 7])
-    with pytest.raises(InputError, match=r"Step 25 .* again"):
+    with pytest.raises(InputError, match=r"Step 25 .* after a restart"):
         ledger.read_account(str(tmp_path))
 
 

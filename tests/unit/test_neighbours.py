@@ -99,7 +99,7 @@ def test_before_a_run_the_manifest_alone_of_a_large_set_is_looked_at(tmp_path, m
     shards = make_shards(str(tmp_path / "shards"), validation=neighbours.FEW_WINDOWS + 1)
     assert task_of(shards.uri).shards == shards.uri
     short = write_texts(tmp_path / "short", ["Short."] * 100)
-    with pytest.raises(InputError, match=r"needs 20 validation windows of 16 tokens or more, and .* has 1\d;"):
+    with pytest.raises(InputError, match=r"needs 20 validation windows of 16 tokens or more, but .* has 1\d;"):
         load_task(f"neighbours@{short}")
 
 

@@ -431,7 +431,7 @@ def test_a_device_without_the_kernel_says_why():
         assert "float32" in varlen.why_not(card, torch.float32, 64)
     names["get_device_capability"] = (9, 0)
     with mock.patch.multiple(torch.cuda, **{name: mock.Mock(return_value=value) for name, value in names.items()}):
-        assert "heads" in varlen.why_not(card, torch.bfloat16, 20)
+        assert "head size" in varlen.why_not(card, torch.bfloat16, 20)
         with mock.patch.object(varlen, "_trial", side_effect=RuntimeError("no kernel image")):
             assert "no kernel image" in varlen.why_not(card, torch.bfloat16, 64)
         with mock.patch.object(varlen, "_trial", return_value=0.5):
