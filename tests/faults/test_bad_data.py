@@ -156,8 +156,8 @@ def test_other_rows_are_refused_though_the_hash_fits(shards):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda rows: rows.tokens.__setitem__(5, NUM_TEXT_TOKENS), "token 50257"),
-        (lambda rows: rows.tokens.__setitem__(5, 65_535), "token 65535"),
+        (lambda rows: rows.tokens.__setitem__(5, NUM_TEXT_TOKENS), "token id 50257"),
+        (lambda rows: rows.tokens.__setitem__(5, 65_535), "token id 65535"),
         (lambda rows: rows.ends.__setitem__(1, 0), "sentence ends"),
         (lambda rows: rows.ends.__setitem__(-1, 999), "sentence ends"),
     ],
