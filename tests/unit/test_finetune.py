@@ -121,7 +121,7 @@ def test_within_a_run_a_baseline_that_its_budget_cut_is_not_trained_again(
         first, again = (evaluate_all(encoder, [material], cache, **options)[0]["baselines"] for _ in range(2))
         assert counted.call_count == trained
         assert first == again
-    assert again["start"]["pooler"]["warnings"][0] == "seed 0 stopped after 10 of 12 steps, at the end of its budget"
+    assert again["start"]["pooler"]["warnings"][0] == "seed 0 stopped after 10 of 12 steps, at its time limit"
     slow_untrained(1.0)
     (other,) = evaluate_all(encoder, [material], cache, starts=[None], of_run=Cache(str(tmp_path / "another")))
     assert "warnings" not in other["baselines"]["untrained"]["pooler"]

@@ -39,7 +39,7 @@ def config(tmp_path) -> Config:
 def test_a_dry_run_measures_uncompiled_and_says_so(config):
     with mock.patch.object(compiler, "why_not", return_value="torch.compile is not used: no compiler."):
         found = dry_run.measure(config, 0)
-    assert found["notes"] == ["torch.compile is not used: no compiler."]
+    assert found["notes"] == ("torch.compile is not used: no compiler.",)
     assert found["seconds"] > 0
 
 
