@@ -231,6 +231,7 @@ def main() -> None:
         for _ in range(ROUNDS):
             found["idle"].append(idle())
             found["control"].append(beside_control())
+        of_control = _median_cpu(found["control"]) / _median_cpu(found["idle"])
         of_idle = {}
         for kind, checkpoints in handed.items():
             # The service is not waited for between its measurements: that would take longer than they do.
@@ -238,8 +239,7 @@ def main() -> None:
             checkpoints.wait()
             found["idle"] += [idle() for _ in range(ROUNDS)]
             # A core's speed drifts, so each kind has its own undisturbed speed beside it.
-            around = statistics.median(speed.cpu for speed in found["idle"][-2 * ROUNDS :])
-            of_idle[kind] = statistics.median(speed.cpu for speed in found[kind]) / around
+            of_idle[kind] = _median_cpu(found[kind]) / _median_cpu(found["idle"][-2 * ROUNDS :])
         probes = {kind: len(queue.records(checkpoints.run)) - 1 for kind, checkpoints in handed.items()}
         hand_over = statistics.median(second for checkpoints in handed.values() for second in checkpoints.seconds)
     wall, cpu, core = (
@@ -248,9 +248,13 @@ def main() -> None:
     )
     more = {"kinds": of_idle, "wall": wall, "core": core, "probes": probes, "hand_over": hand_over, "target": 0.97}
     unit = "tokens per CPU second"
-    lowest = min(of_idle.values()) * cpu["idle"]
-    result("interference", lowest, cpu["control"], cpu["idle"], unit, size=SIZE, seq_len=T, **more)
+    ours, peer = (share * cpu["idle"] for share in (min(of_idle.values()), of_control))
+    result("interference", ours, peer, cpu["idle"], unit, size=SIZE, seq_len=T, **more)
     ray.shutdown()
+
+
+def _median_cpu(speeds: list[Speed]) -> float:
+    return statistics.median(speed.cpu for speed in speeds)
 
 
 def _pin(core: int) -> None:

@@ -86,7 +86,7 @@ class Side:
         trained: Any = self._theirs or self._bert
         self._adam = optimizers.build(trained, **config.optimizer.model_dump())
         self._model = Pretraining(self._bert, self._objective)
-        self._seconds = 60 * minutes
+        self._begun, self._seconds = begun, 60 * minutes
 
     def until(self, minutes: float) -> None:
         """Train until its clock shows so many minutes."""
@@ -94,7 +94,7 @@ class Side:
             begun, schedule = time.perf_counter(), self.config.schedule
             self._train(
                 lr_at(
-                    int(SCHEDULE * self.seconds / self._seconds),
+                    int(SCHEDULE * (self.seconds - self._begun) / (self._seconds - self._begun)),
                     peak_lr=self.config.optimizer.lr,
                     total_steps=SCHEDULE,
                     warmup_steps=round(0.05 * SCHEDULE),

@@ -142,7 +142,7 @@ def find() -> None:
     addresses = local_addresses()
     if len(addresses) != 1:
         found = (
-            (f"More than one Ray is running on this machine ({', '.join(addresses)})")
+            f"More than one Ray is running on this machine ({', '.join(addresses)})"
             if addresses
             else "No Ray is running on this machine"
         )

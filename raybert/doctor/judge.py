@@ -61,11 +61,9 @@ def nodes(nodes: Sequence[NodeFacts], silent: Mapping[str, str], most_cpus: floa
         remedy = "install raybert and its packages there, or submit a job with --working-dir; look at the node's logs"
         return Line("nodes", f"{name}{more} ran no task: {reason}", remedy)
     room = most_cpus - sum(node.cpus for node in nodes)
-    absent = (
-        (f"; nodes with {room:g} more CPUs may be added by autoscaling and cannot be checked yet")
-        if room > 1e-6
-        else ""
-    )
+    absent = ""
+    if room > 1e-6:
+        absent = f"; nodes with {room:g} more CPUs may be added by autoscaling and cannot be checked yet"
     return Line("nodes", f"{len(nodes)} of {len(nodes)} ran a task{absent}")
 
 

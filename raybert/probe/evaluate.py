@@ -110,10 +110,15 @@ def _untrained(
         except RunFailed as error:
             return {"absent": str(error)}
     found: list[Record] = []
+
+    def cut_short(each: Record) -> bool:
+        return "absent" in each or kind.cut_short(each)
+
     for number in range(kind.trainings):
         name, compute = f"{key}:{number}", partial(_train_untrained, encoder, material, number, device)
-        compute = partial(of_run.get, name, compute) if of_run else compute
-        each = cache.get(name, compute, keep=lambda each: "absent" not in each and not kind.cut_short(each))
+        if of_run is not None:
+            compute = partial(of_run.get, name, compute, keep=cut_short)
+        each = cache.get(name, compute, keep=lambda each: not cut_short(each))
         if "absent" in each:
             return each
         found.append(each)

@@ -178,7 +178,7 @@ def table(found: Sequence[Cost], *, threads: int = 1) -> RenderableType:
     shared = "; shared texts are encoded once" if any(cost.shared for cost in found) else ""
     shown.title = "one probe of a checkpoint"
     shown.caption = (
-        f"time here, with {threads} thread{'s' * (threads > 1)}{shared}; once per run, in addition: the baselines of "
+        f"time here, with {threads} thread{'s' * (threads > 1)}{shared}; at most once per run: the baselines of "
         "the untrained encoder and of a start that is not random"
     )
     return shown

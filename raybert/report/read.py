@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from raybert import storage
 from raybert.config import look_up, read_yaml_mapping, run_directory
 from raybert.config_sections import VALIDATION_LOSS
+from raybert.encode import POOLINGS
 from raybert.errors import InputError
 from raybert.probe import kinds, metrics
 from raybert.probe.kind import Headline, Kind
@@ -181,7 +182,12 @@ class RunData:
             return ""
         if any(probe.step > 0 and metrics.value(metric, probe.raw) is not None for probe in self.probes):
             return ""
-        missed = [one for one in self.missed if one.step > 0 and metric.startswith(f"{one.task}.")]
+        of_task = metric.rpartition(".")[0]  # TASK, or TASK.POOLING
+        missed = [
+            one
+            for one in self.missed
+            if one.step > 0 and of_task in (one.task, *(f"{one.task}.{pooling}" for pooling in POOLINGS))
+        ]
         why = f": the run ended at step {self.steps_done:,} of {self.steps_planned:,}" if self.failure else ""
         if missed:
             last = missed[-1]

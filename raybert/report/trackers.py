@@ -114,7 +114,7 @@ class _HarmlessTracker:
         except Exception as error:
             self._tracker = None
             text = one_line(error)
-            logger.warning("The tracker %s failed and is disabled for the rest of the run: %s", self._name, text)
+            logger.warning("The tracker %s failed and is disabled until the run is resumed: %s", self._name, text)
 
 
 class _Cursor:

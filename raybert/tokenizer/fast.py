@@ -66,7 +66,7 @@ class FastTokenizer(TextTokenizer):
             )
         if self._doubled or self._holes:
             fault = (
-                (f"{self._doubled} duplicate ids") if self._doubled else f"{self._holes} missing ids below {self.size}"
+                f"{self._doubled} duplicate ids" if self._doubled else f"{self._holes} missing ids below {self.size}"
             )
             raise InputError(f"The vocabulary of the tokenizer in {self.where} has {fault}; correct its {JSON}.")
         if len({self.roles[role] for role in NEEDED}) < len(NEEDED):

@@ -18,7 +18,7 @@ import typer.main
 
 import raybert
 from benchmarks import table
-from docs.scripts import pages
+from docs.scripts import messages, pages
 from raybert import records
 from raybert.cli import app, run_app
 from raybert.config import Config, all_keys, meanings
@@ -225,6 +225,12 @@ def test_the_reference_is_made_from_the_code():
         line.removeprefix("## raybert ") for line in pages.command_line().splitlines() if line[:3] == "## "
     ] == names
     assert "| `--seq-len SEQ_LEN` | required |" in pages.command_line()
+
+
+def test_every_message_can_be_listed():
+    source = (ROOT / "raybert" / "data" / "text" / "settings.py").read_text(encoding="utf-8")
+    found = {text: passed_to for _, passed_to, text in messages.in_code(source)}
+    assert found["--seq-len must be between {SHORTEST} and {LONGEST}, not {self.seq_len}."] == "InputError"
 
 
 def test_the_page_of_metrics_names_those_of_the_code():

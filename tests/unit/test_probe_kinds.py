@@ -614,7 +614,7 @@ def test_a_plan_counts_texts_tokens_and_operations(encoder, tmp_path):
     assert second.baseline_flops > second.flops, "untrained, each task is encoded alone"
     assert second.tokens == 12 * (second.texts - second.shared)
     shown = plan.table([first, second], threads=2)
-    assert "with 2 threads; shared texts are encoded once; once per run, in addition: the baselines" in shown.caption
+    assert "with 2 threads; shared texts are encoded once; at most once per run: the baselines" in shown.caption
     short = [tasks[2].model_copy(update={"max_seconds": 1e-6})]
     (cut,) = plan.costs(short, config, begins_random=False)
     assert (cut.seconds, cut.baseline_seconds) == (1e-6, 2e-6)

@@ -162,7 +162,7 @@ def test_a_tracker_that_fails_does_no_harm(run, monkeypatch, caplog):
     monkeypatch.setattr(trackers.TensorBoard, "log", full)
     with caplog.at_level(logging.WARNING):
         follow(run, "tensorboard")
-    assert caplog.text.count("tensorboard failed and is disabled for the rest of the run: No space left") == 1
+    assert caplog.text.count("tensorboard failed and is disabled until the run is resumed: No space left") == 1
 
 
 def test_a_tracker_that_cannot_work_is_refused_early(monkeypatch):

@@ -67,6 +67,7 @@ def _copy(weights: str, target: str) -> None:
     incomplete among its checkpoints; what a service that was killed has left goes with the weights.
     """
     names = list(read_sums(weights))  # beside them lies what probes keep
+    workplace = weights if _one_disk(weights, target) else ""
     with storage.local_copy(weights, names) as source:
 
         def fill(directory: Path) -> None:
@@ -74,4 +75,13 @@ def _copy(weights: str, target: str) -> None:
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, directory / name)
 
-        write_directory(target, fill, workplace=weights)
+        write_directory(target, fill, workplace=workplace)
+
+
+def _one_disk(weights: str, target: str) -> bool:
+    """Whether a directory can be renamed from one to the other: RUN/checkpoints may be a link to somewhere else."""
+    if storage.is_remote(target):
+        return False
+    place = Path(target).parent
+    place.mkdir(parents=True, exist_ok=True)
+    return place.stat().st_dev == Path(weights).stat().st_dev

@@ -89,8 +89,9 @@ class ServedRun:
         if self.gone:
             return
         if self.outcome is not None:
-            self._record_outcome(self.outcome)
-            self._judged, self.outcome = self.outcome.probe.entry, None
+            if self._record_outcome(self.outcome):
+                self._judged = self.outcome.probe.entry
+            self.outcome = None
         if self._judged is not None:  # now: the entry's next task may take long
             best.keep(self._judged)
             self._judged = None
@@ -158,7 +159,8 @@ class ServedRun:
         key = self.texts[task.name] = work.texts_key(task, entry)
         return key
 
-    def _record_outcome(self, outcome: Outcome) -> None:
+    def _record_outcome(self, outcome: Outcome) -> bool:
+        """Write its records; False while it is to be tried again."""
         entry, task, error = outcome.probe.entry, outcome.probe.task, outcome.error
         if error is None:
             values = dict(outcome.values)
@@ -169,16 +171,17 @@ class ServedRun:
         elif outcome.probe.beside:  # whose fault it was will be seen when each has a pass of its own
             self._apart.add(entry.step)
             self.not_before = time.monotonic() + work.pause_after(1)
-            return
+            return False
         else:
             place = (entry.step, task.name)
             failures = self._failures[place] = self._failures.get(place, 0) + 1
             if work.try_again(error, failures):
                 self.not_before = time.monotonic() + work.pause_after(failures)
-                return
+                return False
             record = queue.write_record(entry, task.name, "failed", {"reason": work.reason(error, failures)})
         self._failures.pop((entry.step, task.name), None)
         self.news.append(record)
+        return True
 
     def _finish(self, entry: Entry) -> None:
         """Remove an entry whose tasks all have their records, unless it has been given another task meanwhile."""

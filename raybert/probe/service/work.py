@@ -108,7 +108,8 @@ def _probe(entry: Entry, cache: str, service: Any, tasks: int, *inputs: Any) -> 
     materials, trained = inputs[:tasks], inputs[tasks:]
     started = _begin(entry, materials[0], service)
     encoder, starts = open_encoder(entry.weights), [_start(entry, material.task.name) for material in materials]
-    of_run = Cache(storage.join(entry.run_uri, "probes", "baselines"))
+    # With other resources a training that its budget cut short comes further.
+    of_run = Cache(storage.join(entry.run_uri, "probes", "baselines", f"{entry.cpus:g}-cpus-{entry.gpus:g}-gpus"))
     options: dict[str, Any] = {"device": _device(), "trained": trained, "of_run": of_run}
     records = evaluate_all(encoder, materials, Cache(cache), starts=starts, **options)
     first, *others = records

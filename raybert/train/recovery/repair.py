@@ -5,8 +5,8 @@ what the workers restore. Before a run goes on, the newest one is read and compa
 damaged is taken off the record and moved aside, so that the one before it is the newest.
 """
 
+import errno
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,11 @@ def _remove_leftovers(run_uri: str) -> None:
         directory, _, name = uri.rpartition("/")
         place = storage.join(directory, name.removeprefix(BEFORE))
         if name.startswith(BEFORE) and not storage.exists(place):
-            with suppress(OSError):  # others have the name by now
+            try:
                 Path(uri).rename(place)  # in no bucket there are such names
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):  # others have the name by now
+                    raise
         elif name.startswith("."):
             storage.remove(uri)
 
