@@ -246,7 +246,7 @@ def _of_seeds(evidence: Mapping[str, str]) -> list[np.ndarray]:
 
 def _spearman(guesses: list[np.ndarray], scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The mean over seeds of Spearman's correlation in each sample of rows (K, N): (K,)."""
-    found: np.ndarray = np.mean([statistics.spearman(guess[rows], scores[rows]) for guess in guesses], axis=0)
+    found: np.ndarray = np.mean([statistics.spearman_of_samples(guess, scores, rows) for guess in guesses], axis=0)
     return found
 
 

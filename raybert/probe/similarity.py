@@ -123,7 +123,8 @@ class Similarity(VectorKind):
         x, y = (unpack_floats(record["evidence"][pooling]) for record in (a, b))
 
         def differences(rows: np.ndarray) -> np.ndarray:
-            return statistics.spearman(y[rows], scores[rows]) - statistics.spearman(x[rows], scores[rows])
+            of_x, of_y = (statistics.spearman_of_samples(one, scores, rows) for one in (x, y))
+            return of_y - of_x
 
         before, now = (float(statistics.spearman(one[None], scores[None])[0]) for one in (x, y))
         return statistics.difference(before, now, statistics.bootstrap(differences, len(scores)))
@@ -146,7 +147,7 @@ def rowwise_cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _figures(cosines: np.ndarray, scores: np.ndarray) -> Record:
     cosines = cosines.astype(np.float64)
-    draws = statistics.bootstrap(lambda rows: statistics.spearman(cosines[rows], scores[rows]), len(scores))
+    draws = statistics.bootstrap(lambda rows: statistics.spearman_of_samples(cosines, scores, rows), len(scores))
     return {
         "spearman": float(statistics.spearman(cosines[None], scores[None])[0]),
         "pearson": float(statistics.pearson(cosines[None], scores[None])[0]),

@@ -123,6 +123,21 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return pearson(rankdata(x, axis=1), rankdata(y, axis=1))
 
 
+def spearman_of_samples(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`spearman` of samples of x and y (N,) with the row numbers (K, n): (K,)."""
+    return pearson(_ranks_in_samples(x, rows), _ranks_in_samples(y, rows))
+
+
+def _ranks_in_samples(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Mean ranks (K, n) within each sample of the values (N,). They are sorted once instead of K times."""
+    levels, level = np.unique(values, return_inverse=True)
+    drawn, samples = level[rows], len(rows)
+    places = drawn + len(levels) * np.arange(samples)[:, None]
+    counts = np.bincount(places.ravel(), minlength=samples * len(levels)).reshape(samples, -1)
+    ranks = counts.cumsum(axis=1) - (counts - 1) / 2
+    return np.take_along_axis(ranks, drawn, axis=1)
+
+
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Pearson's correlation of the rows of x and y (K, N): (K,); 0 where one of a pair of rows is constant."""
     x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)

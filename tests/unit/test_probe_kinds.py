@@ -93,6 +93,8 @@ def test_correlations_are_scipys(values):
             assert found == pytest.approx(theirs(x, y).statistic, abs=1e-9)
         else:
             assert found == 0.0
+    rows = np.random.default_rng(len(x)).integers(len(x), size=(20, len(x)))
+    assert np.array_equal(statistics.spearman_of_samples(x, y, rows), statistics.spearman(x[rows], y[rows]))
 
 
 def test_similarity_has_what_scipy_finds_in_the_cosines(encoder, tmp_path):
