@@ -17,7 +17,7 @@ from raybert.model.precision import pick_dtype
 
 DTYPES = ("auto", "bfloat16", "float32")
 # Tokens of a batch: enough for efficient matrix products; on a CPU more would only leave its caches.
-CPU_BATCH_TOKENS = 4096
+CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 65_536
 
 

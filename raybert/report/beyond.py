@@ -52,6 +52,12 @@ def _judge(differences: Differences) -> str:
     """By intervals of 95 %: where they hold zero, the difference can be chance."""
     gained = [pooling for pooling, found in differences.items() if found["interval"][0] > 0]
     lost = [pooling for pooling, found in differences.items() if found["interval"][1] < 0]
-    parts = [f"improves on the start in {' and '.join(gained)}"] if gained else []
-    parts += [f"falls below the start in {' and '.join(lost)}"] if lost else []
+    parts = [f"improves on the start in {_listed(gained)}"] if gained else []
+    parts += [f"falls below the start in {_listed(lost)}"] if lost else []
     return " and ".join(parts) or "does not differ significantly from the start"
+
+
+def _listed(names: list[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
