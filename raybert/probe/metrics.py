@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybert.config_sections import VALIDATION_LOSS
+from raybert.encode import POOLINGS
 from raybert.errors import InputError
 from raybert.probe import kinds
 from raybert.probe.kind import ProbeTask
@@ -27,9 +28,9 @@ def names(tasks: Sequence[ProbeTask]) -> list[str]:
     return found
 
 
-def of_task(metric: str, task: ProbeTask) -> bool:
-    """Whether it is this task's headline, in whatever pooling."""
-    return metric in names([task])[1:]
+def of_task(metric: str, task: str) -> bool:
+    """Whether it is this task's, in whatever pooling. Tasks' names may hold dots."""
+    return metric.rpartition(".")[0] in (task, *(f"{task}.{pooling}" for pooling in POOLINGS))
 
 
 def check(setting: str, metric: str, tasks: Sequence[ProbeTask]) -> None:

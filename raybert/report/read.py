@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from raybert import storage
 from raybert.config import look_up, read_yaml_mapping, run_directory
 from raybert.config_sections import VALIDATION_LOSS
-from raybert.encode import POOLINGS
 from raybert.errors import InputError
 from raybert.probe import kinds, metrics
 from raybert.probe.kind import Headline, Kind
@@ -178,16 +177,11 @@ class RunData:
     def no_best(self) -> str:
         """A sentence where a probe should have said which weights are the best, and the run is over without that."""
         metric = self.setting("checkpoint.best", VALIDATION_LOSS)
-        if metric == VALIDATION_LOSS or not self.setting("checkpoint.keep_best", True) or not self.over:
+        if metric == VALIDATION_LOSS or not self.over:
             return ""
         if any(probe.step > 0 and metrics.value(metric, probe.raw) is not None for probe in self.probes):
             return ""
-        of_task = metric.rpartition(".")[0]  # TASK, or TASK.POOLING
-        missed = [
-            one
-            for one in self.missed
-            if one.step > 0 and of_task in (one.task, *(f"{one.task}.{pooling}" for pooling in POOLINGS))
-        ]
+        missed = [one for one in self.missed if one.step > 0 and metrics.of_task(metric, one.task)]
         why = f": the run ended at step {self.steps_done:,} of {self.steps_planned:,}" if self.failure else ""
         if missed:
             last = missed[-1]

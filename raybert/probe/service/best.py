@@ -20,7 +20,7 @@ def keep(entry: Entry) -> None:
     The start (step 0) is never kept. A run that goes on with another metric begins anew, and what was asked for before
     says nothing about it. Called again, it does the same again, as long as the weights are there.
     """
-    task = next((task.name for task in entry.tasks if metrics.of_task(entry.best, task)), None)
+    task = next((task.name for task in entry.tasks if metrics.of_task(entry.best, task.name)), None)
     if task is None or entry.step == 0:
         return
     record = queue.read_record(entry.run_uri, task, entry.step)
