@@ -169,7 +169,7 @@ def settings(path: Path, seed: int, seq_len: int, shards: ShardSet) -> Config:
 def make_side(name: str, config: Config, shards: ShardSet, minutes: float, *, peer: bool = False) -> Side:
     begun, vectors = time.perf_counter(), ""
     with tempfile.TemporaryDirectory() as folder:
-        if config.model.embedding_init == "spectral":
+        if config.model.needs_vectors:
             cluster.connect()
             vectors = table.ensure(shards, Recipe(config.data.seed), folder)
         torch.manual_seed(config.train.seed)

@@ -79,7 +79,7 @@ class DataConfig(Section):
 
 
 # What a new run's weights begin with, beside the original's random ones; all but the last is part of the encoder.
-ENCODER_INITS = ("embedding_init", "attention_init", "output_init")
+ENCODER_INITS = ("embedding_init", "attention_init", "ffn_init", "output_init")
 INITS = (*ENCODER_INITS, "mlm_init")
 USUAL_INITS = ("random", "normal")
 
@@ -113,15 +113,18 @@ class ModelConfig(Section):
         default=None, gt=0, description="standard deviation of random initial weights; by default 0.02"
     )
     start_from: ModelPlace = Field(
-        default="",
-        description="checkpoint, transformers BERT directory or Hub name to start a new run from; the run takes its "
-        "dimensions",
+        default="", description="checkpoint, transformers BERT directory or Hub name to start from; sets the dimensions"
     )
-    embedding_init: Literal["random", "spectral"] = Field(
-        default="random", description="initial token embeddings; spectral: from co-occurrence counts of the shards"
+    embedding_init: Literal["random", "spectral", "whitened"] = Field(
+        default="random",
+        description="initial token embeddings; spectral: from co-occurrence counts of the shards; whitened: these, "
+        "scaled to equal variance within texts",
     )
     attention_init: Literal["normal", "average"] = Field(
         default="normal", description="initial attention; average: each layer adds the mean over the tokens"
+    )
+    ffn_init: Literal["normal", "zero"] = Field(
+        default="normal", description="initial feed-forward layers; zero: add nothing before the first step"
     )
     output_init: Literal["normal", "centred"] = Field(
         default="normal", description="initial scale of text vectors; centred: subtract the corpus mean"
@@ -142,6 +145,11 @@ class ModelConfig(Section):
                     "of them; remove one of the two"
                 )
         return self
+
+    @property
+    def needs_vectors(self) -> bool:
+        """A new run begins with token vectors that are computed from its shards."""
+        return self.embedding_init != "random"
 
     @property
     def begins_random(self) -> bool:

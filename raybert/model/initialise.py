@@ -15,6 +15,11 @@ POSITION_DEVIATION = 0.005
 # Of the last layer norm: vectors of texts without a common part, averaged by each layer, deviate by 0.6 to 0.75 an
 # element, and logistic regression with C = 1 reads them best at about a tenth.
 CENTRED_GAIN = 0.14
+# ... and at a third of that where all directions are equally wide within texts, so that more of them are to be weighed.
+WHITENED_GAIN = 0.04
+# Of token types beside whitened vectors, in deviations of these: four times as large, so that a layer norm of both is
+# nearly linear in the token's own vector.
+TYPE_RATIO = 4.0
 
 
 @torch.no_grad()
@@ -70,8 +75,27 @@ def average_attention(bert: Bert, seed: int) -> None:
 
 
 @torch.no_grad()
-def centre(bert: Bert, counts: np.ndarray) -> None:
-    """Make the embeddings' mean over the text zero, and the last layer norm's weight `CENTRED_GAIN`.
+def keep_lengths(bert: Bert) -> None:
+    """Make the token types so large that the embeddings' layer norm keeps which token's vector is longer.
+
+    A long vector is that of a token that says much about its text. Alone, a layer norm makes all equally long.
+    """
+    bert.token_type_embeddings.weight.mul_(TYPE_RATIO)
+
+
+@torch.no_grad()
+def silence_feed_forward(bert: Bert) -> None:
+    """Make each feed-forward layer add nothing: random ones are noise beside what attention gathers.
+
+    Their output projections are zero and learn from the first step, their input projections from the second.
+    """
+    for layer in bert.layers:
+        layer.ffn_out.weight.zero_()  # type: ignore[union-attr, operator]
+
+
+@torch.no_grad()
+def centre(bert: Bert, counts: np.ndarray, gain: float) -> None:
+    """Make the embeddings' mean over the text zero, and the last layer norm's weight `gain`.
 
     What all texts share says nothing, and is the largest part of a text's vector before training. As training takes it
     away, the rest would grow several times over, and with it what C = 1 means to a classifier. Without it the length
@@ -85,8 +109,8 @@ def centre(bert: Bert, counts: np.ndarray) -> None:
     table = bert.word_embeddings.weight[: len(counts)].double() + bert.token_type_embeddings.weight[0].double()
     shared = torch.from_numpy(counts / counts.sum()).to(table) @ _normalised(table, bert.config.layer_norm_eps)
     norm.bias.copy_(-shared)
-    last.weight.mul_(CENTRED_GAIN)  # type: ignore[union-attr, operator]
-    bert.mlm_transform.weight.div_(CENTRED_GAIN)
+    last.weight.mul_(gain)  # type: ignore[union-attr, operator]
+    bert.mlm_transform.weight.div_(gain)
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
         say(f"{where} was saved without {lacking}; missing weights are initialised at random", style="yellow")
     if config.objective.pair == "contrastive":
         _check_contrast(config, shards)
-    if config.model.embedding_init == "spectral":
+    if config.model.needs_vectors:
         recipe.check(shards, recipe.Recipe(config.data.seed), config.model.bert().hidden_size)
     _check_trackers(config)
     return Inputs(config, shards, tasks)

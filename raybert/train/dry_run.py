@@ -240,13 +240,16 @@ def _start(run: Run) -> str:
     if model.start_from:
         return f"the weights of {model.start_from}"
     words = "random token vectors"
-    if model.embedding_init == "spectral":
+    if model.needs_vectors:
         recipe = Recipe(run.config.data.seed)
         tokens = min(recipe.sample_tokens, run.shards.tokens("train"))
         made = "already computed" if find(run.shards, recipe, run.uri) else "computed first"
-        words = f"token vectors from {tokens:,} tokens, {made}"
-    others = {"centred": "centred vectors", "unigram": "token frequencies in the output layer"}
-    more = "".join(f", {others[init]}" for init in (model.output_init, model.mlm_init) if init in others)
+        kind = "whitened token vectors" if model.embedding_init == "whitened" else "token vectors"
+        words = f"{kind} from {tokens:,} tokens, {made}"
+    others = {"zero": "feed-forward layers at zero", "centred": "centred vectors"}
+    others["unigram"] = "token frequencies in the output layer"
+    chosen = (model.ffn_init, model.output_init, model.mlm_init)
+    more = "".join(f", {others[init]}" for init in chosen if init in others)
     return f"{words}, {model.attention_init} attention{more}"
 
 

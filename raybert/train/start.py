@@ -1,22 +1,29 @@
 """What a new run's weights are before the first step."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from raybert import storage
 from raybert.config import Config
 from raybert.data.shards import ShardSet, read_unit
+from raybert.data.units import UnitRows
 from raybert.model import files as checkpoints
 from raybert.model import initialise
 from raybert.model.bert import Bert
 from raybert.model.directory import describe
+from raybert.model.initialise import CENTRED_GAIN, WHITENED_GAIN
 from raybert.spectral import files
 from raybert.spectral.recipe import Recipe
+from raybert.spectral.whiten import whiten
 from raybert.storage import hub
 from raybert.tokenizer import files as tokenizers
 from raybert.train.complete import FAMILY, FILES
 
 # Tokens of the training split whose frequencies stand for those of all.
 COUNTED_TOKENS = 1_000_000
+# ... and whose windows stand for all when halves of texts are compared: some eighty for each number of a vector of 384.
+WHITENED_TOKENS = 4_000_000
 
 
 def begin(bert: Bert, config: Config, shards: ShardSet, token_vectors: str) -> None:
@@ -29,27 +36,37 @@ def begin(bert: Bert, config: Config, shards: ShardSet, token_vectors: str) -> N
     Raises:
         InputError: the model that it starts from, the token vectors or the shards cannot be read.
     """
-    model = config.model
+    model, seed = config.model, config.data.seed
     if model.start_from:
         start_from(bert, read_model(model.start_from))
-    if model.embedding_init == "spectral":
-        initialise.use_vectors(bert, files.read(token_vectors, bert.config.hidden_size))
+    whitened = model.embedding_init == "whitened"
+    if model.needs_vectors:
+        vectors = files.read(token_vectors, bert.config.hidden_size)
+        initialise.use_vectors(bert, whiten(vectors, _read(shards, seed, WHITENED_TOKENS)) if whitened else vectors)
+    if whitened:
+        initialise.keep_lengths(bert)
     if model.attention_init == "average":
         initialise.average_attention(bert, config.train.seed)
+    if model.ffn_init == "zero":
+        initialise.silence_feed_forward(bert)
     if model.output_init == "centred" or model.mlm_init == "unigram":
-        counts = _token_counts(shards, config.data.seed)
+        counts = _token_counts(shards, seed)
         if model.output_init == "centred":
-            initialise.centre(bert, counts)
+            initialise.centre(bert, counts, WHITENED_GAIN if whitened else CENTRED_GAIN)
         if model.mlm_init == "unigram":
             initialise.use_frequencies(bert, counts)
 
 
 def _token_counts(shards: ShardSet, seed: int) -> np.ndarray:
     """int64 (V,): how often each token occurs in some units of the training split, drawn by the seed."""
-    vocabulary = shards.vocabulary
-    units = Recipe(seed, sample_tokens=COUNTED_TOKENS).sample(shards)
-    found = (np.bincount(read_unit(shards.uri, unit, vocabulary).tokens, minlength=vocabulary.size) for unit in units)
-    return np.sum(list(found), axis=0)
+    size = shards.vocabulary.size
+    return np.sum([np.bincount(rows.tokens, minlength=size) for rows in _read(shards, seed, COUNTED_TOKENS)], axis=0)
+
+
+def _read(shards: ShardSet, seed: int, tokens: int) -> Iterator[UnitRows]:
+    """Units of the training split with about so many tokens, drawn by the seed."""
+    for unit in Recipe(seed, sample_tokens=tokens).sample(shards):
+        yield read_unit(shards.uri, unit, shards.vocabulary)
 
 
 def start_from(bert: Bert, start: Bert) -> None:

@@ -225,7 +225,8 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     folder, tmp_path_factory, capsys
 ):
     shards = make_shards(str(tmp_path_factory.mktemp("text")), rows=3000, unit_rows=512, vocabulary=400)
-    inits = {"embedding_init": "spectral", "attention_init": "average", "output_init": "centred", "mlm_init": "unigram"}
+    inits = {"embedding_init": "whitened", "attention_init": "average", "output_init": "centred", "mlm_init": "unigram"}
+    inits["ffn_init"] = "zero"
     every = {"log": 1, "validation": 0, "probe": 0, "checkpoint": 0}
     small = {"model": inits, "train": {"steps": 3}, "schedule": {"warmup_steps": 0}, "every": every}
     path = f"{folder}/spectral.yaml"
@@ -244,8 +245,10 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     assert spectral_files.shape(table) == (400, 50_257)
 
     assert run_app(["pretrain", path, "--dry-run"]) == 0
-    assert "tokens, already computed, average attention, centred vectors, token frequencies in" in " ".join(
-        capsys.readouterr().out.split()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "start whitened token vectors from" in said
+    assert (
+        "already computed, average attention, feed-forward layers at zero, centred vectors, token frequencies" in said
     )
     assert run_app(["pretrain", path, "run.name=spectral-again", "train.workers=2"]) == 0
     assert "factorising" not in capsys.readouterr().err
@@ -261,7 +264,7 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     assert storage.read_bytes(elsewhere) == content
 
     assert run_app(["pretrain", path, "model.embedding_init=random"]) == 2
-    assert "was started with model.embedding_init=spectral and cannot be resumed with random" in capsys.readouterr().err
+    assert "was started with model.embedding_init=whitened and cannot be resumed with random" in capsys.readouterr().err
     few = ["run.name=few", f"data.shards={make_shards(str(tmp_path_factory.mktemp('few'))).uri}"]
     assert run_app(["pretrain", path, *few]) == 2
     assert "set model.embedding_init=random" in capsys.readouterr().err

@@ -13,8 +13,9 @@ from raybert.model import layout
 from raybert.model.attention import attention
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.initialise import CENTRED_GAIN, average_attention
+from raybert.model.initialise import CENTRED_GAIN, WHITENED_GAIN, average_attention
 from raybert.spectral import files
+from raybert.spectral.whiten import whiten
 from raybert.train import start
 from raybert.train.start import begin
 from tests.data import make_shards
@@ -134,7 +135,9 @@ def test_threads_leave_no_trace_in_an_orthogonal_start():
 @pytest.mark.parametrize(
     ("model", "parts"),
     [
-        ({"embedding_init": "svd"}, ["model.embedding_init='svd'", "'random' or 'spectral'"]),
+        ({"embedding_init": "svd"}, ["model.embedding_init='svd'", "'random', 'spectral' or 'whitened'"]),
+        ({"ffn_init": "none"}, ["model.ffn_init='none'", "'normal' or 'zero'"]),
+        ({"ffn_init": "zero", "start_from": "/a"}, ["model.start_from", "model.ffn_init=zero"]),
         ({"attention_init": "mean"}, ["model.attention_init='mean'", "'normal' or 'average'"]),
         ({"embedding_init": "spectral", "start_from": "/a"}, ["model.start_from", "model.embedding_init=spectral"]),
         ({"attention_init": "average", "start_from": "/a"}, ["model.start_from", "model.attention_init=average"]),
@@ -153,10 +156,10 @@ def test_a_wrong_start_is_one_sentence(model, parts):
 
 
 def test_the_start_is_no_part_of_the_encoder_s_configuration():
-    inits = {"embedding_init": "spectral", "attention_init": "average", "output_init": "centred", "mlm_init": "unigram"}
-    assert model_settings(**inits).model.bert() == model_settings().model.bert()
+    inits = {"embedding_init": "spectral", "attention_init": "average", "ffn_init": "zero", "output_init": "centred"}
+    assert model_settings(**inits, mlm_init="unigram").model.bert() == model_settings().model.bert()
     assert model_settings(mlm_init="unigram").model.begins_random, "the encoder is as any other"
-    for name, value in list(inits.items())[:3]:
+    for name, value in [*inits.items(), ("embedding_init", "whitened")]:
         assert not model_settings(**{name: value}).model.begins_random
 
 
@@ -189,6 +192,43 @@ def test_centred_embeddings_have_no_mean_over_the_text_and_the_output_layer_undo
     hidden = torch.randn(5, SIZE)
     ours, theirs = bert.mlm_features(CENTRED_GAIN * hidden), before.mlm_features(hidden)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_feed_forward_layers_at_zero_add_nothing_and_learn_at_once():
+    config = model_settings(ffn_init="zero")
+    before, bert = fresh(config), fresh(config)
+    begin(bert, config, NO_SHARDS, "")
+    assert changed(before, bert) == {f"layers.{i}.ffn_out.weight" for i in range(2)}
+    hidden = torch.randn(6, SIZE)
+    layer, places = bert.layers[0].eval(), layout.padded(1, 6, None, None)
+    attended = layer.attention_norm(hidden + layer.attention_out(attention(layer.qkv(hidden), 4, places, 0.0)))
+    torch.testing.assert_close(layer(hidden, places), layer.ffn_norm(attended))
+    layer(hidden, places)[:, 0].sum().backward()
+    assert layer.ffn_out.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_whitened_vectors_keep_their_lengths_and_texts_are_narrower(shards, tmp_path):
+    uri, size = str(tmp_path / "table.npy"), shards.vocabulary.size
+    vectors = np.random.default_rng(0).standard_normal((size, SIZE)).astype(np.float32)
+    vectors[frequencies(shards) == 0] = 0
+    files.write(uri, vectors)
+    config = model_settings(embedding_init="whitened", output_init="centred")
+    before, bert = fresh(config), fresh(config)
+    begin(bert, config, shards, uri)
+    names = {"word_embeddings.weight", "token_type_embeddings.weight", "embedding_norm.bias"}
+    assert changed(before, bert) == names | {"layers.1.ffn_norm.weight", "mlm_transform.weight"}
+    seen = np.flatnonzero(vectors.any(axis=1))
+    units = (read_unit(shards.uri, unit, shards.vocabulary) for unit in shards.units("train"))
+    rows = whiten(vectors, units)[seen]
+    rows *= config.model.bert().initializer_range / rows.std()
+    np.testing.assert_allclose(bert.word_embeddings.weight[seen], rows, rtol=1e-4, atol=1e-6)
+    assert torch.equal(bert.layers[1].ffn_norm.weight, torch.full((SIZE,), WHITENED_GAIN))
+    lengths = np.linalg.norm(rows, axis=1)
+    inputs = bert.word_embeddings.weight[seen] + bert.token_type_embeddings.weight[0]
+    kept = bert.embedding_norm(inputs).norm(dim=1).numpy()
+    inputs = bert.word_embeddings.weight[seen] + before.token_type_embeddings.weight[0]
+    assert np.corrcoef(lengths, kept)[0, 1] > np.corrcoef(lengths, bert.embedding_norm(inputs).norm(dim=1))[0, 1]
 
 
 @torch.no_grad()

@@ -139,6 +139,8 @@ def test_the_start_is_never_skipped(task, tmp_path):
         ({}, []),
         ({"attention_init": "average"}, [0]),
         ({"embedding_init": "spectral"}, [0]),
+        ({"embedding_init": "whitened"}, [0]),
+        ({"ffn_init": "zero"}, [0]),
         ({"output_init": "centred"}, [0]),
         ({"mlm_init": "unigram"}, []),
     ],
