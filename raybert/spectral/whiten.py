@@ -1,8 +1,8 @@
 """Token vectors by which two halves of one text differ as much in one direction as in another. No Ray here.
 
-By the first components of a table any two pieces of text differ, pieces of one text included. What tells texts apart lies
-in all of them, and a classifier with a fixed penalty hardly reads the small ones. So each direction is divided by its
-deviation within texts: within-class covariance normalisation (Hatch, Kajarekar and Stolcke 2006,
+By the first components of a table any two pieces of text differ, pieces of one text included. What tells texts apart
+lies in all of them, and a classifier with a fixed penalty hardly reads the small ones. So each direction is divided by
+its deviation within texts: within-class covariance normalisation (Hatch, Kajarekar and Stolcke 2006,
 https://www.isca-archive.org/interspeech_2006/hatch06_interspeech.html), with texts as the classes.
 
 Shapes: W windows, V tokens, D numbers of a vector.
