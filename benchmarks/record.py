@@ -42,6 +42,7 @@ from raybert.encode import POOLINGS
 from raybert.encode.encoders import RaybertEncoder, tokenize
 from raybert.model import optimizer as optimizers
 from raybert.model.bert import Bert
+from raybert.model.initialise import hold_scale
 from raybert.model.interop import from_transformers, to_transformers
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
@@ -82,6 +83,8 @@ class Side:
         self._reader = SampleReader(shards, seed=config.data.seed, spec=sample_spec(config, shards.vocabulary))
         self._samples = self._reader.spec
         self._dtype = pick_dtype(config.train.dtype, self._device)
+        if config.model.output_init == "centred":
+            hold_scale(bert)
         self._bert, self._theirs = bert.to(self._device), to_transformers(bert).to(self._device) if peer else None
         trained: Any = self._theirs or self._bert
         self._adam = optimizers.build(trained, **config.optimizer.model_dump())

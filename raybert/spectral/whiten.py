@@ -27,8 +27,8 @@ def whiten(vectors: np.ndarray, units: Iterable[UnitRows]) -> np.ndarray:
 
     parts = [(_halves(unit), np.bincount(unit.tokens, minlength=len(vectors))) for unit in units]
     counts = np.sum([count for _, count in parts], axis=0)
-    seen = vectors.any(axis=1)
-    about_mean = np.where(seen[:, None], vectors - (counts / counts.sum()) @ vectors, 0)  # (V, D)
+    seen = vectors.any(axis=1, keepdims=True)  # (V, 1)
+    about_mean = np.where(seen, vectors - (counts / counts.sum()) @ vectors, 0)  # (V, D)
     differences = np.concatenate([_differences(halves, about_mean) for halves, _ in parts])  # (W, D)
     # Shrunk towards a multiple of the identity, the more the fewer windows there are.
     covariance, _ = ledoit_wolf(differences, assume_centered=True)

@@ -18,6 +18,7 @@ from raybert.model import optimizer as optimizers
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import read_weights
+from raybert.model.initialise import hold_scale
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
 from raybert.train import checkpoint as checkpoints
@@ -66,6 +67,8 @@ def build_replica(
     bert.tokenizer, bert.gradient_checkpointing = shards.kept_tokenizer(), config.train.gradient_checkpointing
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
     restored = _restore(config, bert, optimizer, shards, token_vectors)
+    if config.model.output_init == "centred":
+        hold_scale(bert)
     uncompiled = _why_uncompiled(config, device, world_size)
     compiles = compiler.wanted(config.train.compile, device) and not uncompiled
     return Replica(_wrap(config, bert, compiles), optimizer, bert.config, dtype, restored, compiles, uncompiled)

@@ -13,7 +13,7 @@ from raybert.model import layout
 from raybert.model.attention import attention
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.initialise import CENTRED_GAIN, WHITENED_GAIN, average_attention
+from raybert.model.initialise import CENTRED_GAIN, WHITENED_GAIN, average_attention, hold_scale
 from raybert.spectral import files
 from raybert.spectral.whiten import whiten
 from raybert.train import start
@@ -205,6 +205,14 @@ def test_feed_forward_layers_at_zero_add_nothing_and_learn_at_once():
     torch.testing.assert_close(layer(hidden, places), layer.ffn_norm(attended))
     layer(hidden, places)[:, 0].sum().backward()
     assert layer.ffn_out.weight.grad.abs().sum() > 0
+
+
+def test_a_held_scale_gets_no_gradient_and_every_other_weight_does():
+    bert = fresh(model_settings())
+    hold_scale(bert)
+    bert(torch.arange(8).reshape(1, 8))["mlm_logits"].sum().backward()
+    held = {name for name, value in bert.named_parameters() if value.grad is None}
+    assert held == {"layers.1.ffn_norm.weight", "pooler.weight", "pooler.bias", "nsp_head.weight", "nsp_head.bias"}
 
 
 @torch.no_grad()
