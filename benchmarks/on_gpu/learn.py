@@ -24,6 +24,7 @@ from benchmarks.on_gpu.recipes import ORIGINAL, RECORD, Recipe, Trainer, stream
 from raybert.model import initialise
 from raybert.model.bert import Bert
 from raybert.spectral import count, factorise
+from raybert.spectral.whiten import whiten
 from raybert.tokenizer import TextTokenizer
 from raybert.train.step import means, no_sums
 
@@ -77,6 +78,8 @@ def train(
     for note in trainer.notes:
         order.tell(recipe=name, note=note)
     parts = next(batches)
+    if spectral:
+        initialise.hold_scale(trainer.bert)
     order.tell(recipe=name, compile_s=timed(lambda: trainer.warm_up(parts), order))
     if vectors is not None and counts is not None:
         start(trainer.bert, vectors, counts)
@@ -121,18 +124,20 @@ def train(
 def start(bert: Bert, vectors: np.ndarray, counts: np.ndarray) -> None:
     """The weights that jobs/record.yaml begins with."""
     initialise.use_vectors(bert, vectors)
+    initialise.keep_lengths(bert)
     initialise.average_attention(bert, 0)
-    initialise.centre(bert, counts)
+    initialise.silence_feed_forward(bert)
+    initialise.centre(bert, counts, initialise.WHITENED_GAIN)
     initialise.use_frequencies(bert, counts)
 
 
 def _token_vectors(windows: Windows, recipe: Recipe, order: Order) -> tuple[np.ndarray, np.ndarray, float]:
-    """(V, D) vectors and (V,) counts from a sample, and the seconds they took."""
+    """(V, D) whitened vectors and (V,) counts from a sample, and the seconds they took."""
     begun = time.perf_counter()
     units = windows.units()
     least = SAMPLE_TOKENS if order.on_gpu else 200_000
     share = min(1.0, least / len(windows.rows.tokens))
-    sample = (windows.read(unit) for unit in units[: max(1, round(share * len(units)))])
+    sample = [windows.read(unit) for unit in units[: max(1, round(share * len(units)))]]
     vocabulary = windows.vocabulary
     text = count.lay_out(sample, REACH, vocabulary)
     frequency = count.frequencies(text, vocabulary.text_stop)
@@ -147,6 +152,7 @@ def _token_vectors(windows: Windows, recipe: Recipe, order: Order) -> tuple[np.n
     u, s, _ = torch.svd_lowrank(matrix, q=size + factorise.OVERSAMPLING, niter=1)
     vectors = np.zeros((vocabulary.size, size), np.float32)
     vectors[: len(matrix)] = (u * s)[:, :size].cpu().numpy()
+    vectors = whiten(vectors, sample)
     counts = np.zeros(vocabulary.size, np.int64)
     counts[: len(frequency)] = frequency
     return vectors, counts, time.perf_counter() - begun

@@ -65,10 +65,10 @@ ORIGINAL = Recipe()
 RECORD = Recipe(
     seq_len=128,
     dropout=0.0,
-    steps=1500,
-    global_batch=64,
-    micro_batch=64,
-    lr=5e-4,
+    steps=375,
+    global_batch=256,
+    micro_batch=256,
+    lr=2e-4,
     objective=Objective(pair="contrastive"),
     spec=SampleSpec(next_sentence=False, halves=True),
 )

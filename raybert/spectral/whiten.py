@@ -14,8 +14,7 @@ import numpy as np
 
 from raybert.data.units import UnitRows
 
-# Directions that vary less than this share of the mean are not made larger any more.
-FLOOR = 1e-6
+WINDOWS = 64  # whose vectors are looked up at a time
 
 
 def whiten(vectors: np.ndarray, units: Iterable[UnitRows]) -> np.ndarray:
@@ -23,36 +22,35 @@ def whiten(vectors: np.ndarray, units: Iterable[UnitRows]) -> np.ndarray:
 
     Rows of zeros, of tokens without a vector, stay zeros. The number of threads changes only the rounding of float64.
     """
-    from sklearn.covariance import ledoit_wolf  # here: it takes a second, and only a new run needs it
-
-    parts = [(_halves(unit), np.bincount(unit.tokens, minlength=len(vectors))) for unit in units]
-    counts = np.sum([count for _, count in parts], axis=0)
+    read = [_halves(unit) for unit in units]
+    counts = np.sum([np.bincount(tokens, minlength=len(vectors)) for tokens, _ in read], axis=0)
     seen = vectors.any(axis=1, keepdims=True)  # (V, 1)
-    about_mean = np.where(seen, vectors - (counts / counts.sum()) @ vectors, 0)  # (V, D)
-    differences = np.concatenate([_differences(halves, about_mean) for halves, _ in parts])  # (W, D)
-    # Shrunk towards a multiple of the identity, the more the fewer windows there are.
-    covariance, _ = ledoit_wolf(differences, assume_centered=True)
-    variance, directions = np.linalg.eigh(covariance)
-    scale = 1 / np.sqrt(np.maximum(variance, FLOOR * variance.mean()))
+    about_mean = np.where(seen, vectors - (counts / counts.sum()) @ vectors, 0).astype(np.float32)
+    windows, size = sum(len(bounds) // 2 for _, bounds in read), vectors.shape[1]
+    within = np.sum([_scatter(tokens, bounds, about_mean) for tokens, bounds in read], axis=0)
+    # As if D more windows differed by the mean in every direction: for what few windows leave unknown.
+    within = (within + np.trace(within) / windows * np.eye(size)) / (windows + size)
+    variance, directions = np.linalg.eigh(within)
     # Back in the old directions, so that no choice of eigenvectors shows.
-    return np.asarray(about_mean @ ((directions * scale) @ directions.T), np.float32)
+    return np.asarray(about_mean @ ((directions / np.sqrt(variance)) @ directions.T), np.float32)
 
 
 def _halves(unit: UnitRows) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of all windows that have two, and where their halves begin and end: (2W + 1,), in turns."""
+    """The tokens of all windows that have two, and where their halves begin, in turns, and the last one ends."""
     lengths = np.diff(unit.token_offsets)
     kept = lengths >= 2
-    tokens = unit.tokens[np.repeat(kept, lengths)]
     first = lengths[kept] // 2
-    return tokens, np.append(0, np.cumsum(np.stack([first, lengths[kept] - first], axis=1)))
+    bounds = np.append(0, np.cumsum(np.stack([first, lengths[kept] - first], axis=1)))
+    return unit.tokens[np.repeat(kept, lengths)], bounds
 
 
-def _differences(halves: tuple[np.ndarray, np.ndarray], vectors: np.ndarray) -> np.ndarray:
-    """(W, D): mean vector of the first half of each window less that of the second."""
-    from scipy.sparse import csr_array
-
-    tokens, bounds = halves
-    shape = (len(bounds) - 1, len(vectors))
-    sums = csr_array((np.ones(len(tokens)), tokens.astype(np.int64), bounds), shape=shape) @ vectors
-    means = sums / np.diff(bounds)[:, None]
-    return np.asarray(means[0::2] - means[1::2])
+def _scatter(tokens: np.ndarray, bounds: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """(D, D) in float64: sum over windows of d d^T, d the mean vector of the one half less that of the other."""
+    total = np.zeros((vectors.shape[1], vectors.shape[1]))
+    for at in range(0, len(bounds) - 1, 2 * WINDOWS):
+        own = bounds[at : at + 2 * WINDOWS + 1]
+        sums = np.add.reduceat(vectors[tokens[own[0] : own[-1]]], own[:-1] - own[0], axis=0, dtype=np.float64)
+        means = sums / np.diff(own)[:, np.newaxis]
+        differences = means[0::2] - means[1::2]
+        total += differences.T @ differences
+    return total

@@ -15,6 +15,7 @@ MODULES = [
     "raybert.encode.vectors",
     "raybert.spectral.count",
     "raybert.spectral.factorise",
+    "raybert.spectral.whiten",
     "raybert.tokenizer",
     "raybert.train.alone",
     "raybert.train.checkpoint",
