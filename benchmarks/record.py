@@ -42,7 +42,7 @@ from raybert.encode import POOLINGS
 from raybert.encode.encoders import RaybertEncoder, tokenize
 from raybert.model import optimizer as optimizers
 from raybert.model.bert import Bert
-from raybert.model.initialise import hold_scale
+from raybert.model.initialise import freeze_last_norm
 from raybert.model.interop import from_transformers, to_transformers
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
@@ -55,7 +55,7 @@ from raybert.tokenizer import TextTokenizer
 from raybert.train.complete import complete
 from raybert.train.flops import run_flops_per_token
 from raybert.train.memory import keep_freed_memory
-from raybert.train.start import begin
+from raybert.train.start import begin, scaled_down
 from raybert.train.step import train_step
 
 THRESHOLD = 0.8121
@@ -83,8 +83,8 @@ class Side:
         self._reader = SampleReader(shards, seed=config.data.seed, spec=sample_spec(config, shards.vocabulary))
         self._samples = self._reader.spec
         self._dtype = pick_dtype(config.train.dtype, self._device)
-        if config.model.output_init == "centred":
-            hold_scale(bert)
+        if scaled_down(config):
+            freeze_last_norm(bert)
         self._bert, self._theirs = bert.to(self._device), to_transformers(bert).to(self._device) if peer else None
         trained: Any = self._theirs or self._bert
         self._adam = optimizers.build(trained, **config.optimizer.model_dump())

@@ -127,11 +127,10 @@ class ModelConfig(Section):
         default="normal", description="initial feed-forward layers; zero: add nothing before the first step"
     )
     output_init: Literal["normal", "centred"] = Field(
-        default="normal", description="initial scale of text vectors; centred: subtract the corpus mean"
+        default="normal", description="initial scale of text vectors; centred: subtract the corpus mean, and scale down"
     )
     mlm_init: Literal["normal", "unigram"] = Field(
-        default="normal",
-        description="initial output layer for masked words; unigram: biases from token frequencies",
+        default="normal", description="initial output layer for masked words; unigram: biases from token frequencies"
     )
 
     @model_validator(mode="after")
@@ -301,9 +300,10 @@ class OptimizerConfig(Section):
     """AdamW."""
 
     lr: float = Field(default=6e-4, gt=0, description="peak learning rate")
-    weight_decay: float = Field(
-        default=0.01, ge=0, description="weight decay of matrices; none on biases and layer norms"
+    embedding_lr_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="learning rate of the token embeddings, as a fraction of the others'"
     )
+    weight_decay: float = Field(default=0.01, ge=0, description="weight decay of matrices; none on biases and norms")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the running mean of gradients")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the running mean of squared gradients")
     eps: float = Field(default=1e-6, gt=0, description="added to the denominator of an update")

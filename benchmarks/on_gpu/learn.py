@@ -79,7 +79,7 @@ def train(
         order.tell(recipe=name, note=note)
     parts = next(batches)
     if spectral:
-        initialise.hold_scale(trainer.bert)
+        initialise.freeze_last_norm(trainer.bert)
     order.tell(recipe=name, compile_s=timed(lambda: trainer.warm_up(parts), order))
     if vectors is not None and counts is not None:
         start(trainer.bert, vectors, counts)
@@ -99,7 +99,7 @@ def train(
         if trainer.step >= recipe.steps or order.left < 1.2 * lap + 2 * probing:
             break
         sums, at = torch.zeros_like(sums), time.perf_counter()
-        for _ in range(every):
+        for _ in range(min(every, recipe.steps - trainer.step)):
             sums += trainer.train(parts)
             tokens += sum(int(part["length"].sum()) for part in parts)
             parts = next(batches)
@@ -124,9 +124,9 @@ def train(
 def start(bert: Bert, vectors: np.ndarray, counts: np.ndarray) -> None:
     """The weights that jobs/record.yaml begins with."""
     initialise.use_vectors(bert, vectors)
-    initialise.keep_lengths(bert)
+    initialise.enlarge_token_types(bert)
     initialise.average_attention(bert, 0)
-    initialise.silence_feed_forward(bert)
+    initialise.zero_feed_forward(bert)
     initialise.centre(bert, counts, initialise.WHITENED_GAIN)
     initialise.use_frequencies(bert, counts)
 

@@ -57,7 +57,7 @@ def check(shards: ShardSet, recipe: Recipe, hidden_size: int) -> None:
     tokens = shards.tokens("train")
     if tokens < LEAST_TOKENS:
         raise InputError(
-            "model.embedding_init=spectral learns token vectors from the shards and needs at least "
+            "Token vectors (model.embedding_init) are learned from the shards, and that needs at least "
             f"{LEAST_TOKENS:,} training tokens; {shards.uri} has {tokens:,}. Prepare more text, or {REMEDY}."
         )
     if hidden_size > recipe.components:
@@ -72,6 +72,6 @@ def check(shards: ShardSet, recipe: Recipe, hidden_size: int) -> None:
 
 def too_few(uri: str, columns: int, hidden_size: int) -> InputError:
     return InputError(
-        f"model.embedding_init=spectral gives vectors of at most {columns} numbers from {uri}, but hidden_size is "
+        f"Token vectors (model.embedding_init) have at most {columns} numbers from {uri}, but hidden_size is "
         f"{hidden_size}; lower model.hidden_size, or {REMEDY}."
     )

@@ -11,10 +11,9 @@ Shapes: W windows, V tokens, D numbers of a vector.
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 
 from raybert.data.units import UnitRows
-
-WINDOWS = 64  # whose vectors are looked up at a time
 
 
 def whiten(vectors: np.ndarray, units: Iterable[UnitRows]) -> np.ndarray:
@@ -24,15 +23,17 @@ def whiten(vectors: np.ndarray, units: Iterable[UnitRows]) -> np.ndarray:
     """
     read = [_halves(unit) for unit in units]
     counts = np.sum([np.bincount(tokens, minlength=len(vectors)) for tokens, _ in read], axis=0)
-    seen = vectors.any(axis=1, keepdims=True)  # (V, 1)
-    about_mean = np.where(seen, vectors - (counts / counts.sum()) @ vectors, 0).astype(np.float32)
+    unseen = ~vectors.any(axis=1)
+    mean = ((counts / counts.sum()) @ vectors).astype(np.float32)
+    about_mean = np.ascontiguousarray(vectors - mean)  # a table from a file lies in columns, and rows are read
+    about_mean[unseen] = 0
     windows, size = sum(len(bounds) // 2 for _, bounds in read), vectors.shape[1]
-    within = np.sum([_scatter(tokens, bounds, about_mean) for tokens, bounds in read], axis=0)
-    # As if D more windows differed by the mean in every direction: for what few windows leave unknown.
+    within = np.sum([_scatter(tokens, bounds, torch.from_numpy(about_mean)) for tokens, bounds in read], axis=0)
+    # Shrinkage: D more differences, one along each axis, of the mean square. Few windows leave small variances unknown.
     within = (within + np.trace(within) / windows * np.eye(size)) / (windows + size)
     variance, directions = np.linalg.eigh(within)
     # Back in the old directions, so that no choice of eigenvectors shows.
-    return np.asarray(about_mean @ ((directions / np.sqrt(variance)) @ directions.T), np.float32)
+    return about_mean @ ((directions / np.sqrt(variance)) @ directions.T).astype(np.float32)
 
 
 def _halves(unit: UnitRows) -> tuple[np.ndarray, np.ndarray]:
@@ -44,13 +45,9 @@ def _halves(unit: UnitRows) -> tuple[np.ndarray, np.ndarray]:
     return unit.tokens[np.repeat(kept, lengths)], bounds
 
 
-def _scatter(tokens: np.ndarray, bounds: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def _scatter(tokens: np.ndarray, bounds: np.ndarray, vectors: torch.Tensor) -> np.ndarray:
     """(D, D) in float64: sum over windows of d d^T, d the mean vector of the one half less that of the other."""
-    total = np.zeros((vectors.shape[1], vectors.shape[1]))
-    for at in range(0, len(bounds) - 1, 2 * WINDOWS):
-        own = bounds[at : at + 2 * WINDOWS + 1]
-        sums = np.add.reduceat(vectors[tokens[own[0] : own[-1]]], own[:-1] - own[0], axis=0, dtype=np.float64)
-        means = sums / np.diff(own)[:, np.newaxis]
-        differences = means[0::2] - means[1::2]
-        total += differences.T @ differences
-    return total
+    ids, starts = torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(bounds[:-1])
+    means = torch.nn.functional.embedding_bag(ids, vectors, starts, mode="mean")  # (2W, D)
+    differences = (means[0::2] - means[1::2]).numpy().astype(np.float64)
+    return np.asarray(differences.T @ differences)

@@ -18,12 +18,12 @@ from raybert.model import optimizer as optimizers
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
 from raybert.model.files import read_weights
-from raybert.model.initialise import hold_scale
+from raybert.model.initialise import freeze_last_norm
 from raybert.model.losses import Pretraining
 from raybert.model.precision import pick_dtype
 from raybert.train import checkpoint as checkpoints
 from raybert.train.exchange import compress_gradients
-from raybert.train.start import begin
+from raybert.train.start import begin, scaled_down
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def build_replica(
     bert.tokenizer, bert.gradient_checkpointing = shards.kept_tokenizer(), config.train.gradient_checkpointing
     optimizer = optimizers.build(bert, **config.optimizer.model_dump())
     restored = _restore(config, bert, optimizer, shards, token_vectors)
-    if config.model.output_init == "centred":
-        hold_scale(bert)
+    if scaled_down(config):
+        freeze_last_norm(bert)
     uncompiled = _why_uncompiled(config, device, world_size)
     compiles = compiler.wanted(config.train.compile, device) and not uncompiled
     return Replica(_wrap(config, bert, compiles), optimizer, bert.config, dtype, restored, compiles, uncompiled)
@@ -112,7 +112,7 @@ def _restore(
         except InputError as error:
             raise DamagedCheckpoint(str(error)) from error
         state = checkpoints.load_state(Path(directory))
-    optimizer.load_state_dict(state["optimizer"])
+    optimizers.restore(optimizer, state["optimizer"])
     return Progress(state["step"], state["elapsed_seconds"], float(state["best_validation_loss"]))
 
 

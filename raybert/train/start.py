@@ -22,7 +22,7 @@ from raybert.train.complete import FAMILY, FILES
 
 # Tokens of the training split whose frequencies stand for those of all.
 COUNTED_TOKENS = 1_000_000
-# ... and whose windows stand for all when halves of texts are compared: some eighty for each number of a vector of 384.
+# ... and whose windows stand for all when their halves are compared.
 WHITENED_TOKENS = 4_000_000
 
 
@@ -43,18 +43,23 @@ def begin(bert: Bert, config: Config, shards: ShardSet, token_vectors: str) -> N
     if model.needs_vectors:
         vectors = files.read(token_vectors, bert.config.hidden_size)
         initialise.use_vectors(bert, whiten(vectors, _read(shards, seed, WHITENED_TOKENS)) if whitened else vectors)
-    if whitened:
-        initialise.keep_lengths(bert)
+    if scaled_down(config):
+        initialise.enlarge_token_types(bert)
     if model.attention_init == "average":
         initialise.average_attention(bert, config.train.seed)
     if model.ffn_init == "zero":
-        initialise.silence_feed_forward(bert)
+        initialise.zero_feed_forward(bert)
     if model.output_init == "centred" or model.mlm_init == "unigram":
         counts = _token_counts(shards, seed)
         if model.output_init == "centred":
-            initialise.centre(bert, counts, WHITENED_GAIN if whitened else CENTRED_GAIN)
+            initialise.centre(bert, counts, WHITENED_GAIN if scaled_down(config) else CENTRED_GAIN)
         if model.mlm_init == "unigram":
             initialise.use_frequencies(bert, counts)
+
+
+def scaled_down(config: Config) -> bool:
+    """The vectors of texts begin so narrow that training must not touch their scale."""
+    return config.model.embedding_init == "whitened" and config.model.output_init == "centred"
 
 
 def _token_counts(shards: ShardSet, seed: int) -> np.ndarray:

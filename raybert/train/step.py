@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raybert.model.dropout import Noise
 from raybert.model.objective import ORIGINAL, Objective
+from raybert.model.optimizer import set_lr
 
 MicroBatch = Mapping[str, Tensor]
 INPUTS = (
@@ -74,8 +75,7 @@ def train_step(
     # workers, and a rank that is still at a step would then train alone, on its own part of the batch.
     world_size = dist.get_world_size() if isinstance(model, DistributedDataParallel) else 1
     model.train()
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    set_lr(optimizer, lr)
     # DistributedDataParallel averages over ranks; these are sums, hence the number of ranks.
     counts = _counts(objective, micro_batches, global_batch, world_size)
     weights = {name: weight * (world_size / counts[name]) for name, weight in objective.weights.items()}

@@ -19,6 +19,7 @@ from raybert.data.text import rows
 from raybert.errors import InputError
 from raybert.model.bert import Bert
 from raybert.model.files import load
+from raybert.model.initialise import WHITENED_GAIN
 from raybert.probe.service import client, queue
 from raybert.records import read_metrics
 from raybert.report.page import write_report
@@ -253,6 +254,10 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     assert run_app(["pretrain", path, "run.name=spectral-again", "train.workers=2"]) == 0
     assert "factorising" not in capsys.readouterr().err
     np.testing.assert_allclose(losses(f"{folder}/spectral-again"), losses(f"{folder}/spectral"), rtol=2e-4)
+    assert run_app(["pretrain", path, "train.steps=4"]) == 0, "resumed"
+    for name, steps in (("spectral", 4), ("spectral-again", 3)):
+        norm = load(f"{folder}/{name}/checkpoints/step-{steps:08d}").layers[-1].ffn_norm.weight
+        assert torch.equal(norm, torch.full_like(norm, WHITENED_GAIN)), "it is not trained"
     assert os.stat(table).st_mtime_ns == made
 
     # Made by another number of tasks, and where the shards' place cannot be written, it is the same.

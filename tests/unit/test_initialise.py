@@ -1,11 +1,14 @@
 """The starts of a model: the original's unchanged to the last bit, and those that replace a part of it."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from benchmarks.on_gpu import learn
 from raybert.config import from_mapping
 from raybert.data.shards import read_unit
 from raybert.errors import InputError
@@ -13,13 +16,14 @@ from raybert.model import layout
 from raybert.model.attention import attention
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.model.initialise import CENTRED_GAIN, WHITENED_GAIN, average_attention, hold_scale
+from raybert.model.initialise import CENTRED_GAIN, WHITENED_GAIN, average_attention, freeze_last_norm
 from raybert.spectral import files
 from raybert.spectral.whiten import whiten
 from raybert.train import start
 from raybert.train.start import begin
 from tests.data import make_shards
 
+RECORD = Path(__file__).parents[2] / "jobs" / "record.yaml"
 VOCABULARY, SIZE = 300, 32
 # Of the weights that torch's generator gives from seed 0: another one is another start for every run.
 DIGEST = "9f3491db4075f155bd6b2489d343a6995b4e7f83c4a5bbd42fac054ec648c53a"
@@ -207,36 +211,54 @@ def test_feed_forward_layers_at_zero_add_nothing_and_learn_at_once():
     assert layer.ffn_out.weight.grad.abs().sum() > 0
 
 
-def test_a_held_scale_gets_no_gradient_and_every_other_weight_does():
+def test_a_frozen_norm_gets_no_gradient_and_every_other_weight_does():
     bert = fresh(model_settings())
-    hold_scale(bert)
+    freeze_last_norm(bert)
     bert(torch.arange(8).reshape(1, 8))["mlm_logits"].sum().backward()
     held = {name for name, value in bert.named_parameters() if value.grad is None}
     assert held == {"layers.1.ffn_norm.weight", "pooler.weight", "pooler.bias", "nsp_head.weight", "nsp_head.bias"}
 
 
-@torch.no_grad()
-def test_whitened_vectors_keep_their_lengths_and_texts_are_narrower(shards, tmp_path):
-    uri, size = str(tmp_path / "table.npy"), shards.vocabulary.size
-    vectors = np.random.default_rng(0).standard_normal((size, SIZE)).astype(np.float32)
+@pytest.fixture
+def whitened(shards, tmp_path):
+    """A table for these shards, and the settings of a run that begins with it whitened."""
+    uri = str(tmp_path / "table.npy")
+    vectors = np.random.default_rng(0).standard_normal((shards.vocabulary.size, SIZE)).astype(np.float32)
     vectors[frequencies(shards) == 0] = 0
     files.write(uri, vectors)
-    config = model_settings(embedding_init="whitened", output_init="centred")
-    before, bert = fresh(config), fresh(config)
+    inits = {key: value for key, value in yaml.safe_load(RECORD.read_text())["model"].items() if key.endswith("_init")}
+    units = [read_unit(shards.uri, unit, shards.vocabulary) for unit in shards.units("train")]
+    return uri, inits, whiten(vectors, units)
+
+
+@torch.no_grad()
+def test_whitened_vectors_keep_their_lengths_and_segments_are_alike(shards, whitened):
+    uri, inits, vectors = whitened
+    config = model_settings(**inits)
+    bert = fresh(config)
     begin(bert, config, shards, uri)
-    names = {"word_embeddings.weight", "token_type_embeddings.weight", "embedding_norm.bias"}
-    assert changed(before, bert) == names | {"layers.1.ffn_norm.weight", "mlm_transform.weight"}
     seen = np.flatnonzero(vectors.any(axis=1))
-    units = (read_unit(shards.uri, unit, shards.vocabulary) for unit in shards.units("train"))
-    rows = whiten(vectors, units)[seen]
-    rows *= config.model.bert().initializer_range / rows.std()
+    rows = vectors[seen] * (config.model.bert().initializer_range / vectors[seen].std())
     np.testing.assert_allclose(bert.word_embeddings.weight[seen], rows, rtol=1e-4, atol=1e-6)
-    assert torch.equal(bert.layers[1].ffn_norm.weight, torch.full((SIZE,), WHITENED_GAIN))
-    lengths = np.linalg.norm(rows, axis=1)
-    inputs = bert.word_embeddings.weight[seen] + bert.token_type_embeddings.weight[0]
-    kept = bert.embedding_norm(inputs).norm(dim=1).numpy()
-    inputs = bert.word_embeddings.weight[seen] + before.token_type_embeddings.weight[0]
-    assert np.corrcoef(lengths, kept)[0, 1] > np.corrcoef(lengths, bert.embedding_norm(inputs).norm(dim=1))[0, 1]
+    assert torch.equal(bert.layers[-1].ffn_norm.weight, torch.full((SIZE,), WHITENED_GAIN))
+    # Through the embeddings' layer norm a vector is its own direction and length, in either segment.
+    means = []
+    for types in bert.token_type_embeddings.weight:
+        through = bert.embedding_norm(bert.word_embeddings.weight[seen] + types).numpy()
+        means.append(through.mean(axis=0))
+        assert np.corrcoef(np.linalg.norm(rows, axis=1), np.linalg.norm(through, axis=1))[0, 1] > 0.8
+    own = np.linalg.norm(through - means[-1], axis=1).mean()
+    assert np.linalg.norm(means[0] - means[1]) < 0.5 * own
+
+
+@torch.no_grad()
+def test_the_gpu_benchmark_begins_with_the_same_weights(shards, whitened):
+    uri, inits, vectors = whitened
+    config = model_settings(**inits)
+    run, benchmark = fresh(config), fresh(config)
+    begin(run, config, shards, uri)
+    learn.start(benchmark, vectors, frequencies(shards))
+    assert not changed(run, benchmark)
 
 
 @torch.no_grad()

@@ -54,3 +54,41 @@ def test_matrices_decay_and_biases_and_norms_do_not():
         assert (id(parameter) in decayed) == (not name.endswith("bias") and "norm" not in name), name
     assert [g["weight_decay"] for g in built.param_groups] == [0.1, 0.0]
     assert isinstance(built, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])
+def test_token_embeddings_move_by_their_share_of_the_rate(ratio):
+    torch.manual_seed(0)
+    model = Bert(BertConfig(vocab_size=70, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, dropout=0.0))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    built = optimizer.build(model, lr=1.0, weight_decay=0.0, beta1=0.9, beta2=0.99, eps=0.0, embedding_lr_ratio=ratio)
+    optimizer.set_lr(built, 0.01)
+    model(torch.arange(8).reshape(1, 8))["mlm_logits"].square().sum().backward()
+    built.step()
+    # The first update of AdamW is the rate times the gradient's sign.
+    for name, value in model.named_parameters():
+        rate = 0.01 * (ratio if name == "word_embeddings.weight" else 1)
+        moved = (value.detach() - before[name]).abs()[(value.grad if value.grad is not None else value * 0) != 0]
+        torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("old", "new"), [(1.0, 0.5), (0.5, 1.0), (0.5, 0.25)])
+def test_moments_are_restored_under_another_ratio_and_the_settings_are_the_new_ones(old, new):
+    def make(ratio, decay):
+        torch.manual_seed(0)
+        model = Bert(BertConfig(vocab_size=70, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+        settings = {"lr": 1.0, "beta1": 0.9, "beta2": 0.99, "eps": 1e-6, "embedding_lr_ratio": ratio}
+        return model, optimizer.build(model, weight_decay=decay, **settings)
+
+    (first, before), (second, after) = make(old, 0.1), make(new, 0.2)
+    first(torch.arange(8).reshape(1, 8))["mlm_logits"].square().sum().backward()
+    before.step()
+    optimizer.restore(after, before.state_dict())
+    for mine, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert (mine in before.state) == (theirs in after.state)
+        if mine in before.state:
+            assert torch.equal(before.state[mine]["exp_avg"], after.state[theirs]["exp_avg"])
+    assert {group["weight_decay"] for group in after.param_groups} == {0.2, 0.0}
+    optimizer.set_lr(after, 0.1)
+    rates = {id(p): group["lr"] for group in after.param_groups for p in group["params"]}
+    assert rates[id(second.word_embeddings.weight)] == pytest.approx(0.1 * new)

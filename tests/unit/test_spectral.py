@@ -178,7 +178,7 @@ def test_too_little_text_or_too_wide_a_model_is_a_sentence(tmp_path, rows, vocab
     shards = make_shards(str(tmp_path), rows=rows // 2, vocabulary=vocabulary)
     with pytest.raises(InputError) as caught:
         check(shards, Recipe(0), hidden_size)
-    for part in [*parts, str(tmp_path), "model.embedding_init=spectral", "set model.embedding_init=random"]:
+    for part in [*parts, str(tmp_path), "Token vectors (model.embedding_init)", "set model.embedding_init=random"]:
         assert part in str(caught.value)
 
 
