@@ -42,6 +42,7 @@ class Recipe:
     global_batch: int = 1024
     micro_batch: int = 64
     lr: float = 6e-4
+    embedding_lr_ratio: float = 1.0
     warmup: float = 0.05
     objective: Objective = field(default_factory=Objective)
     spec: SampleSpec = field(default_factory=SampleSpec)
@@ -69,6 +70,7 @@ RECORD = Recipe(
     global_batch=256,
     micro_batch=256,
     lr=2e-4,
+    embedding_lr_ratio=0.1,
     objective=Objective(pair="contrastive"),
     spec=SampleSpec(next_sentence=False, halves=True),
 )
@@ -84,7 +86,7 @@ class Trainer:
         torch.manual_seed(0)
         self.recipe, self.dtype = recipe, dtype
         self.bert = Bert(recipe.bert()).to(device)
-        self.adam = optimizer.build(self.bert, lr=recipe.lr, **ADAM)
+        self.adam = optimizer.build(self.bert, lr=recipe.lr, embedding_lr_ratio=recipe.embedding_lr_ratio, **ADAM)
         worker = alone(
             self.bert,
             recipe.objective,

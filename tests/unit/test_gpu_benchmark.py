@@ -33,6 +33,7 @@ def test_the_recipes_are_those_of_the_jobs(job, recipe):
     spec = sample_spec(config, GPT2)
     assert (recipe.spec.halves, recipe.spec.next_sentence) == (spec.halves, spec.next_sentence)
     assert recipe.lr == config.optimizer.lr
+    assert recipe.embedding_lr_ratio == config.optimizer.embedding_lr_ratio
     assert {name: getattr(config.optimizer, name) for name in recipes.ADAM} == recipes.ADAM
     assert recipe.steps == config.train.steps
     assert round(recipe.warmup * recipe.steps) == config.warmup_steps
