@@ -228,7 +228,7 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     shards = make_shards(str(tmp_path_factory.mktemp("text")), rows=3000, unit_rows=512, vocabulary=400)
     inits = {"embedding_init": "whitened", "attention_init": "average", "output_init": "centred", "mlm_init": "unigram"}
     inits["ffn_init"] = "zero"
-    every = {"log": 1, "validation": 0, "probe": 0, "checkpoint": 0}
+    every = {"log": 1, "validation": 0, "probe": 0, "checkpoint": 1}
     small = {"model": inits, "train": {"steps": 3}, "schedule": {"warmup_steps": 0}, "every": every}
     path = f"{folder}/spectral.yaml"
     storage.write_bytes(path, settings(folder, shards, "spectral", **small).to_yaml().encode())
