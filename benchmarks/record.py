@@ -147,8 +147,7 @@ class Side:
                 loss = self._theirs(attention_mask=batch["attention_mask"].long(), labels=wide, **inputs).loss
             (loss / len(batches)).backward()
         torch.nn.utils.clip_grad_norm_(self._theirs.parameters(), self.config.train.grad_clip)
-        for group in self._adam.param_groups:
-            group["lr"] = lr
+        optimizers.set_lr(self._adam, lr)
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
 

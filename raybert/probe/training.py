@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raybert.encode.encoders import Encoder, Sequences
 from raybert.encode.vectors import batches, mean_of_tokens, pad
-from raybert.model.optimizer import parameter_groups
+from raybert.model.optimizer import parameter_groups, set_lr
 from raybert.model.schedule import lr_at
 
 CLIP = 1.0  # L2 norm of the gradient
@@ -88,8 +88,7 @@ def train(
             if time.monotonic() > end:
                 return
             lr = lr_at(step, peak_lr=plan.lr, total_steps=total, warmup_steps=warmup, decay="linear")
-            for group in optimizer.param_groups:
-                group["lr"] = lr if step >= warmup else plan.lr * step / warmup
+            set_lr(optimizer, lr if step >= warmup else plan.lr * step / warmup)
             rows = order[first : first + plan.batch_size]
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 outputs = head(_pooled(encoder, sequences, rows, plan.pooling, device))  # (B, C)

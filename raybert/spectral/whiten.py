@@ -27,8 +27,9 @@ def whiten(vectors: np.ndarray, units: Iterable[UnitRows]) -> np.ndarray:
     mean = ((counts / counts.sum()) @ vectors).astype(np.float32)
     about_mean = np.ascontiguousarray(vectors - mean)  # a table from a file lies in columns, and rows are read
     about_mean[unseen] = 0
+    table = torch.from_numpy(about_mean)
     windows, size = sum(len(bounds) // 2 for _, bounds in read), vectors.shape[1]
-    within = np.sum([_scatter(tokens, bounds, torch.from_numpy(about_mean)) for tokens, bounds in read], axis=0)
+    within = np.sum([_scatter(tokens, bounds, table) for tokens, bounds in read], axis=0)
     # Shrinkage: D more differences, one along each axis, of the mean square. Few windows leave small variances unknown.
     within = (within + np.trace(within) / windows * np.eye(size)) / (windows + size)
     variance, directions = np.linalg.eigh(within)

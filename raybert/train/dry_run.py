@@ -246,10 +246,12 @@ def _start(run: Run) -> str:
         made = "already computed" if find(run.shards, recipe, run.uri) else "computed first"
         kind = "whitened token vectors" if model.embedding_init == "whitened" else "token vectors"
         words = f"{kind} from {tokens:,} tokens, {made}"
-    others = {"zero": "feed-forward layers at zero", "centred": "centred vectors"}
-    others["unigram"] = "token frequencies in the output layer"
-    chosen = (model.ffn_init, model.output_init, model.mlm_init)
-    more = "".join(f", {others[init]}" for init in chosen if init in others)
+    others = {
+        "zero": "feed-forward layers at zero",
+        "centred": "centred vectors",
+        "unigram": "token frequencies in the output layer",
+    }
+    more = "".join(f", {others[i]}" for i in (model.ffn_init, model.output_init, model.mlm_init) if i in others)
     return f"{words}, {model.attention_init} attention{more}"
 
 
