@@ -28,6 +28,7 @@ Output = Annotated[str, typer.Option(help="directory of the tokenizer, at any UR
 TextColumn_ = Annotated[str, typer.Option("--text-column", help="column or field that holds the text")]
 SplitTxt = Annotated[str, typer.Option(help="split .txt files into documents at blank-lines or lines")]
 SampleTokens = Annotated[int, typer.Option(min=1, help="approximate number of tokens of text to read")]
+KINDS = "bpe (byte-level, covers every text), wordpiece (BERT's) or word (frequent words whole, the rest in pieces)"
 Seed = Annotated[int, typer.Option(help="seed that selects the text to read")]
 
 
@@ -36,7 +37,7 @@ def train(
     input: Input,
     output: Output,
     vocab_size: Annotated[int, typer.Option(help="size of the vocabulary, special tokens included")] = 16_384,
-    kind: Annotated[str, typer.Option(help="bpe (byte-level, covers every text) or wordpiece (BERT's)")] = "bpe",
+    kind: Annotated[str, typer.Option(help=KINDS)] = "bpe",
     lowercase: Annotated[bool, typer.Option("--lowercase", help="treat upper case as lower case")] = False,
     sample_tokens: SampleTokens = 100_000_000,
     text_column: TextColumn_ = "text",

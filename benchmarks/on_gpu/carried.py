@@ -29,7 +29,7 @@ from raybert.tokenizer import GPT2, TextTokenizer, Tokenizer, Vocabulary, vocabu
 from raybert.tokenizer.files import WRITTEN, of_files, written
 
 T, WORDS_T = 512, 128  # of windows in GPT-2's vocabulary, and in that of jobs/record.yaml
-WORDS = 32_000  # of the latter: words of the corpus in lower case
+WORDS = 50_000  # of the latter: words of the corpus in lower case
 WORDS_WINDOWS = 96_000  # which are drawn from all of them: as many as its 1,500 steps of 64 take
 LEARNED_TOKENS = 10**8  # of text, at most, from which words are learned
 UNIT_ROWS = 512
@@ -249,7 +249,7 @@ def learn_words(texts: Callable[[], Iterable[str]], size: int = WORDS) -> TextTo
     """The vocabulary that jobs/record.yaml trains with."""
     from raybert.tokenizer.train import train
 
-    return train(texts, vocab_size=size, kind="wordpiece", lowercase=True)
+    return train(texts, vocab_size=size, kind="word", lowercase=True)
 
 
 def learned_from(files: Iterable[str]) -> Callable[[], Iterable[str]]:

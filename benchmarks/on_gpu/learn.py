@@ -148,10 +148,9 @@ def _token_vectors(windows: Windows, recipe: Recipe, order: Order) -> tuple[np.n
         parts = list(pool.map(lambda rows: count.count(text, chosen, rows[0], rows[1], REACH), ranges))
     matrix = torch.from_numpy(factorise.ppmi(parts, len(chosen))).to(order.device)
     size = recipe.bert().hidden_size
-    torch.manual_seed(0)
-    u, s, _ = torch.svd_lowrank(matrix, q=size + factorise.OVERSAMPLING, niter=1)
+    _, directions = torch.linalg.eigh(matrix.T @ matrix)
     vectors = np.zeros((vocabulary.size, size), np.float32)
-    vectors[: len(matrix)] = (u * s)[:, :size].cpu().numpy()
+    vectors[: len(matrix)] = (matrix @ directions[:, -size:].flip(1)).cpu().numpy()
     vectors = whiten(vectors, sample)
     counts = np.zeros(vocabulary.size, np.int64)
     counts[: len(frequency)] = frequency

@@ -1,12 +1,12 @@
 """Counts to vectors: positive pointwise mutual information and its truncated singular value decomposition.
 
-The result is bit-equal for any number of threads: each multiplies blocks of rows of a fixed size, with one thread in
-the library beneath, and sums over blocks are taken in their order.
+The result is bit-equal for any number of threads: each multiplies blocks of a fixed size, with one thread in the
+library beneath, and no two write to one place.
 
 Shapes: R rows, C columns, k components.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,10 +14,9 @@ import numpy as np
 from raybert.spectral.count import Counts
 
 SMOOTHING = 0.75  # power of the columns' counts: https://aclanthology.org/Q15-1016 (Levy, Goldberg and Dagan 2015)
-OVERSAMPLING = 10
-BLOCK_ROWS = 2048
-# A direction whose share of the largest one's variance is below this is rounding.
-NEGLIGIBLE = 1e-9
+BLOCK_ROWS, BLOCK_COLUMNS = 2048, 500
+# A direction whose share of the largest one's variance is below this is float32's rounding.
+NEGLIGIBLE = 1e-6
 
 
 def ppmi(parts: Sequence[Counts], columns: int) -> np.ndarray:
@@ -47,61 +46,32 @@ def _row_sums(part: Counts) -> np.ndarray:
     return np.diff(sums[part.starts])
 
 
-def principal_vectors(matrix: np.ndarray, rank: int, *, seed: int, threads: int = 1) -> np.ndarray:
+def principal_vectors(matrix: np.ndarray, rank: int, *, threads: int = 1) -> np.ndarray:
     """float32 (R, k), k <= `rank`: U S of the truncated decomposition U S V^T, the largest component first.
 
-    Random projection with one power iteration (Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061, algorithms
-    4.4 and 5.1). In each component the entry of largest size is positive. k is less than `rank` when the matrix has not
-    so many directions.
+    V are eigenvectors of A^T A, which is C x C, and U S = A V. In each component the entry of largest size is positive.
+    k is less than `rank` when the matrix has not so many directions.
     """
-    from threadpoolctl import threadpool_limits  # here, so that `ppmi` does without
+    # Here, so that `ppmi` does without them.
+    from scipy.linalg import eigh
+    from threadpoolctl import threadpool_limits
 
     rows, columns = matrix.shape
-    sketch = min(rank + OVERSAMPLING, rows, columns)
-    drawn = np.random.default_rng(seed).standard_normal((columns, sketch), np.float32)
-    blocks = [slice(low, low + BLOCK_ROWS) for low in range(0, rows, BLOCK_ROWS)]
-    basis = np.empty((rows, sketch), np.float32)
+    products = np.zeros((columns, columns), np.float32)
 
-    def there_and_back(block: slice) -> np.ndarray:  # A^T (A Omega)
-        return matrix[block].T @ (matrix[block] @ drawn)
-
-    def project(block: slice) -> np.ndarray:
-        basis[block] = matrix[block] @ directions
-        return _gram(basis[block].T)
-
-    def back(block: slice) -> np.ndarray:
-        basis[block] = basis[block] @ whiten
-        return basis[block].T @ matrix[block]
+    def multiply(first: int) -> None:  # on and above the diagonal
+        last = min(first + BLOCK_COLUMNS, columns)
+        products[:last, first:last] = matrix[:, :last].T @ matrix[:, first:last]
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        directions = np.linalg.qr(_total(pool, there_and_back, blocks).astype(np.float64))[0].astype(np.float32)
-        # An orthonormal basis of A's range by the eigenvectors of (A Z)^T (A Z), which is k x k.
-        variance, vectors = _largest_first(_total(pool, project, blocks))
-        kept = variance > NEGLIGIBLE * variance[0]
-        whiten = np.where(kept, vectors / np.sqrt(np.where(kept, variance, 1)), 0).astype(np.float32)
-        variance, vectors = _largest_first(_gram(_total(pool, back, blocks)))
-        size = min(rank, int((variance > NEGLIGIBLE * variance[0]).sum()))
-        turn = (vectors * np.sqrt(np.maximum(variance, 0)))[:, :size].astype(np.float32)
-        found = np.concatenate(list(pool.map(lambda block: basis[block] @ turn, blocks)))
-    largest = found[np.abs(found).argmax(axis=0), np.arange(size)]
+        list(pool.map(multiply, reversed(range(0, columns, BLOCK_COLUMNS))))  # the largest first
+        sought = min(rank, rows, columns)
+        variance, vectors = eigh(
+            products, lower=False, subset_by_index=(columns - sought, columns - 1), overwrite_a=True, check_finite=False
+        )
+        kept = variance > NEGLIGIBLE * variance[-1]
+        turn = vectors[:, kept][:, ::-1]  # the largest first
+        blocks = [slice(low, low + BLOCK_ROWS) for low in range(0, rows, BLOCK_ROWS)]
+        found = np.concatenate(list(pool.map(lambda block: matrix[block] @ turn, blocks)))
+    largest = found[np.abs(found).argmax(axis=0), np.arange(found.shape[1])]
     return np.asarray(found * np.where(largest < 0, -1, 1).astype(np.float32))
-
-
-def _gram(values: np.ndarray) -> np.ndarray:
-    """(k, n) -> (k, k) in float64"""
-    wide = values.astype(np.float64)
-    return wide @ wide.T
-
-
-def _largest_first(symmetric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values, vectors = np.linalg.eigh(symmetric)
-    return values[::-1], vectors[:, ::-1]
-
-
-def _total(pool: ThreadPoolExecutor, function: Callable[[slice], np.ndarray], blocks: Sequence[slice]) -> np.ndarray:
-    """The sum over blocks, in their order whichever is done first."""
-    results = pool.map(function, blocks)
-    total = next(results)
-    for part in results:
-        total += part
-    return total

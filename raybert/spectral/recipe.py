@@ -10,7 +10,7 @@ from raybert.data.units import Unit
 from raybert.errors import InputError
 
 # Part of every table's name: raise it when the same shards and recipe would give other vectors.
-VERSION = 1
+VERSION = 2
 # Fewer tokens than this say nothing of most words: vectors of a million tokens are already worse than of ten.
 LEAST_TOKENS = 100_000
 _UNIT_ORDER = 30  # purpose of a draw, beside those of raybert.data
@@ -22,7 +22,7 @@ class Recipe:
     """All that a table depends on besides its shards.
 
     Args:
-        seed: draws the sample and the random projection.
+        seed: draws the sample.
         sample_tokens: about so many tokens are counted, so that the time is bounded however large the corpus is.
         reach: tokens at most so many places apart are a pair.
         columns: a pair's second token is one of so many, the most frequent.

@@ -135,7 +135,7 @@ def _factorise(counted: list[Any], columns: int, recipe: Recipe, places: list[st
     matrix = factorise.ppmi(ray.get(counted), columns)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
     threads = min(MOST_THREADS, available)
-    vectors = factorise.principal_vectors(matrix, recipe.components, seed=recipe.seed, threads=threads)
+    vectors = factorise.principal_vectors(matrix, recipe.components, threads=threads)
     for uri in places[:-1]:
         try:
             files.write(uri, vectors)

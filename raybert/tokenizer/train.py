@@ -17,7 +17,8 @@ from raybert.tokenizer.gpt2 import CONFIG as OWN_CONFIG
 from raybert.tokenizer.gpt2 import MODEL_INPUTS, Tokenizer, hugging_face, template
 from raybert.tokenizer.vocabulary import TextTokenizer
 
-PASSES = {"bpe": 1, "wordpiece": 2}  # over the text, of each kind
+PASSES = {"bpe": 1, "wordpiece": 2, "word": 3}  # over the text, of each kind
+WORD_SHARE = 6  # of a vocabulary of words, one token in so many is a piece for the words that it does not have
 ROLES = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
 PIECES = 3  # a word of so many pieces is worth a token of its own, if it stands there more than once
 
@@ -29,7 +30,8 @@ def train(
 
     Args:
         texts: begins to go through them; `PASSES` times.
-        kind: "bpe", byte-pair encoding on bytes, which knows every text; or "wordpiece", BERT's.
+        kind: "bpe", byte-pair encoding on bytes, which knows every text; "wordpiece", BERT's; or "word", a WordPiece
+            whose tokens are a few pieces and then the most frequent words, whole.
 
     Raises:
         InputError: the vocabulary is smaller than the alphabet, or larger than what the texts have.
@@ -41,7 +43,8 @@ def train(
         raise InputError(
             f"--vocab-size {vocab_size} is below {least}: 256 bytes and {len(ROLES)} special tokens; raise it."
         )
-    tokenizer, roles = _bpe(texts, vocab_size, lowercase) if kind == "bpe" else _wordpiece(texts, vocab_size, lowercase)
+    learn = {"bpe": _bpe, "wordpiece": _wordpiece, "word": _words}[kind]
+    tokenizer, roles = learn(texts, vocab_size, lowercase)
     size = tokenizer.get_vocab_size()
     if size < vocab_size:
         raise InputError(
@@ -69,14 +72,15 @@ def _bpe(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -
     return tokenizer, ROLES
 
 
-def _wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -> tuple[Theirs, dict[str, str]]:
+def _wordpiece(
+    texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool, *, share: int = 1
+) -> tuple[Theirs, dict[str, str]]:
+    """With `share`, only one in so many of the vocabulary's tokens, as long as that has every character."""
     roles = {**ROLES, "unk": "[UNK]"}
     names = sorted(roles.values())
 
     def trained(size: int, first: list[str]) -> Theirs:
-        tokenizer = Theirs(models.WordPiece({}, unk_token=roles["unk"]))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer = _prepared(models.WordPiece({}, unk_token=roles["unk"]), lowercase)
         tokenizer.decoder = decoders.WordPiece(prefix="##")
         trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=first, show_progress=False)
         tokenizer.train_from_iterator(texts(), trainer)
@@ -91,9 +95,32 @@ def _wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: b
             f"--vocab-size {vocab_size} is below {least}: the characters of the text, within words and at their start, "
             f"and {len(names)} special tokens; raise it, or use --kind bpe, whose alphabet is 256 bytes."
         )
-    described = json.loads(trained(vocab_size, [*names, *characters]).to_str())
+    described = json.loads(trained(max(least, vocab_size // share), [*names, *characters]).to_str())
     described["added_tokens"] = [token for token in described["added_tokens"] if token["content"] in names]
     return Theirs.from_str(json.dumps(described)), roles
+
+
+def _words(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -> tuple[Theirs, dict[str, str]]:
+    pieces, roles = _wordpiece(texts, vocab_size, lowercase, share=WORD_SHARE)
+    counted = _prepared(models.WordLevel({}, unk_token=roles["unk"]), lowercase)
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False)
+    counted.train_from_iterator(texts(), trainer)
+    frequent = counted.get_vocab()
+    described = json.loads(pieces.to_str())
+    vocabulary: dict[str, int] = described["model"]["vocab"]
+    # The most frequent first. A word is cut into the longest tokens that it begins with, so whole where it is one.
+    new = [word for word in sorted(frequent, key=frequent.__getitem__) if word not in vocabulary]
+    first = len(vocabulary)
+    vocabulary.update({word: number for number, word in enumerate(new[: vocab_size - first], first)})
+    return Theirs.from_str(json.dumps(described)), roles
+
+
+def _prepared(model: models.Model, lowercase: bool) -> Theirs:
+    """BERT's normal form and its words, before `model`."""
+    tokenizer = Theirs(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
 
 
 def _made(described: dict[str, Any], config: dict[str, Any], roles: dict[str, str]) -> FastTokenizer:

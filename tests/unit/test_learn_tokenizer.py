@@ -9,10 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import hypothesis
 import numpy as np
 import pytest
 import tokenizers
 import yaml
+from hypothesis import strategies as st
 
 import raybert
 from raybert.cli import run_app
@@ -52,12 +54,13 @@ def texts() -> list[str]:
     return [" ".join(rng.choices(words, k=40)) for _ in range(200)]
 
 
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "word"])
 def test_the_same_texts_give_the_same_bytes_in_any_order(kind, tmp_path):
-    made = train(texts, vocab_size=600, kind=kind, lowercase=True)
-    again = train(lambda: reversed(texts()), vocab_size=600, kind=kind, lowercase=True)
+    size = 300 if kind == "word" else 600  # the texts have 300 words
+    made = train(texts, vocab_size=size, kind=kind, lowercase=True)
+    again = train(lambda: reversed(texts()), vocab_size=size, kind=kind, lowercase=True)
     assert made.files() == again.files()
-    assert made.size == 600
+    assert made.size == size
     assert cost(made, texts()[:20])[0] < 0.5 * cost(Tokenizer(), texts()[:20])[0]
     made.save(tmp_path / "it")
     assert load_for_training(str(tmp_path / "it")).hash == made.hash
@@ -81,12 +84,31 @@ def test_the_same_texts_give_the_same_bytes_in_any_order(kind, tmp_path):
         (30, "wordpiece", "is below 49: the characters"),
         (60_000, "bpe", "The text supports .* fewer than --vocab-size 60,000"),
         (60_000, "wordpiece", "The text supports"),
-        (600, "words", "--kind must be one of bpe, wordpiece"),
+        (30, "word", "is below 49: the characters"),
+        (60_000, "word", "The text supports"),
+        (600, "words", "--kind must be one of bpe, wordpiece, word, not"),
     ],
 )
 def test_a_size_that_the_text_does_not_give_is_refused(size, kind, sentence):
     with pytest.raises(InputError, match=sentence):
         train(texts, vocab_size=size, kind=kind)
+
+
+@hypothesis.given(st.lists(st.text("abcde", min_size=1, max_size=6), min_size=10, max_size=200), st.data())
+def test_of_a_vocabulary_of_words_the_most_frequent_are_whole(words, data):
+    counts = Counter(words)
+    letters = {letter for word in words for letter in word} | {f"##{letter}" for word in words for letter in word[1:]}
+    least, repeated = 5 + len(letters), sum(count > 1 and len(word) > 1 for word, count in counts.items())
+    room = data.draw(st.integers(0, repeated))
+    made = train(lambda: [" ".join(words)], vocab_size=least + room, kind="word")
+    known = set(made.pieces(range(made.size)))
+    whole = {word for word, count in counts.items() if word in known}
+    assert all(len(made.encode(word)) == 1 for word in whole)
+    # Beside the letters and a sixth of pieces no word is left out that is more frequent than one that is in.
+    taken = made.pieces(range(max(least, (least + room) // 6), made.size))
+    left_out = [count for word, count in counts.items() if word not in known]
+    assert not left_out or not taken or max(left_out) <= min(counts[word] for word in taken)
+    assert all(counts[word] >= 2 for word in taken)
 
 
 def test_the_commands_read_what_prepare_reads(tmp_path, capsys):
