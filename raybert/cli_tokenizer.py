@@ -28,7 +28,7 @@ Output = Annotated[str, typer.Option(help="directory of the tokenizer, at any UR
 TextColumn_ = Annotated[str, typer.Option("--text-column", help="column or field that holds the text")]
 SplitTxt = Annotated[str, typer.Option(help="split .txt files into documents at blank-lines or lines")]
 SampleTokens = Annotated[int, typer.Option(min=1, help="approximate number of tokens of text to read")]
-KINDS = "bpe (byte-level, covers every text), wordpiece (BERT's) or word (frequent words whole, the rest in pieces)"
+KINDS = "bpe (byte-level, covers every text), wordpiece (BERT's) or word (frequent words as single tokens)"
 Seed = Annotated[int, typer.Option(help="seed that selects the text to read")]
 
 

@@ -30,7 +30,8 @@ from raybert.tokenizer.files import WRITTEN, of_files, written
 
 T, WORDS_T = 512, 128  # of windows in GPT-2's vocabulary, and in that of jobs/record.yaml
 WORDS = 50_000  # of the latter: words of the corpus in lower case
-WORDS_WINDOWS = 96_000  # which are drawn from all of them: as many as its 1,500 steps of 64 take
+WORDS_WINDOWS = 96_000  # which are drawn from all of them: as many as its 375 steps of 256 take
+VERSION = 2  # of the file: raise it when its arrays or the recipe's vocabulary change
 LEARNED_TOKENS = 10**8  # of text, at most, from which words are learned
 UNIT_ROWS = 512
 N_TRAIN, N_TEST = 10_000, 2_500  # texts of AG News
@@ -169,11 +170,12 @@ def read(path: Path) -> Carried:
     if not path.exists():
         raise InputError(f"There is no {path}; make it with `python -m benchmarks.on_gpu.carried {path}`.")
     with np.load(path) as found:
-        files = {name: found[name].tobytes() for name in WRITTEN if name in found}
-        if not files:
+        if "version" not in found or found["version"] != VERSION:
             again = f"make it again with `python -m benchmarks.on_gpu.carried {path}`"
-            raise InputError(f"{path} is an older file, without the recipe's vocabulary; {again}.")
-        word_tokenizer = of_files(files, str(path))
+            raise InputError(
+                f"{path} is from another version of raybert, whose recipe had another vocabulary; {again}."
+            )
+        word_tokenizer = of_files({name: found[name].tobytes() for name in WRITTEN if name in found}, str(path))
         return Carried(
             windows=Windows(_rows(found, ""), T),
             words=Windows(_rows(found, "words_"), WORDS_T, word_tokenizer.vocabulary),
@@ -233,6 +235,7 @@ def make(path: Path, most_tokens: int | None = None) -> int:
         "texts": np.frombuffer(json.dumps(texts).encode(), np.uint8),
         "labels": np.array(labels, np.uint8),
         "n_train": np.array(n_train),
+        "version": np.array(VERSION),
     }
     carried = written(words) | {file.name: file.read_bytes() for file in vocabulary_files()}
     arrays |= {name: np.frombuffer(content, np.uint8) for name, content in carried.items()}

@@ -141,16 +141,17 @@ def _token_vectors(windows: Windows, recipe: Recipe, order: Order) -> tuple[np.n
     vocabulary = windows.vocabulary
     text = count.lay_out(sample, REACH, vocabulary)
     frequency = count.frequencies(text, vocabulary.text_stop)
-    chosen = count.pick_columns(frequency, COLUMNS)
+    chosen = count.pick_columns(frequency, COLUMNS if order.on_gpu else factorise.SMALL)
     threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         ranges = count.share_rows(frequency, 4 * threads)
         parts = list(pool.map(lambda rows: count.count(text, chosen, rows[0], rows[1], REACH), ranges))
     matrix = torch.from_numpy(factorise.ppmi(parts, len(chosen))).to(order.device)
     size = recipe.bert().hidden_size
-    _, directions = torch.linalg.eigh(matrix.T @ matrix)
+    _, directions = torch.linalg.eigh((matrix.T @ matrix).double())
+    found = matrix @ directions[:, -size:].flip(1).float()
     vectors = np.zeros((vocabulary.size, size), np.float32)
-    vectors[: len(matrix)] = (matrix @ directions[:, -size:].flip(1)).cpu().numpy()
+    vectors[: len(found), : found.shape[1]] = found.cpu().numpy()
     vectors = whiten(vectors, sample)
     counts = np.zeros(vocabulary.size, np.int64)
     counts[: len(frequency)] = frequency

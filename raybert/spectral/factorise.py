@@ -1,7 +1,7 @@
 """Counts to vectors: positive pointwise mutual information and its truncated singular value decomposition.
 
 The result is bit-equal for any number of threads: each multiplies blocks of a fixed size, with one thread in the
-library beneath, and no two write to one place.
+library beneath, no two threads write to the same place, and one thread finds the eigenvectors.
 
 Shapes: R rows, C columns, k components.
 """
@@ -15,8 +15,10 @@ from raybert.spectral.count import Counts
 
 SMOOTHING = 0.75  # power of the columns' counts: https://aclanthology.org/Q15-1016 (Levy, Goldberg and Dagan 2015)
 BLOCK_ROWS, BLOCK_COLUMNS = 2048, 500
-# A direction whose share of the largest one's variance is below this is float32's rounding.
-NEGLIGIBLE = 1e-6
+SMALL = 1000  # columns up to which products and eigenvectors are in float64
+# A direction whose share of the largest one's variance is below this is rounding of the matrix, which is float32; of
+# products in float32 there is more.
+NEGLIGIBLE = 1e-9
 
 
 def ppmi(parts: Sequence[Counts], columns: int) -> np.ndarray:
@@ -50,28 +52,33 @@ def principal_vectors(matrix: np.ndarray, rank: int, *, threads: int = 1) -> np.
     """float32 (R, k), k <= `rank`: U S of the truncated decomposition U S V^T, the largest component first.
 
     V are eigenvectors of A^T A, which is C x C, and U S = A V. In each component the entry of largest size is positive.
-    k is less than `rank` when the matrix has not so many directions.
+    k is less than `rank` when the matrix has fewer directions.
     """
     # Here, so that `ppmi` does without them.
     from scipy.linalg import eigh
     from threadpoolctl import threadpool_limits
 
     rows, columns = matrix.shape
-    products = np.zeros((columns, columns), np.float32)
+    small = columns <= SMALL
+    products = np.zeros((columns, columns), np.float64 if small else np.float32)
 
     def multiply(first: int) -> None:  # on and above the diagonal
-        last = min(first + BLOCK_COLUMNS, columns)
-        products[:last, first:last] = matrix[:, :last].T @ matrix[:, first:last]
+        own = slice(first, min(first + BLOCK_COLUMNS, columns))
+        left, right = matrix[:, : own.stop], matrix[:, own]
+        products[: own.stop, own] = left.T.astype(products.dtype, copy=False) @ right
+
+    def project(block: slice) -> None:
+        np.matmul(matrix[block], turn, out=found[block])
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         list(pool.map(multiply, reversed(range(0, columns, BLOCK_COLUMNS))))  # the largest first
-        sought = min(rank, rows, columns)
-        variance, vectors = eigh(
-            products, lower=False, subset_by_index=(columns - sought, columns - 1), overwrite_a=True, check_finite=False
-        )
-        kept = variance > NEGLIGIBLE * variance[-1]
-        turn = vectors[:, kept][:, ::-1]  # the largest first
-        blocks = [slice(low, low + BLOCK_ROWS) for low in range(0, rows, BLOCK_ROWS)]
-        found = np.concatenate(list(pool.map(lambda block: matrix[block] @ turn, blocks)))
-    largest = found[np.abs(found).argmax(axis=0), np.arange(found.shape[1])]
-    return np.asarray(found * np.where(largest < 0, -1, 1).astype(np.float32))
+        last = (columns - min(rank, rows, columns), columns - 1)
+        variance, vectors = eigh(products, lower=False, subset_by_index=last, check_finite=False)
+        rounding = NEGLIGIBLE if small else columns**0.5 * np.finfo(np.float32).eps
+        kept = variance > rounding * variance[-1]
+        turn = np.ascontiguousarray(vectors[:, kept][:, ::-1], np.float32)  # the largest first
+        del vectors
+        found = np.empty((rows, turn.shape[1]), np.float32)
+        list(pool.map(project, [slice(low, low + BLOCK_ROWS) for low in range(0, rows, BLOCK_ROWS)]))
+    found *= np.where(found.max(axis=0) < -found.min(axis=0), -1, 1).astype(np.float32)
+    return found

@@ -136,6 +136,7 @@ def _factorise(counted: list[Any], columns: int, recipe: Recipe, places: list[st
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
     threads = min(MOST_THREADS, available)
     vectors = factorise.principal_vectors(matrix, recipe.components, threads=threads)
+    del matrix  # the largest part of the memory, and writing needs some
     for uri in places[:-1]:
         try:
             files.write(uri, vectors)

@@ -18,7 +18,7 @@ from raybert.tokenizer.gpt2 import MODEL_INPUTS, Tokenizer, hugging_face, templa
 from raybert.tokenizer.vocabulary import TextTokenizer
 
 PASSES = {"bpe": 1, "wordpiece": 2, "word": 3}  # over the text, of each kind
-WORD_SHARE = 6  # of a vocabulary of words, one token in so many is a piece for the words that it does not have
+WORD_SHARE = 6  # of a vocabulary of words, one token in six is a piece; all other words are split into pieces
 ROLES = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
 PIECES = 3  # a word of so many pieces is worth a token of its own, if it stands there more than once
 
@@ -31,7 +31,7 @@ def train(
     Args:
         texts: begins to go through them; `PASSES` times.
         kind: "bpe", byte-pair encoding on bytes, which knows every text; "wordpiece", BERT's; or "word", a WordPiece
-            whose tokens are a few pieces and then the most frequent words, whole.
+            whose tokens are some pieces, and then the most frequent words that occur at least twice.
 
     Raises:
         InputError: the vocabulary is smaller than the alphabet, or larger than what the texts have.
@@ -45,11 +45,8 @@ def train(
         )
     learn = {"bpe": _bpe, "wordpiece": _wordpiece, "word": _words}[kind]
     tokenizer, roles = learn(texts, vocab_size, lowercase)
-    size = tokenizer.get_vocab_size()
-    if size < vocab_size:
-        raise InputError(
-            f"The text supports {size:,} tokens, fewer than --vocab-size {vocab_size:,}; lower it, or give more text."
-        )
+    if (size := tokenizer.get_vocab_size()) < vocab_size:
+        raise _too_many(size, vocab_size)
     template(tokenizer, roles)
     names = {f"{role}_token": token for role, token in roles.items()}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "model_input_names": MODEL_INPUTS}
@@ -75,7 +72,7 @@ def _bpe(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -
 def _wordpiece(
     texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool, *, share: int = 1
 ) -> tuple[Theirs, dict[str, str]]:
-    """With `share`, only one in so many of the vocabulary's tokens, as long as that has every character."""
+    """Of `vocab_size` // `share` tokens, but at least one for each character."""
     roles = {**ROLES, "unk": "[UNK]"}
     names = sorted(roles.values())
 
@@ -105,14 +102,24 @@ def _words(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool)
     counted = _prepared(models.WordLevel({}, unk_token=roles["unk"]), lowercase)
     trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=False)
     counted.train_from_iterator(texts(), trainer)
-    frequent = counted.get_vocab()
+    frequent = counted.get_vocab()  # word -> place, the most frequent first
     described = json.loads(pieces.to_str())
     vocabulary: dict[str, int] = described["model"]["vocab"]
-    # The most frequent first. A word is cut into the longest tokens that it begins with, so whole where it is one.
-    new = [word for word in sorted(frequent, key=frequent.__getitem__) if word not in vocabulary]
-    first = len(vocabulary)
-    vocabulary.update({word: number for number, word in enumerate(new[: vocab_size - first], first)})
+    longest = described["model"]["max_input_chars_per_word"]  # longer words are [UNK], in the vocabulary or not
+    words = [word for word in sorted(frequent, key=frequent.__getitem__) if 1 < len(word) <= longest]
+    new = [word for word in words if word not in vocabulary][: vocab_size - len(vocabulary)]
+    if len(vocabulary) + len(new) < vocab_size:
+        letters = sum(len(token.removeprefix("##")) == 1 for token in vocabulary)
+        # A smaller vocabulary has fewer pieces, but these and the letters in any case.
+        raise _too_many(len(roles) + letters + len(words), vocab_size)
+    vocabulary.update({word: number for number, word in enumerate(new, len(vocabulary))})
     return Theirs.from_str(json.dumps(described)), roles
+
+
+def _too_many(supported: int, vocab_size: int) -> InputError:
+    return InputError(
+        f"The text supports {supported:,} tokens, fewer than --vocab-size {vocab_size:,}; lower it, or give more text."
+    )
 
 
 def _prepared(model: models.Model, lowercase: bool) -> Theirs:

@@ -103,12 +103,24 @@ def test_of_a_vocabulary_of_words_the_most_frequent_are_whole(words, data):
     made = train(lambda: [" ".join(words)], vocab_size=least + room, kind="word")
     known = set(made.pieces(range(made.size)))
     whole = {word for word, count in counts.items() if word in known}
-    assert all(len(made.encode(word)) == 1 for word in whole)
+    assert all(made.pieces(made.encode(word)) == [word] for word in whole)
     # Beside the letters and a sixth of pieces no word is left out that is more frequent than one that is in.
     taken = made.pieces(range(max(least, (least + room) // 6), made.size))
     left_out = [count for word, count in counts.items() if word not in known]
     assert not left_out or not taken or max(left_out) <= min(counts[word] for word in taken)
     assert all(counts[word] >= 2 for word in taken)
+
+
+def test_a_vocabulary_of_words_says_what_size_the_text_supports():
+    with pytest.raises(InputError, match="The text supports") as said:
+        train(texts, vocab_size=900, kind="word")
+    supported = int(re.search(r"supports (\d+) tokens", str(said.value))[1])
+    assert train(texts, vocab_size=supported, kind="word").size == supported
+    long = "a" * 101  # of which WordPiece makes [UNK]
+    made = train(lambda: [f"{long} {long} ab ab"], vocab_size=10, kind="word")
+    assert made.pieces(made.encode("ab")) == ["ab"]
+    with pytest.raises(InputError, match="The text supports 10 tokens"):
+        train(lambda: [f"{long} {long} ab ab"], vocab_size=11, kind="word")
 
 
 def test_the_commands_read_what_prepare_reads(tmp_path, capsys):

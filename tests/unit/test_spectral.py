@@ -90,7 +90,13 @@ def ppmi_by_definition(matrix: np.ndarray) -> np.ndarray:
     return np.where(matrix > 0, np.maximum(information, 0), 0)
 
 
-def test_information_and_its_factors_are_those_of_the_definition():
+@pytest.mark.parametrize(
+    ("small", "block"), [(factorise.SMALL, factorise.BLOCK_COLUMNS), (factorise.SMALL, 16), (0, 16)]
+)
+def test_information_and_its_factors_are_those_of_the_definition(monkeypatch, small, block):
+    monkeypatch.setattr(factorise, "SMALL", small)
+    monkeypatch.setattr(factorise, "BLOCK_COLUMNS", block)
+    monkeypatch.setattr(factorise, "BLOCK_ROWS", 64)
     columns, parts = zipf_counts(3)
     matrix = factorise.ppmi(parts, columns)
     exact = ppmi_by_definition(dense(parts, columns).astype(np.float64))
@@ -125,6 +131,21 @@ def test_a_matrix_of_few_directions_gives_few_components():
     found = factorise.principal_vectors(matrix, 30)
     assert found.shape == (300, 4)
     np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(matrix), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(300, 90), (40, 90), (1, 5)])
+@pytest.mark.parametrize("small", [factorise.SMALL, 0])
+def test_rows_and_columns_without_a_pair_and_few_rows(monkeypatch, shape, small):
+    monkeypatch.setattr(factorise, "SMALL", small)
+    matrix = np.random.default_rng(1).random(shape, np.float32)
+    matrix[:, ::4] = 0
+    matrix[1::3] = 0
+    values = np.linalg.svd(matrix, compute_uv=False)
+    found = factorise.principal_vectors(matrix, 10)
+    assert found.shape == (shape[0], min(10, int((values > 1e-3).sum())))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=0), values[: found.shape[1]], rtol=1e-4)
+    assert not found[1::3].any()
+    assert factorise.principal_vectors(np.zeros_like(matrix), 10).shape == (shape[0], 0)
 
 
 def test_a_sample_is_whole_units_of_the_training_split_in_a_seeded_order(tmp_path):
