@@ -69,10 +69,10 @@ RECORD = Recipe(
     steps=375,
     global_batch=256,
     micro_batch=256,
-    lr=2e-4,
+    lr=5e-5,
     embedding_lr_ratio=0.1,
-    objective=Objective(pair="contrastive"),
-    spec=SampleSpec(next_sentence=False, halves=True),
+    objective=Objective(pair="contrastive", bag_weight=0.5),
+    spec=SampleSpec(next_sentence=False, halves=True, bag_tokens=16),
 )
 
 
