@@ -141,7 +141,7 @@ def _token_vectors(windows: Windows, recipe: Recipe, order: Order) -> tuple[np.n
     vocabulary = windows.vocabulary
     text = count.lay_out(sample, REACH, vocabulary)
     frequency = count.frequencies(text, vocabulary.text_stop)
-    chosen = count.pick_columns(frequency, COLUMNS if order.on_gpu else factorise.SMALL)
+    chosen = count.pick_columns(frequency, COLUMNS if order.on_gpu else 1000)
     threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         ranges = count.share_rows(frequency, 4 * threads)

@@ -72,8 +72,8 @@ def principal_vectors(matrix: np.ndarray, rank: int, *, threads: int = 1) -> np.
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         list(pool.map(multiply, reversed(range(0, columns, BLOCK_COLUMNS))))  # the largest first
-        last = (columns - min(rank, rows, columns), columns - 1)
-        variance, vectors = eigh(products, lower=False, subset_by_index=last, check_finite=False)
+        largest = (columns - min(rank, rows, columns), columns - 1)
+        variance, vectors = eigh(products, lower=False, subset_by_index=largest, check_finite=False)
         rounding = NEGLIGIBLE if small else columns**0.5 * np.finfo(np.float32).eps
         kept = variance > rounding * variance[-1]
         turn = np.ascontiguousarray(vectors[:, kept][:, ::-1], np.float32)  # the largest first
