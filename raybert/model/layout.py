@@ -94,7 +94,8 @@ class Packed:
 def packed(starts: Tensor, tokens: int, longest: int) -> Packed:
     """The layout of so many tokens; `starts` as in `Packed`, ending on `tokens`."""
     place = torch.arange(tokens, device=starts.device, dtype=starts.dtype)
-    sequence = torch.bucketize(place, starts[1:], right=True)
+    # Of all starts and less one: torch 2.11 and 2.12 compile `starts[1:]` to the whole of `starts` on a GPU.
+    sequence = torch.bucketize(place, starts, right=True) - 1
     return Packed(starts, longest, sequence, place.long() - starts.long()[sequence])
 
 
