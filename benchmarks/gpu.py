@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 # Shares of the time, in the order in which they run; what a part leaves is shared out among the others.
-PARTS = {"correct": 0.14, "learn": 0.33, "record": 0.13, "probe": 0.04, "step": 0.36}
+PARTS = {"correct": 0.25, "learn": 0.26, "record": 0.14, "probe": 0.05, "step": 0.30}
 ON_A_CPU = {"correct": 0.5, "learn": 0.14, "record": 0.14, "probe": 0.08, "step": 0.14}
 GRACE = 0.12  # of a part's limit, by which its work ends before it is killed
 RESERVE = 5.0  # seconds of the whole for starting and ending
@@ -88,8 +88,9 @@ def run_all(arguments: argparse.Namespace) -> int:
 
 
 def exit_code(found: dict[str, Any]) -> int:
-    """Of a summary: 0 when every part ended well and every test ran and passed."""
-    return 1 if found["failed"] or found["tests_failed"] or found["tests_not_run"] else 0
+    """Of a summary: 0 when every part ended well, every test ran and passed, and no measurement failed."""
+    wrong = ("failed", "tests_failed", "tests_not_run", "steps_failed", "steps_without_ratio")
+    return 1 if any(found[name] for name in wrong) else 0
 
 
 def run_limited(part: str, limit: float, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -141,10 +142,11 @@ def about(device: str) -> dict[str, Any]:
 def summary(out: Path, seconds: float, failed: list[str]) -> dict[str, Any]:
     """The last line, with the names that all benchmarks have; figures that were not measured are left out."""
     lines = [json.loads(line) for line in (out / RESULTS).read_text().splitlines()]
-    steps = [line for line in lines if line["part"] == "step" and "ours" in line]
+    of_shapes = [line for line in lines if line["part"] == "step" and "size" in line]
+    steps = [line for line in of_shapes if "ours" in line]
     newest = list({(line["size"], line["T"]): line for line in steps}.values())  # in the order of the shapes
     first = next((line for line in newest if "ratio" in line), newest[0] if newest else {})
-    named = ("ours", "peer", "ratio", "limit", "mfu", "size", "T", "ours_is", "peer_is")
+    named = ("ours", "peer", "ratio", "limit", "mfu", "size", "T", "ours_is", "peer_is", "peer_ways")
     found = {name: first[name] for name in named if name in first}
     if "mfu" in found:
         found["share_of_limit"] = found["mfu"]
@@ -152,7 +154,12 @@ def summary(out: Path, seconds: float, failed: list[str]) -> dict[str, Any]:
     ends = [line for line in lines if line["part"] in ("learn", "record") and "pooler" in line]
     found |= {"tests": len(tests), "tests_failed": [line["test"] for line in tests if not line["ok"]]}
     found["tests_not_run"] = not_run(lines)
-    found |= {f"{line['recipe']}_pooler": line["pooler"] for line in ends}
+    found["steps_failed"] = [f"{line['side']} {line['way']} {shape(line)}" for line in of_shapes if "failed" in line]
+    found["steps_without_ratio"] = sorted(
+        {shape(line) for line in of_shapes} - {shape(line) for line in newest if "ratio" in line}
+    )
+    for line in ends:
+        found |= {f"{line['recipe']}_pooler": line["pooler"], f"{line['recipe']}_steps": line["steps"]}
     return {
         "part": "summary",
         "name": "gpu",
@@ -162,6 +169,10 @@ def summary(out: Path, seconds: float, failed: list[str]) -> dict[str, Any]:
         "failed": failed,
         "seconds": round(seconds, 1),
     }
+
+
+def shape(line: dict[str, Any]) -> str:
+    return f"{line['size']} T={line['T']}"
 
 
 def not_run(lines: list[dict[str, Any]]) -> list[str]:

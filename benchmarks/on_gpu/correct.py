@@ -10,11 +10,12 @@ from benchmarks.on_gpu.parts import Order
 from benchmarks.on_gpu.recipes import Recipe, Trainer
 from raybert.data.block import Columns
 from raybert.errors import one_line
+from raybert.model import compiler, varlen
 from raybert.train import checkpoint
 from raybert.train.checkpoint import Snapshot
 from tests.unit import test_packed as packed
 
-SLOWEST = "compiled"  # a name's part: comes last, so that the others have run when time is up
+WAITS, SLOWEST = "no_wait", "compiled"  # parts of names: come last, so that the others have run when time is up
 
 
 def run(order: Order) -> None:
@@ -23,7 +24,9 @@ def run(order: Order) -> None:
     failed = 0
     if order.on_gpu:
         tests["no_wait_by_torch"] = lambda: no_wait(order)
-    names = sorted(tests, key=lambda name: SLOWEST in name)
+        if torch.cuda.get_device_capability(order.device) >= varlen.CAPABILITY:
+            tests["the_kernel_and_the_compiler_are_used"] = lambda: nothing_is_missing(order)
+    names = sorted(tests, key=lambda name: (WAITS in name, SLOWEST in name))
     order.tell(planned=names)  # so that those which time did not allow are known
     for name in names:
         start, error = time.perf_counter(), ""
@@ -36,6 +39,12 @@ def run(order: Order) -> None:
         found = {"test": name, "ok": not error, "seconds": time.perf_counter() - start}
         order.tell(**found, **({"error": error} if error else {}))
     order.tell(tests=len(tests), failed=failed)
+
+
+def nothing_is_missing(order: Order) -> None:
+    """On a card that has the kernel. Without it, or without a compiler, all other parts run, but slowly."""
+    missing = [varlen.why_not(order.device, torch.bfloat16, 64), compiler.why_not(order.device)]
+    assert not any(missing), "; ".join(reason for reason in missing if reason)
 
 
 def no_wait(order: Order) -> None:

@@ -21,6 +21,7 @@ from benchmarks.on_gpu.figure import draw
 from benchmarks.on_gpu.parts import Order, timed
 from benchmarks.on_gpu.probe import Prober
 from benchmarks.on_gpu.recipes import ORIGINAL, RECORD, Recipe, Trainer, stream
+from raybert.errors import RunFailed
 from raybert.model import initialise
 from raybert.model.bert import Bert
 from raybert.spectral import count, factorise
@@ -45,10 +46,12 @@ def original(order: Order) -> None:
 
 
 def record(order: Order) -> None:
-    """jobs/record.yaml as it is, with a vocabulary of words."""
+    """jobs/record.yaml as it is, with a vocabulary of words; not compiled, which takes longer than its steps."""
     carried = order.load()
     recipe = RECORD if order.on_gpu else replace(RECORD, size="tiny", global_batch=16, micro_batch=16)
-    train(order, "record", recipe, carried.words, carried, tokenizer=carried.word_tokenizer, spectral=True)
+    train(
+        order, "record", recipe, carried.words, carried, tokenizer=carried.word_tokenizer, spectral=True, compiles=False
+    )
 
 
 def train(
@@ -60,11 +63,16 @@ def train(
     *,
     tokenizer: TextTokenizer | None = None,
     spectral: bool = False,
+    compiles: bool | None = None,
 ) -> None:
     """The curve, which is written after each probe: a part that is stopped leaves what it has.
 
     Args:
         tokenizer: of the windows, where it is another than raybert's own.
+        compiles: None for what a run does by itself.
+
+    Raises:
+        RunFailed: time was up before the first step.
     """
     recipe = recipe.within(windows.vocabulary)
     begun, every = time.perf_counter(), EVERY if order.on_gpu else 10
@@ -73,7 +81,8 @@ def train(
     if spectral:
         vectors, counts, seconds = _token_vectors(windows, recipe, order)
         order.tell(recipe=name, token_vectors_s=seconds, counted_tokens=int(counts.sum()))
-    trainer, prober = Trainer(recipe, order.device, order.dtype), Prober(carried, order, tokenizer)
+    trainer = Trainer(recipe, order.device, order.dtype, compiles=compiles)
+    prober = Prober(carried, order, tokenizer)
     trainer.bert.tokenizer = tokenizer
     for note in trainer.notes:
         order.tell(recipe=name, note=note)
@@ -109,6 +118,8 @@ def train(
         lap = time.perf_counter() - at
         spent += lap
     batches.close()
+    if not trainer.step:
+        raise RunFailed(f"The part's time was up before the first step of {name}; give it more --minutes.")
     passed = next((p for p in points if p["probe"]["pooler"]["test_accuracy"] >= HEADLINE), None)
     order.tell(
         recipe=name,

@@ -29,10 +29,12 @@ def run(order: Order) -> None:
     start = time.perf_counter()
     prober = Prober(carried, order)
     tokenized = time.perf_counter() - start
+    order.tell(texts=len(carried.texts), tokenizing_s=tokenized)  # each as it comes, since time may end the part
     prober.vectors(bert, few=True)  # the first products set libraries up
     start = time.perf_counter()
     vectors = prober.vectors(bert)
     embedded = time.perf_counter() - start
+    order.tell(size=size, embedding_s=embedded)
     start = time.perf_counter()
     scores = prober.judge(vectors)
     fitted = time.perf_counter() - start

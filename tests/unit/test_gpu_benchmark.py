@@ -18,7 +18,7 @@ from benchmarks.on_gpu.parts import Order
 from raybert.config import load
 from raybert.data.spec import sample_spec
 from raybert.data.text.windows import cut_windows
-from raybert.errors import InputError
+from raybert.errors import InputError, RunFailed
 from raybert.tokenizer import GPT2
 
 ROOT = Path(__file__).parents[2]
@@ -150,4 +150,29 @@ def test_a_test_that_time_did_not_allow_is_no_success(tmp_path):
     failing = [{"part": "correct", "planned": ["a"]}, {"part": "correct", "test": "a", "ok": False}]
     (tmp_path / gpu.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in [about, *failing]))
     assert gpu.exit_code(gpu.summary(tmp_path, 1.0, [])) == 1
-    assert gpu.exit_code({"tests_not_run": [], "tests_failed": [], "failed": ["probe"]}) == 1
+    assert gpu.exit_code(gpu.summary(tmp_path, 1.0, ["probe"])) == 1
+
+
+def test_a_measurement_that_failed_or_lacks_its_peer_is_no_success(tmp_path):
+    shape = {"part": "step", "size": "compact", "T": 512}
+    ours = [shape | {"side": "ours", "way": "compiled", "tokens_per_second": 2.0}, shape | {"filled": 0.5, "ours": 2.0}]
+    peer = [shape | {"side": "peer", "way": "eager", "tokens_per_second": 1.0}]
+    both = [shape | {"filled": 0.5, "ours": 2.0, "peer": 1.0, "ratio": 2.0}]
+    broken = [shape | {"side": "peer", "way": "compiled", "failed": "RuntimeError: no"}]
+    for lines, failed, lacking in [
+        (ours + peer + both, [], []),
+        (ours, [], ["compact T=512"]),
+        ([shape | {"side": "ours", "way": "compiled", "left_out": "time"}], [], ["compact T=512"]),
+        (ours + peer + both + broken, ["peer compiled compact T=512"], []),
+    ]:
+        every = [{"part": "about", "machine": "m"}, *lines]
+        (tmp_path / gpu.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in every))
+        found = gpu.summary(tmp_path, 1.0, [])
+        assert (found["steps_failed"], found["steps_without_ratio"]) == (failed, lacking)
+        assert gpu.exit_code(found) == (1 if failed or lacking else 0)
+
+
+def test_a_curve_without_a_step_is_a_failure(small, tmp_path):
+    order = Order("learn", torch.device("cpu"), tmp_path, small, 0.0)
+    with pytest.raises(RunFailed, match="before the first step of compact"):
+        learn.original(order)

@@ -156,6 +156,20 @@ def test_bfloat16_is_close_to_float32():
     assert error <= 1e-2, f"gradients differ by {error:.2g}"
 
 
+def test_compiled_bfloat16_is_eager_bfloat16():
+    """The combination that trains, on a GPU of the size at which its reductions are compiled as those of a real one."""
+    torch._dynamo.reset()
+    size, samples = ({"hidden_size": 384, "num_attention_heads": 6}, 400) if DEVICE.type == "cuda" else ({}, 12)
+    model, parts = pretraining(Objective(), initializer_range=0.02, **size), [columns(samples, 1)]
+    compiled = torch.compile(model, backend=BACKEND, dynamic=False)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        expected, found = (packed_sums(each, parts, ORIGINAL, samples) for each in (model, compiled))
+    assert relative_error({"": found}, {"": expected}) <= 1e-2
+    error = relative_error(gradients(compiled, found), gradients(model, expected))
+    assert error <= 2e-2, f"gradients differ by {error:.2g}"
+    torch._dynamo.reset()
+
+
 def test_the_kernel_is_the_plain_attention():
     """Of any lengths, with sequences without a token. On a CPU both are the plain one, beside a loop over sequences."""
     usable = not varlen.why_not(DEVICE, torch.bfloat16, 64)
