@@ -22,7 +22,7 @@ class Recipe:
     """All that a table depends on besides its shards.
 
     Args:
-        seed: draws the sample.
+        seed: draws the sample, where the text has more tokens than that.
         sample_tokens: about so many tokens are counted, so that the time is bounded however large the corpus is.
         reach: tokens at most so many places apart are a pair.
         columns: a pair's second token is one of so many, the most frequent.
@@ -36,7 +36,9 @@ class Recipe:
     components: int = 768
 
     def file_name(self, shards: ShardSet) -> str:
-        made_of = f"{self.seed}-{self.sample_tokens}-{self.reach}-{self.columns}-{self.components}"
+        # Counts do not depend on an order, so where everything is counted all seeds share a table.
+        drawn = "all" if shards.tokens("train") <= self.sample_tokens else f"{self.seed}-{self.sample_tokens}"
+        made_of = f"{drawn}-{self.reach}-{self.columns}-{self.components}"
         return f"spectral-v{VERSION}-{shards.manifest_hash[:16]}-{made_of}.npy"
 
     def sample(self, shards: ShardSet) -> list[Unit]:

@@ -267,6 +267,11 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     elsewhere = spectral_table.ensure(shards, Recipe(0), f"{folder}/elsewhere", parts=3)
     assert elsewhere == f"{folder}/elsewhere/{os.path.basename(table)}"
     assert storage.read_bytes(elsewhere) == content
+    # So it is when another seed orders the units, all of which are counted.
+    assert Recipe(1).sample(shards) != Recipe(0).sample(shards)
+    storage.remove(elsewhere)
+    assert spectral_table.ensure(shards, Recipe(1), f"{folder}/elsewhere") == elsewhere
+    assert storage.read_bytes(elsewhere) == content
 
     assert run_app(["pretrain", path, "model.embedding_init=random"]) == 2
     assert "was started with model.embedding_init=whitened and cannot be resumed with random" in capsys.readouterr().err

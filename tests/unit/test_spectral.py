@@ -162,10 +162,21 @@ def test_a_sample_is_whole_units_of_the_training_split_in_a_seeded_order(tmp_pat
 
 def test_the_name_tells_all_that_a_table_depends_on(tmp_path):
     first, second = make_shards(str(tmp_path / "a")), make_shards(str(tmp_path / "b"), rows=200)
-    recipes = [Recipe(0), Recipe(1), Recipe(0, sample_tokens=10), Recipe(0, reach=8), Recipe(0, columns=9)]
-    names = {recipe.file_name(shards) for recipe in [*recipes, Recipe(0, components=5)] for shards in (first, second)}
-    assert len(names) == 12
+    sampled = [Recipe(0, sample_tokens=10), Recipe(1, sample_tokens=10), Recipe(0, sample_tokens=11)]
+    recipes = [*sampled, Recipe(0), Recipe(0, reach=8), Recipe(0, columns=9), Recipe(0, components=5)]
+    names = {recipe.file_name(shards) for recipe in recipes for shards in (first, second)}
+    assert len(names) == 14
     assert Recipe(0).file_name(first) == Recipe(0).file_name(make_shards(str(tmp_path / "c")))
+
+
+def test_where_all_is_counted_the_seed_is_not_part_of_the_name(tmp_path):
+    shards = make_shards(str(tmp_path))
+    for tokens in (shards.tokens("train"), shards.tokens("train") - 1):
+        first, second = Recipe(0, sample_tokens=tokens), Recipe(1, sample_tokens=tokens)
+        every = set(first.sample(shards)) == set(second.sample(shards)) == set(shards.units("train"))
+        same_name = first.file_name(shards) == second.file_name(shards)
+        assert every or not same_name
+        assert same_name == (tokens == shards.tokens("train"))
 
 
 def test_a_model_reads_its_first_components(tmp_path):
