@@ -269,8 +269,9 @@ class _TiedCrossEntropy(torch.autograd.Function):
             del logits
             # log(sum(exp(logits))) = highest - log(p[highest]), which can neither overflow nor vanish.
             nats = highest.float() - p.amax(-1, keepdim=True).float().log() - target.float()
-            loss += nats.where(real, 0).sum()
-            right += ((target >= highest) & real).sum()
+            # Not in place: torch 2.11 compiles a result that was added to in place as one without a gradient.
+            loss = loss + nats.where(real, 0).sum()
+            right = right + ((target >= highest) & real).sum()
             if wanted:
                 # In place by index: scatter_add_ would go through all of p.
                 places = wanted_class + torch.arange(len(rows), device=rows.device)[:, None] * p.shape[1]
