@@ -88,8 +88,8 @@ def run_all(arguments: argparse.Namespace) -> int:
 
 
 def exit_code(found: dict[str, Any]) -> int:
-    """Of a summary: 0 when every part ended well, every test ran and passed, and no measurement failed."""
-    wrong = ("failed", "tests_failed", "tests_not_run", "steps_failed", "steps_without_ratio")
+    """Of a summary: 0 when every part ended well, every test ran and passed, and nothing failed or is missing."""
+    wrong = ("failed", "tests_failed", "tests_not_run", "curves_without_step", "steps_failed", "steps_without_ratio")
     return 1 if any(found[name] for name in wrong) else 0
 
 
@@ -155,9 +155,10 @@ def summary(out: Path, seconds: float, failed: list[str]) -> dict[str, Any]:
     found |= {"tests": len(tests), "tests_failed": [line["test"] for line in tests if not line["ok"]]}
     found["tests_not_run"] = not_run(lines)
     found["steps_failed"] = [f"{line['side']} {line['way']} {shape(line)}" for line in of_shapes if "failed" in line]
-    found["steps_without_ratio"] = sorted(
-        {shape(line) for line in of_shapes} - {shape(line) for line in newest if "ratio" in line}
-    )
+    found["steps_without_ratio"] = without_ratio(lines)
+    trained = {line["part"] for line in lines if line.get("step", 0) > 0}
+    curves = {line["part"] for line in lines if line["part"] in ("learn", "record")}
+    found["curves_without_step"] = sorted(curves - trained)
     for line in ends:
         found |= {f"{line['recipe']}_pooler": line["pooler"], f"{line['recipe']}_steps": line["steps"]}
     return {
@@ -173,6 +174,14 @@ def summary(out: Path, seconds: float, failed: list[str]) -> dict[str, Any]:
 
 def shape(line: dict[str, Any]) -> str:
     return f"{line['size']} T={line['T']}"
+
+
+def without_ratio(lines: list[dict[str, Any]]) -> list[str]:
+    """Shapes of the part `step` that lack a side; "all" where the part ended before it had any."""
+    of_step = [line for line in lines if line["part"] == "step"]
+    shapes = {shape(line) for line in of_step if "size" in line}
+    lacking = shapes - {shape(line) for line in of_step if "ratio" in line}
+    return sorted(lacking) if shapes or not of_step else ["all"]
 
 
 def not_run(lines: list[dict[str, Any]]) -> list[str]:

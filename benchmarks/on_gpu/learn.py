@@ -46,7 +46,7 @@ def original(order: Order) -> None:
 
 
 def record(order: Order) -> None:
-    """jobs/record.yaml as it is, with a vocabulary of words; not compiled, which takes longer than its steps."""
+    """jobs/record.yaml as it is, with a vocabulary of words; not compiled, to leave its time to its steps."""
     carried = order.load()
     recipe = RECORD if order.on_gpu else replace(RECORD, size="tiny", global_batch=16, micro_batch=16)
     train(

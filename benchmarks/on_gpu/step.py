@@ -1,8 +1,8 @@
 """Real tokens per second of one optimizer step; beside it transformers' BertForPreTraining on the same samples.
 
-The samples are windows of real text, so about half of the places of a padded batch are padding. Both sides are at their
-best: bfloat16 autocast, fused AdamW; ours as a run has it, compiled where that works; the peer with SDPA, eager and
-compiled, the faster one. MFU is of real tokens: what their operations would take at the measured rate of products. A
+The samples are windows of real text, so about half of the places of a padded batch are padding. Both sides have
+bfloat16 autocast and fused AdamW; ours is as in a run, compiled where that works; the peer has SDPA, eager and compiled,
+and the faster one counts. MFU is of real tokens: what their operations would take at the measured rate of products. A
 side that fails has the reason in the place of a figure. The shapes come one after the other, all sides of each, since
 time may end the part. Each figure is a line as it comes; the newest line of both sides of a shape holds.
 """
@@ -64,6 +64,8 @@ def run(order: Order) -> None:
     peak = peak_flops(order.device, order.dtype, seconds=0.5)
     order.tell(gemm_tflops=peak / 1e12, dtype=str(order.dtype))
     shapes = shapes_of(order)
+    for shape in shapes:  # so that those which time did not allow are known
+        order.tell(**shape.named, **shape.about(peak))
     compiles = False
     if order.on_gpu:
         uncompiled = compiler.why_not(order.device)

@@ -141,7 +141,7 @@ def test_a_test_that_time_did_not_allow_is_no_success(tmp_path):
         ([about, {"part": "correct", "planned": ["a", "b"]}, *done], []),
         ([about, {"part": "correct", "planned": ["a", "b", "c"]}, *done], ["c"]),
         ([about, {"part": "correct", "ended": {"how": "stopped at its limit"}}], ["all"]),
-        ([about, {"part": "step", "ended": {"how": "done"}}], []),
+        ([about, {"part": "probe", "ended": {"how": "done"}}], []),
     ]:
         (tmp_path / gpu.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
         found = gpu.summary(tmp_path, 1.0, [])
@@ -150,7 +150,8 @@ def test_a_test_that_time_did_not_allow_is_no_success(tmp_path):
     failing = [{"part": "correct", "planned": ["a"]}, {"part": "correct", "test": "a", "ok": False}]
     (tmp_path / gpu.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in [about, *failing]))
     assert gpu.exit_code(gpu.summary(tmp_path, 1.0, [])) == 1
-    assert gpu.exit_code(gpu.summary(tmp_path, 1.0, ["probe"])) == 1
+    (tmp_path / gpu.RESULTS).write_text(json.dumps(about) + "\n")
+    assert [gpu.exit_code(gpu.summary(tmp_path, 1.0, failed)) for failed in ([], ["probe"])] == [0, 1]
 
 
 def test_a_measurement_that_failed_or_lacks_its_peer_is_no_success(tmp_path):
@@ -170,6 +171,19 @@ def test_a_measurement_that_failed_or_lacks_its_peer_is_no_success(tmp_path):
         found = gpu.summary(tmp_path, 1.0, [])
         assert (found["steps_failed"], found["steps_without_ratio"]) == (failed, lacking)
         assert gpu.exit_code(found) == (1 if failed or lacking else 0)
+
+
+@pytest.mark.parametrize("part", ["learn", "record", "step"])
+def test_a_part_that_was_stopped_before_it_had_anything_is_no_success(part, tmp_path):
+    ended = {"part": part, "ended": {"how": "stopped at its limit"}}
+    begun = {"part": part, "recipe": part, "step": 0, "probe": {}}
+    (tmp_path / gpu.RESULTS).write_text(
+        "".join(json.dumps(line) + "\n" for line in ({"part": "about", "machine": "m"}, begun, ended))
+    )
+    found = gpu.summary(tmp_path, 1.0, [])
+    expected = ([], ["all"]) if part == "step" else ([part], [])
+    assert (found["curves_without_step"], found["steps_without_ratio"]) == expected
+    assert gpu.exit_code(found) == 1
 
 
 def test_a_curve_without_a_step_is_a_failure(small, tmp_path):
