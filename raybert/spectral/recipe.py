@@ -22,7 +22,7 @@ class Recipe:
     """All that a table depends on besides its shards.
 
     Args:
-        seed: draws the sample, where the text has more tokens than that.
+        seed: draws the sample, where the training split has more than `sample_tokens` tokens.
         sample_tokens: about so many tokens are counted, so that the time is bounded however large the corpus is.
         reach: tokens at most so many places apart are a pair.
         columns: a pair's second token is one of so many, the most frequent.
