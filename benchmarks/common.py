@@ -30,6 +30,8 @@ if CPU_TIME:
 
 # corpus/*.parquet with a column `text`, and ag_news/ag_news_{train,test}.parquet.
 DATA = Path(os.environ.get("RAYBERT_BENCH_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+# 1,500 pairs of sentences, as a probe task.
+STS_B = {"name": "stsb", "kind": "similarity", "test": str(DATA / "probes" / "stsb_dev.parquet")}
 PACKAGES = ("torch", "ray", "numpy", "pyarrow", "transformers", "datasets")
 PRELOADED = ("torch", "transformers.models.bert.modeling_bert", "raybert.bench")
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import raybert
-from benchmarks.common import DATA, minilm, result
+from benchmarks.common import DATA, STS_B, minilm, result
 from raybert import cluster
 from raybert.bench import OPTIMIZER
 from raybert.data.reader import SampleReader, validation_batches
@@ -78,8 +78,7 @@ def train(
 def probes(bert: Bert) -> dict[str, float]:
     """Accuracy and correlation of a model with its tokenizer."""
     news = raybert.probe.run(bert, f"ag_news@{DATA / 'ag_news'}", device="cpu")
-    pairs = {"name": "stsb", "kind": "similarity", "test": str(DATA / "probes" / "stsb_dev.parquet")}
-    alike = raybert.probe.run(bert, pairs, device="cpu")
+    alike = raybert.probe.run(bert, STS_B, device="cpu")
     return {"ag_news": news["mean"]["test_accuracy"], "stsb": alike["mean"]["spearman"]}
 
 
