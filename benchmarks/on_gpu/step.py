@@ -1,10 +1,10 @@
 """Real tokens per second of one optimizer step; beside it transformers' BertForPreTraining on the same samples.
 
 The samples are windows of real text, so about half of the places of a padded batch are padding. Both sides have
-bfloat16 autocast and fused AdamW; ours is as in a run, compiled where that works; the peer has SDPA, eager and compiled,
-and the faster one counts. MFU is of real tokens: what their operations would take at the measured rate of products. A
-side that fails has the reason in the place of a figure. The shapes come one after the other, all sides of each, since
-time may end the part. Each figure is a line as it comes; the newest line of both sides of a shape holds.
+bfloat16 autocast and fused AdamW; ours is as in a run, compiled where that works; the peer has SDPA, eager and
+compiled, of which the faster one counts. MFU is of real tokens: what their operations would take at the measured rate
+of products. A side that fails has the reason in the place of a figure. The shapes come one after the other, all sides
+of each, since time may end the part. Each figure is a line as it comes; the newest line of both sides of a shape holds.
 """
 
 import time
