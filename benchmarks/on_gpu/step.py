@@ -64,8 +64,9 @@ def run(order: Order) -> None:
     peak = peak_flops(order.device, order.dtype, seconds=0.5)
     order.tell(gemm_tflops=peak / 1e12, dtype=str(order.dtype))
     shapes = shapes_of(order)
-    for shape in shapes:  # so that those which time did not allow are known
-        order.tell(**shape.named, **shape.about(peak))
+    abouts = [{**shape.named, **shape.about(peak)} for shape in shapes]
+    for about in abouts:  # so that those which time did not allow are known
+        order.tell(**about)
     compiles = False
     if order.on_gpu:
         uncompiled = compiler.why_not(order.device)
@@ -74,9 +75,8 @@ def run(order: Order) -> None:
             order.tell(note=uncompiled)
     ours = "compiled" if compiles else "eager"
     sides = [("ours", ours), ("peer", "eager"), *([("peer", "compiled")] if compiles else [])]
-    for number, shape in enumerate(shapes):
+    for number, (shape, about) in enumerate(zip(shapes, abouts, strict=True)):
         rates: dict[str, dict[str, float]] = {}
-        about = shape.about(peak)
         for place, (side, way) in enumerate(sides):
             if order.left < (LEAST_LEFT[way] if order.on_gpu else 1):
                 order.tell(side=side, way=way, **shape.named, left_out="the part's time is up")
@@ -88,7 +88,7 @@ def run(order: Order) -> None:
             if "tokens_per_second" in found:
                 rates.setdefault(side, {})[way] = found["tokens_per_second"]
             # Again for each side, since time may end it.
-            order.tell(**shape.named, **about, **compared(rates, about["limit"]))
+            order.tell(**about, **compared(rates, about["limit"]))
 
 
 def shapes_of(order: Order) -> list[Shape]:
