@@ -1,6 +1,6 @@
 """What the settings of jobs/record.yaml are for: the recipe without one of them at a time, after the same tokens.
 
-For every row and seed a compact encoder begins, trains for `--tokens` with a schedule of that length, and is probed. A
+For every row and seed an encoder begins, trains for `--tokens` with a schedule of that length, and is probed. A
 row says by how much it differs from the recipe with the same seed: the mean over the seeds, and the lowest and highest.
 Without whitened or without centred vectors the last layer norm is trained and token types are not enlarged, as in runs.
 
@@ -19,6 +19,7 @@ from benchmarks.record import RECORD, Budget, Probe, make_side, probes, recipe_s
 from raybert import cluster
 from raybert.data.shards import ShardSet
 from raybert.encode import POOLINGS
+from raybert.model import sizes
 from raybert.train.memory import keep_freed_memory
 
 RECIPE = f"jobs/{RECORD.name}"
@@ -51,10 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=float, default=5e5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--size", choices=sizes.SIZES, default="compact", help="of the encoder; smaller ones are sooner done"
+    )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--recipe-shards", help="finished shards of the corpus in the recipe's vocabulary")
     chosen = parser.parse_args()
     keep_freed_memory()
+    size = f"model.size={chosen.size}"
     found: dict[str, dict[int, Figures]] = {row: {} for row in dict.fromkeys([RECIPE, *chosen.rows])}
     with tempfile.TemporaryDirectory() as folder:
         cluster.connect()
@@ -62,14 +67,24 @@ def main() -> None:
         measures = probes(False, shards, folder)
         for seed in chosen.seeds:
             for row in found:
-                found[row][seed] = trained(shards, seed, ROWS[row], chosen.tokens, measures)
+                found[row][seed] = trained(shards, seed, [size, *ROWS[row]], chosen.tokens, measures)
                 print(
                     json.dumps({"row": row, "seed": seed} | round_figures(found[row][seed])),
                     file=sys.stderr,
                     flush=True,
                 )
     print(table(found), file=sys.stderr)
-    print(json.dumps({"name": "levers", "tokens": chosen.tokens, "machine": machine(), "rows": round_figures(found)}))
+    print(
+        json.dumps(
+            {
+                "name": "levers",
+                "size": chosen.size,
+                "tokens": chosen.tokens,
+                "machine": machine(),
+                "rows": round_figures(found),
+            }
+        )
+    )
 
 
 def trained(shards: ShardSet, seed: int, changes: Sequence[str], tokens: float, measures: Sequence[Probe]) -> Figures:
