@@ -32,17 +32,27 @@ def _in_words(probe: Probe, usual: str, *, tuned: str) -> str:
     """The differences with C = 1 in one form and those with C tuned in the other, as far as the record has them."""
     found: Differences = probe.raw.get("beyond_start", {})
     chosen: Differences = {pooling: entry["tuned"] for pooling, entry in found.items() if entry.get("tuned")}
+    another_c = {pooling: _another_c(probe, pooling) for pooling in chosen}
     return "".join(
-        form.format(task=probe.task, step=probe.step, judged=_judge(differences), figures=_figures(differences))
-        for form, differences in ((usual, found), (tuned, chosen))
+        form.format(task=probe.task, step=probe.step, judged=_judge(differences), figures=_figures(differences, notes))
+        for form, differences, notes in ((usual, found, {}), (tuned, chosen, another_c))
         if differences
     )
 
 
-def _figures(differences: Differences) -> str:
-    """``pooler +3.1 points [+1.2, +5.0], ...``"""
+def _another_c(probe: Probe, pooling: str) -> str:
+    """Both values of C where they differ: the held-out texts are few, so the difference may be their choice alone."""
+    now, start = (scores.get(pooling) for scores in (probe.scores, probe.baselines.start))
+    if now is None or start is None or None in (now.tuned_c, start.tuned_c) or now.tuned_c == start.tuned_c:
+        return ""
+    return f" with C = {now.tuned_c:g}, the start's {start.tuned_c:g}"
+
+
+def _figures(differences: Differences, notes: Mapping[str, str]) -> str:
+    """``pooler +3.1 points [+1.2, +5.0], ...``, each with its note."""
     return ", ".join(
         f"{pooling} {100 * found['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+        f"{notes.get(pooling, '')}"
         for pooling, found in differences.items()
         for low, high in [found["interval"]]
     )
