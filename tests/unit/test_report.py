@@ -82,7 +82,7 @@ def test_the_first_line_says_what_training_added_beyond_the_start(tmp_path, gain
     said = page.partition('<p class="outcome">')[2].partition("</p>")[0]
     assert said.startswith(f"On bbc_news, {verdict}")
     assert "with C tuned, it does not differ significantly from the start (pooler +0.0 points" in said
-    assert "pooler +0.0 points [-1.0, +1.0] with C = 0.1, the start&#39;s 10, cls +0.0 points [-1.0, +1.0], mean" in said
+    assert "pooler +0.0 points [-1.0, +1.0] with C = 0.1, the start&#39;s 10, cls +0.0 points [-1.0, +1.0]" in said
     assert "best of 3 probe results on bbc_news: mean 74.0 % [" in said
     assert "start 74.0 % [" in said
     assert '<th scope="row">start</th>' in page
