@@ -15,7 +15,7 @@ import yaml
 from raybert import storage
 from raybert.errors import InputError, RunFailed, last_line
 from raybert.ray_internals import names
-from raybert.ray_internals.core import local_addresses
+from raybert.ray_internals.core import end_unstarted, local_addresses
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ LIMITS = "RAYBERT_MAX_RESOURCES"
 # at through `raybert watch`. And nobody preempts its one node.
 LOCAL = {names.STATE_TRACKING: "0", names.PREEMPTION_WATCHER: "0"}
 _set_here: list[str] = []
+# On a busy machine a Ray may not be up in the time that it gives itself, and be up in time when it is started again.
+STARTS = 3
 # What Ray and its processes log stays in their own files.
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -73,7 +75,7 @@ def start() -> None:
 
     Raises:
         InputError: Ray cannot keep its files in the temporary directory.
-        RunFailed: it does not start.
+        RunFailed: it does not start, also when tried again where only time was short.
     """
     if ray.is_initialized():
         return
@@ -89,11 +91,21 @@ def start() -> None:
     for name in LOCAL.keys() - os.environ.keys():
         os.environ[name] = LOCAL[name]
         _set_here.append(name)
-    # "local": without an address Ray would join a cluster that `ray start` left running on this machine.
-    try:
-        ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **QUIET)
-    except Exception as error:  # Ray has no type of its own for this
-        raise RunFailed(f"Ray failed to start on this machine: {last_line(error)}") from error
+    for left in reversed(range(STARTS)):
+        try:
+            # "local": without an address Ray would join a cluster that `ray start` left running on this machine.
+            ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **QUIET)
+            return
+        except Exception as error:  # Ray has no type of its own for this
+            logs = end_unstarted(error)
+            if not logs:
+                raise RunFailed(f"Ray failed to start on this machine: {last_line(error)}") from error
+            if not left:
+                raise RunFailed(
+                    f"Ray failed to start on this machine, {STARTS} times: its processes were not up in time, as on a "
+                    f"busy machine. End other programs, and try again; what Ray said is in {logs}."
+                ) from error
+            logger.warning("Ray's processes were not up in time, as on a busy machine; starting it again.")
 
 
 def _choose_temporary_directory() -> None:

@@ -3,12 +3,14 @@
 import logging
 import os
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import services
+from ray._private.node import Node
 from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
 from ray._private.runtime_env.packaging import _dir_travel
 from ray._private.state import state
@@ -18,6 +20,8 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from raybert.ray_internals import names
+
 
 def local_addresses() -> list[str]:
     """``host:port`` of each Ray that runs on this machine, by its processes.
@@ -26,6 +30,29 @@ def local_addresses() -> list[str]:
     reach it for two minutes. Run with Ray 2.60.
     """
     return sorted(services.find_gcs_addresses())
+
+
+def end_unstarted(error: BaseException) -> str:
+    """End what is left of a node of this machine that `ray.init` has given up, and return the directory of its logs.
+
+    Missing: a retry. A raylet whose agents are not up within 15 seconds, a number in its code, ends; `ray.init` waits
+    for it, raises, and leaves the other processes of the node alone. The node is nowhere but in the traceback. Run with
+    Ray 2.60.
+
+    Args:
+        error: what `ray.init` raised.
+
+    Returns:
+        An empty string where the error tells of something else; nothing is ended then.
+    """
+    if names.START_TIMED_OUT not in str(error):
+        return ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            return node.get_logs_dir_path()
+    return ""
 
 
 def dashboard_address() -> str:

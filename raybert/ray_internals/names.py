@@ -38,6 +38,7 @@ HEAD_RESOURCE = "node:__internal_head__"  # only the head has it; `ray.nodes()` 
 WORKER_LOST = "WorkerHealthCheckFailedError"  # a worker's actor died
 WORKER_SILENT = "WorkerHealthCheckTimeoutError"  # a worker did not answer
 DATA_STALLED = "ExecutionTimeoutError"  # no task of a dataset made progress
+START_TIMED_OUT = "timed out during startup"  # in the text of `ray.init`'s error
 NODE_LOST = "its node has died"  # in the text of an actor's death
 OUT_OF_MEMORY = "running low on memory"  # in the text of a task that Ray killed
 

@@ -1,9 +1,13 @@
 """Nodes that come and go: an elastic run follows them, and a node that is told of its end is left in good order."""
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 from itertools import pairwise
 
+import psutil
 import pytest
 
 from raybert.train import ledger
@@ -19,7 +23,7 @@ from tests.faults.driver import (
     recomputed_digests,
 )
 from tests.faults.scenarios import WORKER
-from tests.waiting import wait_for_end
+from tests.waiting import end_process, wait_for, wait_for_end
 
 pytestmark = pytest.mark.skipif("RAYBERT_SLOW" not in os.environ, reason="`make test-faults` does this")
 
@@ -77,3 +81,43 @@ def test_a_preempted_node_is_left_with_everything_saved(shards, tmp_path):
         assert_undisturbed(driver, recomputed_digests(shards, 240))
         first, second = ledger.read_account(driver.uri).attempts
     assert second.restored == first.last, "steps were lost"
+
+
+ALONE = """
+import ray
+from raybert import cluster
+cluster.connect()
+print("sum", ray.get(ray.remote(lambda: 1 + 1).remote()), flush=True)
+input()
+"""
+
+
+def test_a_local_ray_that_is_not_up_in_time_is_started_again(tmp_path):
+    """A raylet whose agents are not up after 15 seconds ends, and Ray gives up; nothing of it is left."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_raylet_start_wait_time_s"] = "30"  # Ray's own; tests have more
+    said = tmp_path / "said"
+    with open(said, "wb") as file:
+        command = [sys.executable, "-c", ALONE]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment)
+    top = psutil.Process(process.pid)
+
+    def below(name: str) -> list[psutil.Process]:
+        found = []
+        for each in top.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if each.name() != "raylet" and any(part.endswith(name) for part in each.cmdline()):
+                    found.append(each)
+        return found
+
+    (agent,) = wait_for("the first agent", lambda: below("dashboard/agent.py"), pause=0.01)
+    try:
+        agent.suspend()
+        wait_for("an answer", lambda: process.poll() is not None or "sum" in said.read_text(), signs=[said])
+        assert "starting it again" in said.read_text()
+        assert said.read_text().endswith("sum 2\n")
+        assert len(below("gcs_server")) == 1
+    finally:
+        end_process(process)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent.kill()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from raybert import cluster
 from raybert.cluster import LIMITS, connection, find, limits_of, plan_shares, stated_limits
 from raybert.config import from_mapping
-from raybert.errors import InputError
+from raybert.errors import InputError, RunFailed
 from raybert.train.check import check_probe_gpus
 
 
@@ -164,6 +164,22 @@ def started(monkeypatch):
 def test_a_local_ray_is_one_of_its_own_with_two_cpus_at_least(started):
     assert cluster.connect()
     assert (started[0]["address"], started[0]["num_cpus"]) == ("local", max(2, os.cpu_count()))
+
+
+def test_a_ray_that_is_not_up_in_time_is_started_again(started, monkeypatch, caplog):
+    def fail(**settings):
+        started.append(settings)
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(RunFailed, match="timed out during startup"):  # of no node that could be ended
+        cluster.connect()
+    assert len(started) == 1
+    monkeypatch.setattr(connection, "end_unstarted", lambda error: "/tmp/ray/s/logs")
+    with pytest.raises(RunFailed, match=r", 3 times: .* what Ray said is in /tmp/ray/s/logs"):
+        cluster.connect()
+    assert len(started) == 1 + connection.STARTS
+    assert caplog.text.count("starting it again") == connection.STARTS - 1
 
 
 def test_where_tmpdir_has_too_long_a_path_ray_s_files_go_elsewhere(started, tmp_path, caplog):

@@ -34,6 +34,7 @@ OTHERS = {
 }
 
 GROUPS = "the placement groups of dead controllers are removed"
+START = "a Ray that was not up in time is started again"
 STOP = "a run is asked to stop"
 DRAIN = "a node that is about to go is drained"
 AHEAD = "the stream stays a few chapters ahead"
@@ -46,6 +47,8 @@ SCALING = "ray.train.v2._internal.execution.scaling_policy"
 # What is used, the arguments that it is given, and what needs it.
 USED: list[tuple[str, list[str], str]] = [
     ("ray._private.services:find_gcs_addresses", [], "`raybert watch` and `probe` find the Ray of this machine"),
+    ("ray._private.node:Node.kill_all_processes", ["self", "check_alive", "allow_graceful", "wait"], START),
+    ("ray._private.node:Node.get_logs_dir_path", [], START),
     ("ray._private.worker:_global_node", [], "`raybert doctor` finds the dashboard"),
     ("ray._private.node:Node.webui_url", [], "`raybert doctor` finds the dashboard"),
     ("ray.experimental.internal_kv:_internal_kv_put", ["key", "value", "namespace"], STOP),
@@ -220,6 +223,8 @@ def test_the_raylet_reads_the_variables():
 
 
 def test_texts_of_errors_that_are_looked_for_are_ray_s():
+    known = names.START_TIMED_OUT in inspect.getsource(ray._private.node.Node.__init__)
+    assert known, moved(f"text {names.START_TIMED_OUT!r}", START)
     assert in_binary("core/src/ray/gcs/gcs_server", names.NODE_LOST), moved(
         f"text {names.NODE_LOST!r}", "faults say so"
     )
