@@ -57,13 +57,12 @@ def bare_side(folder: str, uri: str, name: str, *, processes: int, threads: int,
 
 def drive(tree: dict[str, Any]) -> None:
     """The driver of a run, in a Ray with CPUs to spare, so that a worker's CPUs are the threads it gets."""
-    import ray
-
+    from raybert import cluster
     from raybert.config import from_mapping
     from raybert.train.check import check
     from raybert.train.run import train
 
-    ray.init(num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+    cluster.launch(4)
     train(check(from_mapping(tree)))
 
 

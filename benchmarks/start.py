@@ -86,7 +86,7 @@ def main() -> None:
         command = [sys.executable, "-c", "import torch"]
         second, limit = medians(cold, lambda: seconds(lambda: subprocess.run(command, check=True)), rounds=ROUNDS)
         # Not in turns: this Ray would run beside the cold starts.
-        ray.init(num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
+        cluster.launch(2)
         try:
             # The first run starts Ray's worker processes; a median of three passes over it.
             (first,) = medians(warm, rounds=ROUNDS)

@@ -15,7 +15,6 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.gcs import Emulator
-from tests.processes import STARTS
 from tests.waiting import stacks
 
 # A busy machine is no fault of the code.
@@ -137,16 +136,9 @@ def ray_cluster(gcs: Emulator, secrets: list[str]) -> Iterator[Path]:
     """One local Ray, with its dashboard, as `raybert.cluster.start` starts it; the directory of its session."""
     import ray
 
-    from raybert.cluster.connection import LOCAL
+    from raybert.cluster.connection import LOCAL, launch
 
     os.environ.update(LOCAL)  # clusters of a test's own go without it
-    for left in reversed(range(STARTS)):
-        try:
-            context = ray.init(num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
-            break
-        except Exception:  # of no type of its own: the raylet has ended, as `start_node` knows it
-            ray.shutdown()
-            if not left:
-                raise
+    context = launch(cpus=4)
     yield Path(context.address_info["session_dir"])
     ray.shutdown()

@@ -31,7 +31,7 @@ LIMITS = "RAYBERT_MAX_RESOURCES"
 # at through `raybert watch`. And nobody preempts its one node.
 LOCAL = {names.STATE_TRACKING: "0", names.PREEMPTION_WATCHER: "0"}
 _set_here: list[str] = []
-# On a busy machine a Ray may not be up in the time that it gives itself, and be up in time when it is started again.
+# Attempts to start Ray. Its raylet waits 15 seconds, fixed in its code, for each of its agents, and then ends.
 STARTS = 3
 # What Ray and its processes log stays in their own files.
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -75,7 +75,7 @@ def start() -> None:
 
     Raises:
         InputError: Ray cannot keep its files in the temporary directory.
-        RunFailed: it does not start, also when tried again where only time was short.
+        RunFailed: as `launch`.
     """
     if ray.is_initialized():
         return
@@ -91,21 +91,31 @@ def start() -> None:
     for name in LOCAL.keys() - os.environ.keys():
         os.environ[name] = LOCAL[name]
         _set_here.append(name)
-    for left in reversed(range(STARTS)):
+    launch(cpus)
+
+
+def launch(cpus: int) -> Any:
+    """Start Ray on this machine with so many CPUs, again where it was not up in time, and return `ray.init`'s context.
+
+    Raises:
+        RunFailed: it does not start. Nothing of it is left then.
+    """
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             # "local": without an address Ray would join a cluster that `ray start` left running on this machine.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **QUIET)
-            return
+            return ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **QUIET)
         except Exception as error:  # Ray has no type of its own for this
             logs = end_unstarted(error)
-            if not logs:
+            if names.START_TIMED_OUT not in str(error):
                 raise RunFailed(f"Ray failed to start on this machine: {last_line(error)}") from error
-            if not left:
+            if attempt == STARTS:
                 raise RunFailed(
-                    f"Ray failed to start on this machine, {STARTS} times: its processes were not up in time, as on a "
-                    f"busy machine. End other programs, and try again; what Ray said is in {logs}."
+                    f"Ray did not start on this machine in {STARTS} attempts: its processes took too long, usually "
+                    f"because the machine is busy. Stop other programs, and try again; Ray's logs are in {logs}."
                 ) from error
-            logger.warning("Ray's processes were not up in time, as on a busy machine; starting it again.")
+            logger.warning("Ray did not start in time, usually because the machine is busy; starting it again.")
 
 
 def _choose_temporary_directory() -> None:

@@ -20,8 +20,6 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from raybert.ray_internals import names
-
 
 def local_addresses() -> list[str]:
     """``host:port`` of each Ray that runs on this machine, by its processes.
@@ -32,27 +30,21 @@ def local_addresses() -> list[str]:
     return sorted(services.find_gcs_addresses())
 
 
-def end_unstarted(error: BaseException) -> str:
-    """End what is left of a node of this machine that `ray.init` has given up, and return the directory of its logs.
+def end_unstarted(error: BaseException) -> Path | None:
+    """End the processes of a node of this machine that `ray.init` has given up, and return the directory of its logs.
 
-    Missing: a retry. A raylet whose agents are not up within 15 seconds, a number in its code, ends; `ray.init` waits
-    for it, raises, and leaves the other processes of the node alone. The node is nowhere but in the traceback. Run with
-    Ray 2.60.
+    Missing: a way to reach the node. `ray.init` raises and leaves the processes running that were up, and only the
+    traceback refers to them. Run with Ray 2.60.
 
     Args:
-        error: what `ray.init` raised.
-
-    Returns:
-        An empty string where the error tells of something else; nothing is ended then.
+        error: what `ray.init` raised. None is returned where that was before it had a node.
     """
-    if names.START_TIMED_OUT not in str(error):
-        return ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        node = frame.f_locals.get("self")
-        if isinstance(node, Node):
+        if frame.f_code is Node.__init__.__code__:
+            node = frame.f_locals["self"]
             node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-            return node.get_logs_dir_path()
-    return ""
+            return Path(node.get_logs_dir_path())
+    return None
 
 
 def dashboard_address() -> str:

@@ -167,19 +167,25 @@ def test_a_local_ray_is_one_of_its_own_with_two_cpus_at_least(started):
 
 
 def test_a_ray_that_is_not_up_in_time_is_started_again(started, monkeypatch, caplog):
-    def fail(**settings):
-        started.append(settings)
-        raise Exception("The current node timed out during startup.")
+    failures = [Exception("The current node timed out during startup.")]
 
-    monkeypatch.setattr(ray, "init", fail)
-    with pytest.raises(RunFailed, match="timed out during startup"):  # of no node that could be ended
+    def init(**settings):
+        started.append(settings)
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(ray, "init", init)
+    assert cluster.connect()
+    assert started[0] == started[1]
+    assert "starting it again" in caplog.text
+    failures += [Exception("The current node timed out during startup.")] * connection.STARTS
+    with pytest.raises(RunFailed, match=r"in 3 attempts: .* Ray's logs are in"):
         cluster.connect()
-    assert len(started) == 1
-    monkeypatch.setattr(connection, "end_unstarted", lambda error: "/tmp/ray/s/logs")
-    with pytest.raises(RunFailed, match=r", 3 times: .* what Ray said is in /tmp/ray/s/logs"):
+    assert len(started) == 2 + connection.STARTS
+    failures += [ValueError("num_cpus")]
+    with pytest.raises(RunFailed, match="num_cpus"):
         cluster.connect()
-    assert len(started) == 1 + connection.STARTS
-    assert caplog.text.count("starting it again") == connection.STARTS - 1
+    assert len(started) == 3 + connection.STARTS, "only one that took too long is started again"
 
 
 def test_where_tmpdir_has_too_long_a_path_ray_s_files_go_elsewhere(started, tmp_path, caplog):

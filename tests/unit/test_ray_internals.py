@@ -138,6 +138,23 @@ def test_what_is_used_is_there_and_takes_what_it_is_given(path, arguments, use):
             assert takes_all or argument in known, moved(f"argument {argument} of {path}", use)
 
 
+def test_of_a_ray_that_has_not_started_nothing_is_left(monkeypatch):
+    from ray._private.node import Node
+
+    def begin(self):
+        raise ValueError("half way")
+
+    ended = []
+    monkeypatch.setattr(Node, "__init__", begin)
+    monkeypatch.setattr(Node, "kill_all_processes", lambda self, **how: ended.append((self, how["wait"])))
+    monkeypatch.setattr(Node, "get_logs_dir_path", lambda self: "/tmp/ray/s/logs")
+    with pytest.raises(ValueError, match="half way") as caught:
+        Node()
+    assert core.end_unstarted(caught.value) == Path("/tmp/ray/s/logs")
+    assert [how for _, how in ended] == [True]
+    assert core.end_unstarted(ValueError("before there was a node")) is None
+
+
 def test_the_fields_of_ray_s_records_have_their_names():
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData
     from ray.data._internal.execution.interfaces.op_runtime_metrics import OpRuntimeMetrics
