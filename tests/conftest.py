@@ -15,6 +15,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.gcs import Emulator
+from tests.processes import STARTS
 from tests.waiting import stacks
 
 # A busy machine is no fault of the code.
@@ -136,9 +137,10 @@ def ray_cluster(gcs: Emulator, secrets: list[str]) -> Iterator[Path]:
     """One local Ray, with its dashboard, as `raybert.cluster.start` starts it; the directory of its session."""
     import ray
 
-    from raybert.cluster.connection import LOCAL, launch
+    from raybert.cluster import connection
 
-    os.environ.update(LOCAL)  # clusters of a test's own go without it
-    context = launch(cpus=4)
+    os.environ.update(connection.LOCAL)  # clusters of a test's own go without it
+    connection.STARTS = STARTS
+    context = connection.launch(cpus=4)
     yield Path(context.address_info["session_dir"])
     ray.shutdown()

@@ -95,10 +95,10 @@ def start() -> None:
 
 
 def launch(cpus: int) -> Any:
-    """Start Ray on this machine with so many CPUs, again where it was not up in time, and return `ray.init`'s context.
+    """Start Ray on this machine with this many CPUs, again if it is not up in time, and return `ray.init`'s context.
 
     Raises:
-        RunFailed: it does not start. Nothing of it is left then.
+        RunFailed: it does not start. The processes that were up have been ended.
     """
     attempt = 0
     while True:
@@ -108,12 +108,13 @@ def launch(cpus: int) -> Any:
             return ray.init(address="local", num_cpus=cpus, include_dashboard=True, dashboard_host="127.0.0.1", **QUIET)
         except Exception as error:  # Ray has no type of its own for this
             logs = end_unstarted(error)
+            ray.shutdown()  # where it failed later, Ray itself has the node
             if names.START_TIMED_OUT not in str(error):
                 raise RunFailed(f"Ray failed to start on this machine: {last_line(error)}") from error
             if attempt == STARTS:
                 raise RunFailed(
-                    f"Ray did not start on this machine in {STARTS} attempts: its processes took too long, usually "
-                    f"because the machine is busy. Stop other programs, and try again; Ray's logs are in {logs}."
+                    f"Ray did not start on this machine in {STARTS} attempts: the machine is too busy, or a process of "
+                    f"Ray failed. Stop other programs and try again; raylet.out in {logs} has the cause."
                 ) from error
             logger.warning("Ray did not start in time, usually because the machine is busy; starting it again.")
 

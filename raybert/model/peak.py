@@ -12,16 +12,18 @@ def peak_flops(
     """Best measured rate of square matrix products (FLOP/s) on the device, with the threads that torch has now.
 
     Measured instead of looked up, so that one code serves every CPU and GPU; all workers measure at the same time,
-    as they will train. Where other processes take turns on a CPU, a small product fits between two of them; a large one
-    uses more threads and wider units.
+    as they will train. On a busy CPU a small product can end before another process takes the core; a large one keeps
+    all threads at work. The better rate counts.
     """
     sizes = (8192,) if device.type == "cuda" else (256, 1024)
     best = 0.0
     for size in sizes:
         measured = product(device, dtype, size, clock)
         end = time.perf_counter() + seconds / len(sizes)
-        while time.perf_counter() < end:
+        while True:
             best = max(best, 2 * size**3 / measured())
+            if time.perf_counter() >= end:
+                break
     return best
 
 

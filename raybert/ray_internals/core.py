@@ -37,13 +37,13 @@ def end_unstarted(error: BaseException) -> Path | None:
     traceback refers to them. Run with Ray 2.60.
 
     Args:
-        error: what `ray.init` raised. None is returned where that was before it had a node.
+        error: what `ray.init` raised. None is returned where that was before it had a node with such a directory.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code is Node.__init__.__code__:
             node = frame.f_locals["self"]
             node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-            return Path(node.get_logs_dir_path())
+            return Path(node.get_logs_dir_path()) if hasattr(node, "_logs_dir") else None
     return None
 
 

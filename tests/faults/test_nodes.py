@@ -120,7 +120,8 @@ def test_a_local_ray_that_is_not_up_in_time_is_started_again(tmp_path):
         wait_for("an answer", lambda: has_ended() or "sum 2\n" in said.read_text(), signs=[said])
         assert "starting it again" in said.read_text()
         assert "sum 2\n" in said.read_text()
-        assert len(below("gcs_server")) == 1, "of the first start processes are left"
+        for server in ("gcs_server", "dashboard/dashboard.py", "log_monitor.py"):
+            assert len(below(server)) == 1, f"{server} of the first start is left"
     finally:
         end_process(process)
         for agent in agents:

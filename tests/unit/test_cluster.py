@@ -155,6 +155,7 @@ def started(monkeypatch):
     calls = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **settings: calls.append(settings))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the tests' own Ray goes on
     for name in ("RAY_TMPDIR", "TMPDIR", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
@@ -178,14 +179,16 @@ def test_a_ray_that_is_not_up_in_time_is_started_again(started, monkeypatch, cap
     assert cluster.connect()
     assert started[0] == started[1]
     assert "starting it again" in caplog.text
-    failures += [Exception("The current node timed out during startup.")] * connection.STARTS
-    with pytest.raises(RunFailed, match=r"in 3 attempts: .* Ray's logs are in"):
+    monkeypatch.setattr(connection, "STARTS", 3)
+    failures += [Exception("The current node timed out during startup.")] * 3
+    monkeypatch.setattr(connection, "end_unstarted", lambda error: Path("/tmp/ray/s/logs"))
+    with pytest.raises(RunFailed, match=r"in 3 attempts: .* raylet.out in /tmp/ray/s/logs"):
         cluster.connect()
-    assert len(started) == 2 + connection.STARTS
+    assert len(started) == 2 + 3
     failures += [ValueError("num_cpus")]
     with pytest.raises(RunFailed, match="num_cpus"):
         cluster.connect()
-    assert len(started) == 3 + connection.STARTS, "only one that took too long is started again"
+    assert len(started) == 2 + 3 + 1, "only one that took too long is started again"
 
 
 def test_where_tmpdir_has_too_long_a_path_ray_s_files_go_elsewhere(started, tmp_path, caplog):

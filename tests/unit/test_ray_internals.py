@@ -138,20 +138,22 @@ def test_what_is_used_is_there_and_takes_what_it_is_given(path, arguments, use):
             assert takes_all or argument in known, moved(f"argument {argument} of {path}", use)
 
 
-def test_of_a_ray_that_has_not_started_nothing_is_left(monkeypatch):
+def test_the_node_is_found_in_the_traceback(monkeypatch):
     from ray._private.node import Node
 
-    def begin(self):
+    def begin(self, logs):
+        if logs:
+            self._logs_dir = logs
         raise ValueError("half way")
 
     ended = []
     monkeypatch.setattr(Node, "__init__", begin)
-    monkeypatch.setattr(Node, "kill_all_processes", lambda self, **how: ended.append((self, how["wait"])))
-    monkeypatch.setattr(Node, "get_logs_dir_path", lambda self: "/tmp/ray/s/logs")
-    with pytest.raises(ValueError, match="half way") as caught:
-        Node()
-    assert core.end_unstarted(caught.value) == Path("/tmp/ray/s/logs")
-    assert [how for _, how in ended] == [True]
+    monkeypatch.setattr(Node, "kill_all_processes", lambda self, **how: ended.append(how["wait"]))
+    for logs, found in (("/tmp/ray/s/logs", Path("/tmp/ray/s/logs")), ("", None)):
+        with pytest.raises(ValueError, match="half way") as caught:
+            Node(logs)
+        assert core.end_unstarted(caught.value) == found
+    assert ended == [True, True]
     assert core.end_unstarted(ValueError("before there was a node")) is None
 
 
