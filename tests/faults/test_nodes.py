@@ -7,7 +7,6 @@ import subprocess
 import sys
 from itertools import pairwise
 
-import psutil
 import pytest
 
 from raybert.train import ledger
@@ -23,6 +22,7 @@ from tests.faults.driver import (
     recomputed_digests,
 )
 from tests.faults.scenarios import WORKER
+from tests.processes import descendants
 from tests.waiting import end_process, wait_for, wait_for_end
 
 pytestmark = pytest.mark.skipif("RAYBERT_SLOW" not in os.environ, reason="`make test-faults` does this")
@@ -102,21 +102,18 @@ def test_a_local_ray_that_is_not_up_in_time_is_started_again(tmp_path):
         command = [sys.executable, "-c", ALONE]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment)
 
-    def below(name: str) -> list[psutil.Process]:
-        found = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for each in psutil.Process(process.pid).children(recursive=True):
-                if each.name() != "raylet" and any(part.endswith(name) for part in each.cmdline()):
-                    found.append(each)
-        return found
+    def below(name: str) -> list[int]:
+        # Interpreter, option, script: further on, the raylet's command line names its agents.
+        titles = {pid: title.split() for pid, title in descendants(process.pid).items()}
+        return [pid for pid, parts in titles.items() if any(part.endswith(name) for part in parts[:3])]
 
     def has_ended() -> bool:
         return process.poll() is not None
 
-    agents: list[psutil.Process] = []
+    agents: list[int] = []
     try:
         agents += wait_for("the first agent", lambda: has_ended() or below("dashboard/agent.py"), pause=0.01)
-        agents[0].suspend()
+        os.kill(agents[0], signal.SIGSTOP)
         wait_for("an answer", lambda: has_ended() or "sum 2\n" in said.read_text(), signs=[said])
         assert "starting it again" in said.read_text()
         assert "sum 2\n" in said.read_text()
@@ -125,5 +122,5 @@ def test_a_local_ray_that_is_not_up_in_time_is_started_again(tmp_path):
     finally:
         end_process(process)
         for agent in agents:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                agent.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(agent, signal.SIGKILL)
