@@ -277,10 +277,10 @@ class ObjectiveConfig(Section):
         used = {"pair_weight": self.pair != "none", "temperature": contrast, "vectors": contrast or bag}
         used |= {"bag_tokens": bag, "bag_of": bag}
         for key, is_used in used.items():
-            if not is_used and getattr(self, key) != type(self).model_fields[key].default:
+            if not is_used and getattr(self, key) != (default := type(self).model_fields[key].default):
                 raise ValueError(
                     f"objective.{key}={getattr(self, key)} has no effect with objective.pair={self.pair} and "
-                    f"objective.bag_weight={self.bag_weight:g}; leave it out"
+                    f"objective.bag_weight={self.bag_weight:g}; leave it out or set its default, {default}"
                 )
         return self
 

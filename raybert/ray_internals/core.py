@@ -43,7 +43,10 @@ def end_unstarted(error: BaseException) -> Path | None:
         if frame.f_code is Node.__init__.__code__:
             node = frame.f_locals["self"]
             node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-            return Path(node.get_logs_dir_path()) if hasattr(node, "_logs_dir") else None
+            try:
+                return Path(node.get_logs_dir_path())
+            except AttributeError:  # it had none yet
+                return None
     return None
 
 
