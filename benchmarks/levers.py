@@ -35,6 +35,14 @@ ROWS: dict[str, list[str]] = {
     "bag_weight=0": ["objective.bag_weight=0"],
     "embedding_lr_ratio=1": ["optimizer.embedding_lr_ratio=1"],
     "lr=2e-4": ["optimizer.lr=2e-4"],
+    "vectors=pooler": ["objective.vectors=pooler"],
+    "vectors=mean": ["objective.vectors=mean"],
+    "temperature=0.1": ["objective.temperature=0.1"],
+    "bag_of=neighbour": ["objective.bag_of=neighbour"],
+    "mlm_rate=0.3 to 0.15": ["objective.mlm_rate=0.3", "objective.mlm_rate_end=0.15"],
+    "whole_word=true": ["objective.whole_word=true"],
+    "dropout=0.1": ["model.dropout=0.1"],
+    "decay=wsd": ["schedule.decay=wsd"],
 }
 # The columns: a task and the figure of it.
 COLUMNS = {

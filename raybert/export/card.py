@@ -17,6 +17,7 @@ from raybert.model.objective import TITLES
 from raybert.probe import kinds
 from raybert.probe.service import best
 from raybert.records import format_seconds
+from raybert.report.beyond import gains
 from raybert.report.figure import learning_figure
 from raybert.report.read import Probe, RunData, Score, read_run
 from raybert.tokenizer import files as tokenizers
@@ -143,7 +144,7 @@ def _of_run(found: Origin, probes: list[Probe]) -> Iterator[str]:
             f"**{probe.raw.get('title', probe.task)}**, step {probe.step:,}: {probe.kind.summary(probe.raw)}. "
             f"{headline.label[0].upper()}{headline.label[1:]} with its 95 % interval:"
         )
-        start = ("the start of training",) if probe.baselines.start else ()
+        start = ("the start of training", "gain over it") if probe.baselines.start else ()
         yield _table(("", "this model", "the same, untrained", *start), _probe_rows(probe))
 
 
@@ -237,10 +238,11 @@ def _probe_rows(probe: Probe) -> Iterator[tuple[str, ...]]:
         return "" if score is None else str(score)
 
     baselines = probe.baselines
+    gained = gains(probe)
     for pooling, score in probe.scores.items():
-        start = (cell(baselines.start.get(pooling)),) if baselines.start else ()
+        start = (cell(baselines.start.get(pooling)), gained.get(pooling, "")) if baselines.start else ()
         yield f"{pooling} pooling", cell(score), cell(baselines.untrained.get(pooling)), *start
-    empty = ("",) * (2 if baselines.start else 1)
+    empty = ("",) * (3 if baselines.start else 1)
     for name, score in baselines.plain.items():
         yield kinds.BASELINES[name], cell(score), *empty
 

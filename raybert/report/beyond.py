@@ -28,6 +28,11 @@ def against_start(probe: Probe) -> str:
     )
 
 
+def gains(probe: Probe) -> dict[str, str]:
+    """The differences with C = 1, times 100 with their intervals, for tables: ``+3.1 [+1.2, +5.0]`` by pooling."""
+    return {pooling: _times_100(found) for pooling, found in probe.raw.get("beyond_start", {}).items()}
+
+
 def _in_words(probe: Probe, usual: str, *, tuned: str) -> str:
     """The differences with C = 1 in one form and those with C tuned in the other, as far as the record has them."""
     found: Differences = probe.raw.get("beyond_start", {})
@@ -51,11 +56,13 @@ def _another_c(probe: Probe, pooling: str) -> str:
 def _figures(differences: Differences, notes: Mapping[str, str]) -> str:
     """``pooler +3.1 points [+1.2, +5.0], ...``, each with its note."""
     return ", ".join(
-        f"{pooling} {100 * found['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-        f"{notes.get(pooling, '')}"
-        for pooling, found in differences.items()
-        for low, high in [found["interval"]]
+        f"{pooling} {_times_100(found, ' points')}{notes.get(pooling, '')}" for pooling, found in differences.items()
     )
+
+
+def _times_100(found: Mapping[str, Any], unit: str = "") -> str:
+    low, high = found["interval"]
+    return f"{100 * found['difference']:+.1f}{unit} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _judge(differences: Differences) -> str:

@@ -169,7 +169,7 @@ def figures(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def probe_figures(record: Mapping[str, Any]) -> dict[str, float]:
-    """The headlines of a probe and of its baselines, with C = 1 and with C tuned: probe/TASK/..."""
+    """The headlines of a probe and of its baselines, with C = 1 and with C tuned, and gains: probe/TASK/..."""
     kind = kinds.of_record(record)
     if record.get("status", "done") != "done" or kind is None:
         return {}
@@ -184,6 +184,10 @@ def probe_figures(record: Mapping[str, Any]) -> dict[str, float]:
             values[name] = headline
             if "tuned_accuracy" in score:
                 values[f"{name}_tuned"] = float(score["tuned_accuracy"])
+            if "tuned_c" in score:
+                values[f"{name}_tuned_c"] = float(score["tuned_c"])
+    for name, gain in record.get("beyond_start", {}).items():
+        values[f"{name}_gain"] = float(gain["difference"])
     return {f"probe/{record['task']}/{name}": value for name, value in values.items()}
 
 

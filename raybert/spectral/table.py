@@ -25,38 +25,41 @@ MOST_THREADS = 4
 FACTORS_PRIORITY = 10
 
 
-def for_run(config: Config, shards: ShardSet, *, cpus: float, show: bool = False) -> str:
+def for_run(config: Config, shards: ShardSet, *, cpus: float, show: bool = False, shared: bool = False) -> str:
     """URI of the token vectors that a run begins with, made if there are none yet; empty when it needs none.
 
     Args:
         cpus, show: as in `ensure`.
+        shared: with all runs of its `run.storage`, where the vectors go when the shards' own place cannot be written.
 
     Raises:
         InputError, RunFailed: as `ensure`, or the vectors are too short for the model.
     """
     if config.model.embedding_init == "random":
         return ""
-    uri = ensure(shards, Recipe(config.data.seed), config.run_uri, cpus=cpus, show=show)
+    places = [config.run.storage] if shared else [config.run_uri, config.run.storage]
+    uri = ensure(shards, Recipe(config.data.seed), *places, cpus=cpus, show=show)
     found, size = files.shape(uri), config.model.bert().hidden_size
     if found is not None and found[0] < size:
         raise too_few(shards.uri, found[0], size)
     return uri
 
 
-def find(shards: ShardSet, recipe: Recipe, run_uri: str) -> str:
-    """Where the table lies: beside the shards or in the run's directory; empty where there is none yet."""
-    return next((uri for uri in _places(shards, recipe, run_uri) if files.shape(uri) is not None), "")
+def find(shards: ShardSet, recipe: Recipe, *places: str) -> str:
+    """Where the table lies: beside the shards or in one of the directories `places`; empty where there is none yet."""
+    uris = (storage.join(place, recipe.file_name(shards)) for place in (shards.uri, *places))
+    return next((uri for uri in uris if files.shape(uri) is not None), "")
 
 
 def ensure(
-    shards: ShardSet, recipe: Recipe, run_uri: str, *, cpus: float = 1.0, parts: int = PARTS, show: bool = False
+    shards: ShardSet, recipe: Recipe, *places: str, cpus: float = 1.0, parts: int = PARTS, show: bool = False
 ) -> str:
     """The table's URI; it is made where there is none. Ray must be connected.
 
     Whoever makes the same table at the same time makes the same bytes, and a file appears whole.
 
     Args:
-        run_uri: where the table goes when the shards' own place cannot be written.
+        places: directories where it may lie as well; it goes to the first when the shards' own cannot be written.
         cpus: of each task.
         parts: tasks among which the reading and the counting are divided.
         show: a bar on standard error.
@@ -65,11 +68,11 @@ def ensure(
         InputError: a shard is damaged, or no place can be written.
         RunFailed: a task failed, and so did its retries.
     """
-    if found := find(shards, recipe, run_uri):
+    if found := find(shards, recipe, *places):
         return found
     try:
         with _bar(show) as bar:
-            return _make(shards, recipe, run_uri, cpus, parts, bar)
+            return _make(shards, recipe, places[0], cpus, parts, bar)
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise InputError(str(error.cause)) from error
@@ -82,11 +85,7 @@ def _failed(reason: str) -> str:
     return f"Computing the token vectors failed ({reason}); rerun the command, or {REMEDY}."
 
 
-def _places(shards: ShardSet, recipe: Recipe, run_uri: str) -> list[str]:
-    return [storage.join(place, recipe.file_name(shards)) for place in (shards.uri, run_uri)]
-
-
-def _make(shards: ShardSet, recipe: Recipe, run_uri: str, cpus: float, parts: int, bar: Progress) -> str:
+def _make(shards: ShardSet, recipe: Recipe, place: str, cpus: float, parts: int, bar: Progress) -> str:
     units = recipe.sample(shards)
     shares = [list(share) for share in np.array_split(np.array(units, object), min(parts, len(units)))]
     read = [_read.options(num_cpus=cpus).remote(shards.uri, share, recipe.reach, shards.vocabulary) for share in shares]
@@ -100,8 +99,8 @@ def _make(shards: ShardSet, recipe: Recipe, run_uri: str, cpus: float, parts: in
     ]
     _wait(counted, bar, bar.add_task("counting pairs", total=len(counted)))
     del read, streams
-    places = _places(shards, recipe, run_uri)
-    made = _factorise.options(num_cpus=cpus).remote(counted, len(chosen), recipe, places)
+    uris = [storage.join(directory, recipe.file_name(shards)) for directory in (shards.uri, place)]
+    made = _factorise.options(num_cpus=cpus).remote(counted, len(chosen), recipe, uris)
     _wait([made], bar, bar.add_task("factorising", total=None))
     uri: str = ray.get(made)
     return uri
@@ -129,7 +128,7 @@ def _count(streams: list[Any], chosen: np.ndarray, first: int, stop: int, reach:
 
 
 @ray.remote(max_calls=1)  # a process of its own: it holds the most memory, and is to make way for others
-def _factorise(counted: list[Any], columns: int, recipe: Recipe, places: list[str]) -> str:
+def _factorise(counted: list[Any], columns: int, recipe: Recipe, uris: list[str]) -> str:
     # A run's worker has less than a core on a small machine, and others may need the rest.
     os.setpriority(os.PRIO_PROCESS, 0, max(FACTORS_PRIORITY, os.getpriority(os.PRIO_PROCESS, 0)))
     matrix = factorise.ppmi(ray.get(counted), columns)
@@ -137,14 +136,14 @@ def _factorise(counted: list[Any], columns: int, recipe: Recipe, places: list[st
     threads = min(MOST_THREADS, available)
     vectors = factorise.principal_vectors(matrix, recipe.components, threads=threads)
     del matrix  # the largest part of the memory, and writing needs some
-    for uri in places[:-1]:
+    for uri in uris[:-1]:
         try:
             files.write(uri, vectors)
             return uri
         except (InputError, OSError):  # a place that cannot be written
             continue
-    files.write(places[-1], vectors)
-    return places[-1]
+    files.write(uris[-1], vectors)
+    return uris[-1]
 
 
 @contextmanager

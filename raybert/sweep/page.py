@@ -10,11 +10,12 @@ import yaml
 from raybert import storage
 from raybert.encode import POOLINGS
 from raybert.probe import kinds
+from raybert.report.beyond import gains
 from raybert.report.read import percent
 from raybert.sweep.figures import figures, png
 from raybert.sweep.rates import best_rates, sentence
 from raybert.sweep.space import SweepConfig, trials
-from raybert.sweep.summary import Outcome, best, sentence_of_best, tasks_of, to_json
+from raybert.sweep.summary import Outcome, best, collapses, sentence_of_best, tasks_of, to_json
 
 
 def write_summary(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> str:
@@ -40,7 +41,7 @@ def write_summary(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> str:
         storage.write_bytes(storage.join(sweep.uri, f"{name}.png"), image)
         drawn.append((title, base64.b64encode(image).decode()))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "sentence": sentence}
+    environment.filters |= {"percent": percent, "sentence": sentence, "gains": gains}
     template = environment.from_string(files("raybert.sweep").joinpath("sweep.html").read_text(encoding="utf-8"))
     page = template.render(
         sweep=sweep,
@@ -53,6 +54,7 @@ def write_summary(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> str:
         poolings=POOLINGS,
         titles=kinds.BASELINES,
         headlines={task: _headline(outcomes, task) for task in tasks_of(outcomes)},
+        collapsed={task: collapses(task, outcomes) for task in tasks_of(outcomes)},
         figures=drawn,
         settings=yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False),
     )

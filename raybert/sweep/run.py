@@ -148,10 +148,10 @@ def run_sweep(sweep: SweepConfig, *, resume: bool = False) -> list[Trial]:
 
 
 def _make_token_vectors(planned: Sequence[Trial]) -> None:
-    """Once, before trials need them at the same time: they find them beside their shards, if those can be written."""
+    """Once, before trials need them at the same time: they find them beside the shards or above their directories."""
     spectral = [trial.config for trial in planned if trial.config.model.needs_vectors]
     for config in {(config.data.shards, config.data.seed): config for config in spectral}.values():
-        table.for_run(config, open_shards(config.data.shards), cpus=1.0, show=True)
+        table.for_run(config, open_shards(config.data.shards), cpus=1.0, show=True, shared=True)
 
 
 def _describe(sweep: SweepConfig, planned: Sequence[Trial]) -> dict[str, Any]:

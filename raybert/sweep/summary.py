@@ -209,15 +209,38 @@ def _probe_json(probe: Probe) -> dict[str, Any]:
     """A result beside what it has to be compared with."""
     baselines, key = probe.baselines, probe.kind.headline.key
     start = {pooling: _score_json(score, key) for pooling, score in baselines.start.items()}
+    beyond = {
+        pooling: {name: found[name] for name in ("difference", "interval")}
+        for pooling, found in probe.raw.get("beyond_start", {}).items()
+    }
     return {
         "step": probe.step,
         **{pooling: _score_json(score, key) for pooling, score in probe.scores.items()},
         "untrained": {pooling: _score_json(score, key) for pooling, score in baselines.untrained.items()},
-        **({"start": start} if start else {}),
+        **({"start": start, "beyond_start": beyond} if start else {}),
         **{name: _score_json(baselines.plain.get(name), key) for name in kinds.BASELINES},
     }
 
 
 def _score_json(score: Score | None, key: str) -> dict[str, Any] | None:
     """None where the record has no such figure, or the task's kind no such baseline."""
-    return {key: score.value, "interval": score.interval} if score else None
+    if score is None:
+        return None
+    tuned = {"tuned_accuracy": score.tuned_accuracy, "tuned_c": score.tuned_c}
+    return {
+        key: score.value,
+        "interval": score.interval,
+        **{name: value for name, value in tuned.items() if value is not None},
+        **({"collapsed": score.collapsed} if score.collapsed else {}),
+    }
+
+
+def collapses(task: str, outcomes: Sequence[Outcome]) -> list[str]:
+    """A sentence for each trial and pooling whose last vectors of this task have collapsed."""
+    return [
+        f"{o.name}, {pooling}: {score.collapsed}"
+        for o in outcomes
+        if task in o.probes
+        for pooling, score in o.probes[task].scores.items()
+        if score.collapsed
+    ]

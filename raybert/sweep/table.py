@@ -11,10 +11,11 @@ from rich.table import Table
 from raybert.config_sections import VALIDATION_LOSS
 from raybert.encode import POOLINGS
 from raybert.probe.show import SHORT
+from raybert.report.beyond import gains
 from raybert.report.terminal import score_cell
 from raybert.sweep.rates import best_rates, sentence
 from raybert.sweep.space import SweepConfig
-from raybert.sweep.summary import Outcome, ranked, sentence_of_best, tasks_of
+from raybert.sweep.summary import Outcome, collapses, ranked, sentence_of_best, tasks_of
 
 # Of each table; the page and summary.json have all trials.
 MOST_ROWS = 40
@@ -49,7 +50,7 @@ def _value(value: Any) -> str:
 
 
 def _probes(task: str, ordered: Sequence[Outcome]) -> Table:
-    """The headlines of one task times 100, each with its 95 % interval."""
+    """The headlines of one task times 100, each with its 95 % interval; below, which vectors have collapsed."""
     headline = ordered[0].probes[task].kind.headline
     what = "% of test texts" if headline.share else headline.label
     table = Table("trial", "step", *POOLINGS, box=box.SIMPLE_HEAD, title=escape(f"{task}, {what}"))
@@ -59,8 +60,12 @@ def _probes(task: str, ordered: Sequence[Outcome]) -> Table:
         for name, scores in (("untrained", probe.baselines.untrained), ("start", probe.baselines.start)):
             if scores or name == "untrained":
                 table.add_row(f"  {name}", "", *(score_cell(scores.get(p)) for p in POOLINGS), style="dim")
+        if gained := gains(probe):
+            table.add_row("  gain over it", "", *(gained.get(pooling, "") for pooling in POOLINGS), style="dim")
     table.add_section()
     baselines = ordered[0].probes[task].baselines
     for name, score in baselines.plain.items():
         table.add_row(SHORT[name], "", *[score_cell(score)] * len(POOLINGS))
+    table.caption_justify = "left"
+    table.caption = escape("\n".join(collapses(task, ordered)[:MOST_ROWS])) or None
     return table

@@ -243,7 +243,7 @@ def _start(run: Run) -> str:
     if model.needs_vectors:
         recipe = Recipe(run.config.data.seed)
         tokens = min(recipe.sample_tokens, run.shards.tokens("train"))
-        made = "already computed" if find(run.shards, recipe, run.uri) else "computed first"
+        made = "already computed" if find(run.shards, recipe, run.uri, run.config.run.storage) else "computed first"
         kind = "whitened token vectors" if model.embedding_init == "whitened" else "token vectors"
         words = f"{kind} from {tokens:,} tokens, {made}"
     others = {

@@ -267,6 +267,12 @@ def test_a_run_starts_from_token_vectors_and_averaging_attention_and_others_find
     elsewhere = spectral_table.ensure(shards, Recipe(0), f"{folder}/elsewhere", parts=3)
     assert elsewhere == f"{folder}/elsewhere/{os.path.basename(table)}"
     assert storage.read_bytes(elsewhere) == content
+    # Trials share one that lies above their directories.
+    trial = settings(f"{folder}/trials", shards, "0", **small)
+    shared = spectral_table.for_run(trial, shards, cpus=1, shared=True)
+    assert shared == f"{folder}/trials/{os.path.basename(table)}"
+    assert spectral_table.for_run(trial, shards, cpus=1) == shared
+    assert storage.read_bytes(shared) == content
     # So it is when another seed orders the units, all of which are counted.
     assert Recipe(1).sample(shards) != Recipe(0).sample(shards)
     storage.remove(elsewhere)

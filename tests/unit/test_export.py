@@ -30,7 +30,7 @@ from raybert.probe.baselines import Cache
 from raybert.probe.evaluate import evaluate, prepare
 from raybert.probe.tasks import load_task
 from tests.data import make_shards
-from tests.runs import make_run
+from tests.runs import make_run, started
 
 TEXTS = [
     "The government said on Tuesday that it would cut taxes.",
@@ -61,6 +61,8 @@ def run(tmp_path_factory, model):
     tree["about"] |= {"manifest": shards.manifest_hash, "seq_len": 32}
     Path(uri, "config.yaml").write_text(yaml.safe_dump(tree))
     save(model, f"{uri}/checkpoints/step-00001000")
+    last = Path(uri, "probes", "bbc_news-00000800.json")
+    last.write_text(json.dumps(started(json.loads(last.read_text()), gain=0.031)))
     return uri
 
 
@@ -138,6 +140,8 @@ def test_the_card_tells_the_run(exported, run):
     accuracy = json.loads(Path(run, "probes", "bbc_news-00000800.json").read_text())["mean"]["test_accuracy"]
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values["test accuracy, mean pooling"] == round(accuracy, 4)
+    assert "| the start of training | gain over it |" in card.text
+    assert "| +3.1 [+2.1, +4.1] |" in card.text
     for said in ("1,000 of 2,000", "TF-IDF", "majority class", "untrained", "held out", "validation, step 800"):
         assert said in card.text, said
     tokens = open_shards(from_mapping(_settings(run)).data.shards).tokens("train")

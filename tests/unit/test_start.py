@@ -95,6 +95,8 @@ def test_the_start_is_shown_in_the_log_the_table_and_the_trackers(measure):
     assert " / ".join(f"{100 * first[pooling]['test_accuracy']:.1f}" for pooling in POOLINGS) in text
     assert probe_figures(found)["probe/mine/mean_start"] == first["mean"]["test_accuracy"]
     assert probe_figures(found)["probe/mine/mean_tuned"] == found["mean"]["tuned_accuracy"]
+    assert probe_figures(found)["probe/mine/mean_tuned_c"] == found["mean"]["tuned_c"]
+    assert probe_figures(found)["probe/mine/mean_gain"] == found["beyond_start"]["mean"]["difference"]
 
 
 def request(run, step, task, **options):

@@ -20,11 +20,11 @@ from raybert.sweep import run as sweeps
 from raybert.sweep import space
 from raybert.sweep.page import write_summary
 from raybert.sweep.rates import best_rates, fit_parabola, sentence
-from raybert.sweep.summary import best, note_end, read_sweep, require_none_failed, sentence_of_best
+from raybert.sweep.summary import best, note_end, read_sweep, require_none_failed, sentence_of_best, to_json
 from raybert.sweep.table import summary_table
 from raybert.train.dry_run import Estimate, show_sweep
 from tests.data import make_shards
-from tests.runs import make_run, probe, score, write_probe
+from tests.runs import make_run, probe, score, started, write_probe
 
 BASE = {"train": {"steps": 1000, "global_batch": 32, "micro_batch": 16}, "model": {"size": "tiny"}}
 
@@ -203,6 +203,31 @@ def test_every_end_of_a_trial_has_its_name(tmp_path):
         require_none_failed(outcomes)
     require_none_failed(outcomes[:3])
     assert best("validation_loss", outcomes).name == "trial-0000"
+
+
+def test_a_trial_s_gain_over_its_start_tuned_figures_and_collapsed_vectors_are_shown(tmp_path):
+    loaded = sweep(tmp_path, base=BASE, space={"optimizer.lr": {"grid": RATES}})
+    ended(loaded)
+    first, second = (trial.config.run_uri for trial in space.trials(loaded)[:2])
+    result = started(probe("bbc_news", 1000, 1000), gain=0.031)
+    write_probe(first, result)
+    plain = probe("bbc_news", 1000, 1000)
+    collapsed = "The vectors have collapsed: all texts lie along one line"
+    write_probe(second, plain | {"mean": plain["mean"] | {"collapsed": collapsed}})
+    outcomes = read_sweep(loaded)
+    told = f"trial-0001, mean: {collapsed}"
+    for text in (shown(summary_table(loaded, outcomes)), Path(write_summary(loaded, outcomes)).read_text()):
+        assert "+3.1 [+2.1, +4.1]" in text
+        assert told in " ".join(text.split())
+        assert text.count(collapsed) == 1
+    written, other = (of["probes"]["bbc_news"] for of in to_json(outcomes)[:2])
+    assert written["beyond_start"]["pooler"] == {"difference": 0.031, "interval": pytest.approx([0.021, 0.041])}
+    assert written["mean"]["tuned_c"] == result["mean"]["tuned_c"]
+    assert written["mean"]["tuned_accuracy"] == result["mean"]["tuned_accuracy"]
+    assert written["start"]["mean"]["tuned_accuracy"] == 0.777
+    assert other["mean"]["collapsed"] == collapsed
+    assert "collapsed" not in written["mean"]
+    assert "beyond_start" not in other
 
 
 def test_the_best_trial_is_best_by_the_metric_that_the_sweep_names(tmp_path):

@@ -266,7 +266,7 @@ class ProbeService:
         for pooling in kinds.poolings(record):
             entry, of_pooling = record[pooling], {**tags, "pooling": pooling, "kind": kind.name}
             self._board.set("probe_headline", float(entry[kind.headline.key]), of_pooling)
-            for name in kind.headline.others:
+            for name in (*kind.headline.others, "tuned_accuracy"):
                 if is_number(entry.get(name)):
                     self._board.set("probe_figure", float(entry[name]), {**of_pooling, "figure": name})
             for split in ("train", "test"):

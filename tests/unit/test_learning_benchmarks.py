@@ -1,0 +1,46 @@
+"""What the benchmarks of learning make of the curves and figures that they measured."""
+
+import pytest
+
+from benchmarks import levers, record
+from raybert.config import load
+from raybert.encode import POOLINGS
+
+
+def point(side, seed, minutes, pooler):
+    probes = [{"task": "ag_news", "pooler": {"test_accuracy": pooler}}]
+    return {"side": side, "seed": seed, "minutes": minutes, "tokens": 1000 * minutes, "flops": 7e9 * minutes} | {
+        "probes": probes
+    }
+
+
+def test_a_side_has_passed_when_its_pooler_has_and_one_that_never_does_has_all_its_minutes():
+    curves = [point("ours", seed, minutes, score) for seed in (0, 1, 2) for minutes, score in ((0.5, 0.5), (9.0, 0.9))]
+    curves += [point("ours", 1, 2.0 + seed, 0.82) for seed in (0, 1)]  # the earliest counts, in whatever order
+    curves.sort(key=lambda each: each["minutes"])
+    curves += [point("peer", seed, 9.0, 0.9 if seed else record.THRESHOLD) for seed in (0, 1, 2)]
+    ours, peer = (record.until_passed(curves, side, 30.0) for side in ("ours", "peer"))
+    assert ours == {"minutes": 9.0, "tokens": 9000, "flops": 63e9, "every_seed": True}
+    assert peer == {"minutes": 9.0, "tokens": None, "flops": None, "every_seed": False}
+    none = record.until_passed([point("peer", seed, 1.0, 0.25) for seed in (0, 1)], "peer", 30.0)
+    assert none["minutes"] == 30.0
+
+
+def test_a_row_differs_from_the_recipe_with_the_same_seed():
+    def figures(value):
+        return {column: dict.fromkeys(POOLINGS, value) for column in levers.COLUMNS}
+
+    found = {
+        levers.RECIPE: {0: figures(0.5), 1: figures(0.7)},
+        "bag_weight=0": {0: figures(0.51), 1: figures(0.68)},
+    }
+    lines = levers.table(found).splitlines()
+    assert len(lines) == 4
+    assert lines[2].count("0.6000 (0.5000 to 0.7000)") == len(levers.COLUMNS)
+    assert lines[3].count("-0.0050 (-0.0200 to +0.0100)") == len(levers.COLUMNS)
+
+
+@pytest.mark.parametrize("row", levers.ROWS)
+def test_every_lever_is_a_setting_that_the_recipe_accepts_and_changes(row):
+    recipe = load(str(levers.RECORD), ["data.shards=shards"])
+    assert (load(str(levers.RECORD), ["data.shards=shards", *levers.ROWS[row]]) != recipe) == (row != levers.RECIPE)
