@@ -29,8 +29,9 @@ def against_start(probe: Probe) -> str:
 
 
 def gains(probe: Probe) -> dict[str, str]:
-    """The differences with C = 1, times 100 with their intervals, for tables: ``+3.1 [+1.2, +5.0]`` by pooling."""
-    return {pooling: _times_100(found) for pooling, found in probe.raw.get("beyond_start", {}).items()}
+    """The differences with C = 1, times 100 with their intervals, for tables: ``+3.1 [1.2, 5.0]`` by pooling."""
+    found: Differences = probe.raw.get("beyond_start", {})
+    return {pooling: _times_100(entry, "{:+.1f} [{:.1f}, {:.1f}]") for pooling, entry in found.items()}
 
 
 def _in_words(probe: Probe, usual: str, *, tuned: str) -> str:
@@ -55,14 +56,14 @@ def _another_c(probe: Probe, pooling: str) -> str:
 
 def _figures(differences: Differences, notes: Mapping[str, str]) -> str:
     """``pooler +3.1 points [+1.2, +5.0], ...``, each with its note."""
+    form = "{:+.1f} points [{:+.1f}, {:+.1f}]"
     return ", ".join(
-        f"{pooling} {_times_100(found, ' points')}{notes.get(pooling, '')}" for pooling, found in differences.items()
+        f"{pooling} {_times_100(found, form)}{notes.get(pooling, '')}" for pooling, found in differences.items()
     )
 
 
-def _times_100(found: Mapping[str, Any], unit: str = "") -> str:
-    low, high = found["interval"]
-    return f"{100 * found['difference']:+.1f}{unit} [{100 * low:+.1f}, {100 * high:+.1f}]"
+def _times_100(found: Mapping[str, Any], form: str) -> str:
+    return form.format(*(100 * value for value in (found["difference"], *found["interval"])))
 
 
 def _judge(differences: Differences) -> str:

@@ -61,7 +61,7 @@ def _probes(task: str, ordered: Sequence[Outcome]) -> Table:
             if scores or name == "untrained":
                 table.add_row(f"  {name}", "", *(score_cell(scores.get(p)) for p in POOLINGS), style="dim")
         if gained := gains(probe):
-            table.add_row("  gain over it", "", *(gained.get(pooling, "") for pooling in POOLINGS), style="dim")
+            table.add_row("  gain", "", *(gained.get(pooling, "") for pooling in POOLINGS), style="dim")
     table.add_section()
     baselines = ordered[0].probes[task].baselines
     for name, score in baselines.plain.items():

@@ -217,7 +217,7 @@ def test_a_trial_s_gain_over_its_start_tuned_figures_and_collapsed_vectors_are_s
     outcomes = read_sweep(loaded)
     told = f"trial-0001, mean: {collapsed}"
     for text in (shown(summary_table(loaded, outcomes)), Path(write_summary(loaded, outcomes)).read_text()):
-        assert "+3.1 [+2.1, +4.1]" in text
+        assert "+3.1 [2.1, 4.1]" in text
         assert told in " ".join(text.split())
         assert text.count(collapsed) == 1
     written, other = (of["probes"]["bbc_news"] for of in to_json(outcomes)[:2])
