@@ -1,10 +1,16 @@
 """What the benchmarks of learning make of the curves and figures that they measured."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from benchmarks import levers, record
 from raybert.config import load
 from raybert.encode import POOLINGS
+
+ROOT = Path(__file__).parents[2]
 
 
 def point(side, seed, minutes, pooler):
@@ -24,6 +30,17 @@ def test_a_side_has_passed_when_its_pooler_has_and_one_that_never_does_has_all_i
     assert peer == {"minutes": 9.0, "tokens": None, "flops": None, "every_seed": False}
     none = record.until_passed([point("peer", seed, 1.0, 0.25) for seed in (0, 1)], "peer", 30.0)
     assert none["minutes"] == 30.0
+
+
+def test_the_picture_is_drawn_from_the_lines_that_are_kept(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.curves", str(tmp_path / "record.png")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "record.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_row_differs_from_the_recipe_with_the_same_seed():
