@@ -3,12 +3,14 @@
     python -m benchmarks.record | tail -n 1 | python -m benchmarks.table append
     python -m benchmarks.curves docs/images/record.png
 
-A panel a task, a colour a side, a line a seed; dashed, what TF-IDF has on the same texts.
+Shown are the lines of one machine and one length of training, those of the newest line unless others are named: runs of
+other lengths have other schedules. A panel a task, a colour a side, a line a seed. TF-IDF is a line of its own for each
+set of texts: the halves are of each side's own shards.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,48 +40,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("png", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS / "record.jsonl")
+    parser.add_argument("--machine", help="as in the file")
+    parser.add_argument("--minutes", type=float, help="the length of the runs")
     chosen = parser.parse_args()
-    lines = chosen.results.read_text(encoding="utf-8").splitlines()
-    draw([point for line in lines for point in json.loads(line)["result"]["curves"]], chosen.png)
+    lines = [json.loads(line) for line in chosen.results.read_text(encoding="utf-8").splitlines()]
+    machine = chosen.machine or lines[-1]["machine"]
+    minutes = chosen.minutes or length(lines[-1])
+    shown = [line for line in lines if (line["machine"], length(line)) == (machine, minutes)]
+    draw([point for line in shown for point in line["result"]["curves"]], machine, chosen.png)
 
 
-def draw(curves: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the picture of these points, each of one side, seed and time; of equal ones the last counts."""
-    points = {(p["side"], p["seed"], p["mark"]): p for p in curves}
+def length(line: dict[str, Any]) -> float:
+    """Minutes of a line's runs."""
+    return max(float(point["mark"]) for point in line["result"]["curves"])
+
+
+def draw(curves: Sequence[dict[str, Any]], machine: str, path: Path) -> None:
+    """Write the picture of these points, each of one side, seed and mark; of equal ones the last counts."""
+    points = list({(p["side"], p["seed"], p["mark"]): p for p in curves}.values())
+    measured = {probe["task"] for point in points for probe in point["probes"]}
+    tasks = [task for task in PANELS if task in measured]
     with matplotlib.rc_context(PNG):
-        figure = Figure(figsize=(11, 5.6), layout="constrained")
-        for row, across in zip(figure.subplots(len(ACROSS), len(PANELS)), ACROSS, strict=True):
-            for axes, task in zip(row, PANELS, strict=True):
-                _panel(axes, points.values(), task, across)
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+        figure = Figure(figsize=(3.7 * len(tasks), 5.8), layout="constrained")
+        named: dict[str, Any] = {}
+        for row, across in zip(figure.subplots(len(ACROSS), len(tasks), squeeze=False), ACROSS, strict=True):
+            for axes, task in zip(row, tasks, strict=True):
+                _panel(axes, points, task, across)
+                handles, labels = axes.get_legend_handles_labels()
+                named |= dict(zip(labels, handles, strict=True))
+        figure.suptitle(machine, fontsize=9, x=0.01, ha="left")
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), fontsize=9)
         figure.savefig(path, metadata={"Software": None})
 
 
-def _panel(axes: Axes, points: Iterable[dict[str, Any]], task: str, across: str) -> None:
+def _panel(axes: Axes, points: Sequence[dict[str, Any]], task: str, across: str) -> None:
     (figure, title), (unit, label) = PANELS[task], ACROSS[across]
     lines: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    baseline = None
+    baselines: dict[float, str] = {}  # TF-IDF of a set of texts -> a side that is judged by them
     for point in points:
         for probe in point["probes"]:
             if probe["task"] == task:
-                lines.setdefault((point["side"], point["seed"]), []).append(
-                    (unit * point[across], probe["pooler"][figure])
-                )
-                baseline = probe["tfidf"].get(figure, baseline)
-    named = set()
-    for (side, _), places in sorted(lines.items(), key=lambda item: (list(SIDES).index(item[0][0]), item[0][1])):
+                places = lines.setdefault((point["side"], point["seed"]), [])
+                places.append((unit * point[across], probe["pooler"][figure]))
+                baselines.setdefault(probe["tfidf"][figure], point["side"])
+    for (side, _), places in sorted(lines.items()):
         colour, name = SIDES[side]
-        axes.plot(
-            *zip(*sorted(places), strict=True),
-            color=COLOURS[colour],
-            marker=MARKERS[colour],
-            markersize=4,
-            label=None if side in named else f"{name}, pooler",
-        )
-        named.add(side)
-    if baseline is not None:
-        axes.axhline(baseline, color=COLOURS["ink"], linestyle=PLAIN["bm25"][1], linewidth=1.2, label="TF-IDF")
+        style: dict[str, Any] = {"color": COLOURS[colour], "marker": MARKERS[colour], "markersize": 4}
+        axes.plot(*zip(*sorted(places), strict=True), **style, label=f"{name}, pooler")
+    for value, side in baselines.items():
+        colour, name = SIDES[side] if len(baselines) > 1 else ("ink", "")
+        label_of_line = f"TF-IDF on the texts of {name}" if name else "TF-IDF"
+        axes.axhline(value, color=COLOURS[colour], linestyle=PLAIN["tfidf"][1], linewidth=1.2, label=label_of_line)
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel(label)
     axes.set_xlim(left=0)

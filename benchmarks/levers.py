@@ -39,7 +39,7 @@ ROWS: dict[str, list[str]] = {
     "vectors=mean": ["objective.vectors=mean"],
     "temperature=0.1": ["objective.temperature=0.1"],
     "bag_of=neighbour": ["objective.bag_of=neighbour"],
-    "mlm_rate=0.3 to 0.15": ["objective.mlm_rate=0.3", "objective.mlm_rate_end=0.15"],
+    "mlm_rate=0.3": ["objective.mlm_rate=0.3"],
     "whole_word=true": ["objective.whole_word=true"],
     "dropout=0.1": ["model.dropout=0.1"],
     "decay=wsd": ["schedule.decay=wsd"],

@@ -144,7 +144,7 @@ def _of_run(found: Origin, probes: list[Probe]) -> Iterator[str]:
             f"**{probe.raw.get('title', probe.task)}**, step {probe.step:,}: {probe.kind.summary(probe.raw)}. "
             f"{headline.label[0].upper()}{headline.label[1:]} with its 95 % interval:"
         )
-        start = ("the start of training", "gain over it") if probe.baselines.start else ()
+        start = ("the start of training", "gain over it, points") if probe.baselines.start else ()
         yield _table(("", "this model", "the same, untrained", *start), _probe_rows(probe))
 
 

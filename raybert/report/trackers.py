@@ -182,10 +182,9 @@ def probe_figures(record: Mapping[str, Any]) -> dict[str, float]:
         headline = kind.headline.of(score)
         if headline is not None:
             values[name] = headline
-            if "tuned_accuracy" in score:
-                values[f"{name}_tuned"] = float(score["tuned_accuracy"])
-            if "tuned_c" in score:
-                values[f"{name}_tuned_c"] = float(score["tuned_c"])
+            for key, suffix in (("tuned_accuracy", "tuned"), ("tuned_c", "tuned_c")):
+                if is_number(score.get(key)):
+                    values[f"{name}_{suffix}"] = float(score[key])
     for name, gain in record.get("beyond_start", {}).items():
         values[f"{name}_gain"] = float(gain["difference"])
     return {f"probe/{record['task']}/{name}": value for name, value in values.items()}

@@ -37,12 +37,17 @@ def for_run(config: Config, shards: ShardSet, *, cpus: float, show: bool = False
     """
     if config.model.embedding_init == "random":
         return ""
-    places = [config.run.storage] if shared else [config.run_uri, config.run.storage]
+    places = [config.run.storage] if shared else places_of(config)
     uri = ensure(shards, Recipe(config.data.seed), *places, cpus=cpus, show=show)
     found, size = files.shape(uri), config.model.bert().hidden_size
     if found is not None and found[0] < size:
         raise too_few(shards.uri, found[0], size)
     return uri
+
+
+def places_of(config: Config) -> list[str]:
+    """Where a run's table may lie besides its shards: in its own directory, and that of a sweep above its trials."""
+    return [config.run_uri, config.run.storage]
 
 
 def find(shards: ShardSet, recipe: Recipe, *places: str) -> str:

@@ -54,6 +54,10 @@ def write_summary(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> str:
         poolings=POOLINGS,
         titles=kinds.BASELINES,
         headlines={task: _headline(outcomes, task) for task in tasks_of(outcomes)},
+        started={
+            task: any(o.probes[task].baselines.start for o in outcomes if task in o.probes)
+            for task in tasks_of(outcomes)
+        },
         collapsed={task: collapses(task, outcomes) for task in tasks_of(outcomes)},
         figures=drawn,
         settings=yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False),

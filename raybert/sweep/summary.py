@@ -236,11 +236,10 @@ def _score_json(score: Score | None, key: str) -> dict[str, Any] | None:
 
 
 def collapses(task: str, outcomes: Sequence[Outcome]) -> list[str]:
-    """A sentence for each trial and pooling whose last vectors of this task have collapsed."""
-    return [
-        f"{o.name}, {pooling}: {score.collapsed}"
-        for o in outcomes
-        if task in o.probes
-        for pooling, score in o.probes[task].scores.items()
-        if score.collapsed
-    ]
+    """A line for each trial whose last vectors of this task have collapsed: which poolings, and a sentence."""
+    lines = []
+    for o in outcomes:
+        scores = o.probes[task].scores if task in o.probes else {}
+        if found := {pooling: score.collapsed for pooling, score in scores.items() if score.collapsed}:
+            lines.append(f"{o.name}, {', '.join(found)}: {next(iter(found.values()))}")
+    return lines

@@ -67,5 +67,5 @@ def _probes(task: str, ordered: Sequence[Outcome]) -> Table:
     for name, score in baselines.plain.items():
         table.add_row(SHORT[name], "", *[score_cell(score)] * len(POOLINGS))
     table.caption_justify = "left"
-    table.caption = escape("\n".join(collapses(task, ordered)[:MOST_ROWS])) or None
+    table.caption = escape("\n".join(collapses(task, ordered[:MOST_ROWS]))) or None
     return table

@@ -26,7 +26,7 @@ from raybert.model.bert import Bert
 from raybert.model.precision import pick_dtype
 from raybert.records import format_seconds
 from raybert.spectral.recipe import Recipe
-from raybert.spectral.table import find
+from raybert.spectral.table import find, places_of
 from raybert.train import memory
 from raybert.train.alone import alone
 from raybert.train.check import Run
@@ -243,7 +243,7 @@ def _start(run: Run) -> str:
     if model.needs_vectors:
         recipe = Recipe(run.config.data.seed)
         tokens = min(recipe.sample_tokens, run.shards.tokens("train"))
-        made = "already computed" if find(run.shards, recipe, run.uri, run.config.run.storage) else "computed first"
+        made = "already computed" if find(run.shards, recipe, *places_of(run.config)) else "computed first"
         kind = "whitened token vectors" if model.embedding_init == "whitened" else "token vectors"
         words = f"{kind} from {tokens:,} tokens, {made}"
     others = {

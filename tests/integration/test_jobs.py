@@ -223,6 +223,7 @@ def panel_queries() -> dict[str, str]:
             query = target["expr"].replace("$run", "job").replace("$trial", ".*")
             query = re.sub(r'kind="\w+"', 'kind=~".+"', query)  # the run's probes are of one kind
             found[f"{panel['title']} {target['refId']}"] = query
+    found["C tuned"] = 'ray_raybert_probe_figure{run="job",figure="tuned_accuracy"}'
     assert len(found) > 20
     return found
 

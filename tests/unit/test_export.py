@@ -140,7 +140,7 @@ def test_the_card_tells_the_run(exported, run):
     accuracy = json.loads(Path(run, "probes", "bbc_news-00000800.json").read_text())["mean"]["test_accuracy"]
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values["test accuracy, mean pooling"] == round(accuracy, 4)
-    assert "| the start of training | gain over it |" in card.text
+    assert "| the start of training | gain over it, points |" in card.text
     assert "| +3.1 [2.1, 4.1] |" in card.text
     for said in ("1,000 of 2,000", "TF-IDF", "majority class", "untrained", "held out", "validation, step 800"):
         assert said in card.text, said

@@ -22,11 +22,10 @@ def point(side, seed, minutes, pooler):
 
 def test_a_side_has_passed_when_its_pooler_has_and_one_that_never_does_has_all_its_minutes():
     curves = [point("ours", seed, minutes, score) for seed in (0, 1, 2) for minutes, score in ((0.5, 0.5), (9.0, 0.9))]
-    curves += [point("ours", 1, 2.0 + seed, 0.82) for seed in (0, 1)]  # the earliest counts, in whatever order
-    curves.sort(key=lambda each: each["minutes"])
+    curves += [point("ours", seed, 3.0 - seed, 0.82) for seed in (0, 1)]  # the earliest counts, in whatever order
     curves += [point("peer", seed, 9.0, 0.9 if seed else record.THRESHOLD) for seed in (0, 1, 2)]
     ours, peer = (record.until_passed(curves, side, 30.0) for side in ("ours", "peer"))
-    assert ours == {"minutes": 9.0, "tokens": 9000, "flops": 63e9, "every_seed": True}
+    assert ours == {"minutes": 3.0, "tokens": 3000, "flops": 21e9, "every_seed": True}
     assert peer == {"minutes": 9.0, "tokens": None, "flops": None, "every_seed": False}
     none = record.until_passed([point("peer", seed, 1.0, 0.25) for seed in (0, 1)], "peer", 30.0)
     assert none["minutes"] == 30.0
