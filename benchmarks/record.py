@@ -67,10 +67,8 @@ from raybert.train.step import train_step
 THRESHOLD = 0.8121
 MARKS = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)  # minutes
 SCHEDULE = 10_000  # places of the budget in the schedule
-# Of transformers and of the original: the rates and batches of jobs/compact.yaml, whose micro-batches are four texts of
-# 512 tokens. At 128 tokens sixteen are as much.
+# Of transformers and of the original: the rates and batches of jobs/compact.yaml.
 ORIGINAL = Path(__file__).parents[1] / "jobs" / "compact.yaml"
-ORIGINAL_CHANGES = ["train.micro_batch=16"]
 RECORD = Path(__file__).parents[1] / "jobs" / "record.yaml"
 
 
@@ -266,7 +264,14 @@ def recipe_shards(finished: str | None, output: str, seq_len: int) -> ShardSet:
 def run(sets: dict[str, ShardSet], folder: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Every side's probes at every mark, for each seed. Each is told on standard error as it comes."""
     measures = {name: probes(chosen.few, shards, folder) for name, shards in sets.items()}
-    paths, found = {"recipe": RECORD, "original": ORIGINAL, "transformers": ORIGINAL}, []
+    found = []
+    # The micro-batches of jobs/compact.yaml are four texts of 512 tokens; at 128 tokens sixteen are as much.
+    original = (ORIGINAL, ["train.micro_batch=16"])
+    recipes: dict[str, tuple[Path, list[str]]] = {
+        "recipe": (RECORD, []),
+        "original": original,
+        "transformers": original,
+    }
     for seed in chosen.seeds:
         for shards in sets.values():
             if made := table.find(shards, Recipe(seed), folder):  # by another seed, whose clock it was on
@@ -274,12 +279,13 @@ def run(sets: dict[str, ShardSet], folder: str, chosen: argparse.Namespace) -> l
         sides = [
             make_side(
                 name,
-                settings(paths[name], seed, sets[name], [] if name == "recipe" else ORIGINAL_CHANGES),
+                settings(path, seed, sets[name], changes),
                 sets[name],
                 Budget("seconds", 60 * chosen.minutes),
                 peer=name == "transformers",
             )
             for name in chosen.sides
+            for path, changes in [recipes[name]]
         ]
         for mark in [mark for mark in MARKS if mark < chosen.minutes] + [chosen.minutes]:
             for side in sides:
@@ -296,16 +302,20 @@ def until_passed(curves: Sequence[dict[str, Any]], side: str, minutes: float) ->
 
     The minutes of a seed that never does are all of them; there are no tokens and FLOPs then.
     """
-    first: dict[int, dict[str, Any] | None] = {point["seed"]: None for point in curves}
-    for point in sorted(curves, key=lambda point: float(point["minutes"])):
-        passes = point["probes"][0]["pooler"]["test_accuracy"] > THRESHOLD
-        if point["side"] == side and passes and first[point["seed"]] is None:
-            first[point["seed"]] = point
-    passed = [point for point in first.values() if point]
-    every = len(passed) == len(first)
+    latest_first = sorted(curves, key=lambda point: float(point["minutes"]), reverse=True)
+    passed = {  # of each seed the earliest point, which comes last
+        point["seed"]: point
+        for point in latest_first
+        if point["side"] == side and point["probes"][0]["pooler"]["test_accuracy"] > THRESHOLD
+    }
+    seeds = {point["seed"] for point in curves}
+    every = passed.keys() == seeds
     return {
-        "minutes": statistics.median(point["minutes"] if point else minutes for point in first.values()),
-        **{key: statistics.median(point[key] for point in passed) if every else None for key in ("tokens", "flops")},
+        "minutes": statistics.median(passed[seed]["minutes"] if seed in passed else minutes for seed in seeds),
+        **{
+            key: statistics.median(point[key] for point in passed.values()) if every else None
+            for key in ("tokens", "flops")
+        },
         "every_seed": every,
     }
 

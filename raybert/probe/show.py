@@ -1,6 +1,6 @@
 """Probe records as people read them: the log's block, and tables for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -254,10 +254,14 @@ def comparison_table(found: Record) -> Table:
 
 
 def _difference(row: Record) -> tuple[str, str]:
-    low, high = row["interval"]
     p_value = row.get("p_value")
     shown = NONE if p_value is None else f"{p_value:.4f}"
-    return f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", shown
+    return times_100(row), shown
+
+
+def times_100(difference: Mapping[str, Any], form: str = "{:+.1f} [{:+.1f}, {:+.1f}]") -> str:
+    """``+3.1 [+1.2, +5.0]``, or in another form: a paired difference times 100 with its interval."""
+    return form.format(*(100 * value for value in (difference["difference"], *difference["interval"])))
 
 
 def percent_range(value: float, interval: Sequence[float] | None) -> str:

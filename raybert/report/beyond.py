@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from raybert.probe.show import times_100
 from raybert.report.read import Probe
 
 Differences = Mapping[str, Mapping[str, Any]]  # by pooling: difference, interval
@@ -31,7 +32,7 @@ def against_start(probe: Probe) -> str:
 def gains(probe: Probe) -> dict[str, str]:
     """The differences with C = 1, times 100 with their intervals, for tables: ``+3.1 [1.2, 5.0]`` by pooling."""
     found: Differences = probe.raw.get("beyond_start", {})
-    return {pooling: _times_100(entry, "{:+.1f} [{:.1f}, {:.1f}]") for pooling, entry in found.items()}
+    return {pooling: times_100(entry, "{:+.1f} [{:.1f}, {:.1f}]") for pooling, entry in found.items()}
 
 
 def _in_words(probe: Probe, usual: str, *, tuned: str) -> str:
@@ -58,12 +59,8 @@ def _figures(differences: Differences, notes: Mapping[str, str]) -> str:
     """``pooler +3.1 points [+1.2, +5.0], ...``, each with its note."""
     form = "{:+.1f} points [{:+.1f}, {:+.1f}]"
     return ", ".join(
-        f"{pooling} {_times_100(found, form)}{notes.get(pooling, '')}" for pooling, found in differences.items()
+        f"{pooling} {times_100(found, form)}{notes.get(pooling, '')}" for pooling, found in differences.items()
     )
-
-
-def _times_100(found: Mapping[str, Any], form: str) -> str:
-    return form.format(*(100 * value for value in (found["difference"], *found["interval"])))
 
 
 def _judge(differences: Differences) -> str:

@@ -185,9 +185,7 @@ def _task(run: RunData, task: str, index: int) -> TaskPart:
 
 
 def _collapsed(probe: Probe) -> list[str]:
-    return [
-        f"Step {probe.step:,}, {name}: {score.collapsed}" for name, score in probe.scores.items() if score.collapsed
-    ]
+    return [f"Step {probe.step:,}, {pooling}: {sentence}" for pooling, sentence in probe.collapsed.items()]
 
 
 def _spread(probe: Probe) -> str:

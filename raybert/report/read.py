@@ -61,6 +61,11 @@ class Probe:
     baselines: Baselines
     raw: Mapping[str, Any]
 
+    @property
+    def collapsed(self) -> dict[str, str]:
+        """A sentence for each pooling whose vectors have collapsed."""
+        return {pooling: score.collapsed for pooling, score in self.scores.items() if score.collapsed}
+
 
 @dataclass(frozen=True)
 class Missed:

@@ -138,9 +138,7 @@ def _caption(run: RunData, *, short: bool) -> str:
                 tuning = probes[-1].raw.get("tuning")
                 lines += [f"C tuned: step {probes[-1].step:,} and its baselines, {tuning}"] if tuning else []
                 lines += [said] if (said := verdict(probes[-1])) else []
-            lines += [
-                f"{pooling}: {score.collapsed}" for pooling, score in probes[-1].scores.items() if score.collapsed
-            ]
+            lines += [f"{pooling}: {sentence}" for pooling, sentence in probes[-1].collapsed.items()]
         if missing := run.unrecorded(task):
             lines.append(f"{task}: no record for step {', '.join(f'{step:,}' for step in missing)}")
     lines = lines or ["no probe result"]

@@ -57,14 +57,21 @@ def find(shards: ShardSet, recipe: Recipe, *places: str) -> str:
 
 
 def ensure(
-    shards: ShardSet, recipe: Recipe, *places: str, cpus: float = 1.0, parts: int = PARTS, show: bool = False
+    shards: ShardSet,
+    recipe: Recipe,
+    place: str,
+    *others: str,
+    cpus: float = 1.0,
+    parts: int = PARTS,
+    show: bool = False,
 ) -> str:
     """The table's URI; it is made where there is none. Ray must be connected.
 
     Whoever makes the same table at the same time makes the same bytes, and a file appears whole.
 
     Args:
-        places: directories where it may lie as well; it goes to the first when the shards' own cannot be written.
+        place: directory where it goes when the shards' own cannot be written.
+        others: directories where it may lie as well.
         cpus: of each task.
         parts: tasks among which the reading and the counting are divided.
         show: a bar on standard error.
@@ -73,11 +80,11 @@ def ensure(
         InputError: a shard is damaged, or no place can be written.
         RunFailed: a task failed, and so did its retries.
     """
-    if found := find(shards, recipe, *places):
+    if found := find(shards, recipe, place, *others):
         return found
     try:
         with _bar(show) as bar:
-            return _make(shards, recipe, places[0], cpus, parts, bar)
+            return _make(shards, recipe, place, cpus, parts, bar)
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise InputError(str(error.cause)) from error

@@ -43,6 +43,7 @@ def write_summary(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> str:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "sentence": sentence, "gains": gains}
     template = environment.from_string(files("raybert.sweep").joinpath("sweep.html").read_text(encoding="utf-8"))
+    tasks = tasks_of(outcomes)
     page = template.render(
         sweep=sweep,
         outcomes=outcomes,
@@ -50,15 +51,12 @@ def write_summary(sweep: SweepConfig, outcomes: Sequence[Outcome]) -> str:
         winner=winner,
         best=sentence_of_best(sweep.metric, outcomes),
         keys=list(sweep.space),
-        tasks=tasks_of(outcomes),
+        tasks=tasks,
         poolings=POOLINGS,
         titles=kinds.BASELINES,
-        headlines={task: _headline(outcomes, task) for task in tasks_of(outcomes)},
-        started={
-            task: any(o.probes[task].baselines.start for o in outcomes if task in o.probes)
-            for task in tasks_of(outcomes)
-        },
-        collapsed={task: collapses(task, outcomes) for task in tasks_of(outcomes)},
+        headlines={task: _headline(outcomes, task) for task in tasks},
+        started={task: any(o.probes[task].baselines.start for o in outcomes if task in o.probes) for task in tasks},
+        collapsed={task: collapses(task, outcomes) for task in tasks},
         figures=drawn,
         settings=yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False),
     )

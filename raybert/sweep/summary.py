@@ -237,9 +237,8 @@ def _score_json(score: Score | None, key: str) -> dict[str, Any] | None:
 
 def collapses(task: str, outcomes: Sequence[Outcome]) -> list[str]:
     """A line for each trial whose last vectors of this task have collapsed: which poolings, and a sentence."""
-    lines = []
-    for o in outcomes:
-        scores = o.probes[task].scores if task in o.probes else {}
-        if found := {pooling: score.collapsed for pooling, score in scores.items() if score.collapsed}:
-            lines.append(f"{o.name}, {', '.join(found)}: {next(iter(found.values()))}")
-    return lines
+    return [
+        f"{o.name}, {', '.join(found)}: {next(iter(found.values()))}"
+        for o in outcomes
+        if task in o.probes and (found := o.probes[task].collapsed)
+    ]

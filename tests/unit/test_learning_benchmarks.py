@@ -14,10 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def point(side, seed, minutes, pooler):
-    probes = [{"task": "ag_news", "pooler": {"test_accuracy": pooler}}]
-    return {"side": side, "seed": seed, "minutes": minutes, "tokens": 1000 * minutes, "flops": 7e9 * minutes} | {
-        "probes": probes
-    }
+    spent = {"minutes": minutes, "tokens": 1000 * minutes, "flops": 7e9 * minutes}
+    return {"side": side, "seed": seed, **spent, "probes": [{"task": "ag_news", "pooler": {"test_accuracy": pooler}}]}
 
 
 def test_a_side_has_passed_when_its_pooler_has_and_one_that_never_does_has_all_its_minutes():
