@@ -20,7 +20,7 @@ from benchmarks.on_gpu.carried import Carried, Windows
 from benchmarks.on_gpu.figure import draw
 from benchmarks.on_gpu.parts import Order, timed
 from benchmarks.on_gpu.probe import Prober
-from benchmarks.on_gpu.recipes import ORIGINAL, RECORD, Recipe, Trainer, stream
+from benchmarks.on_gpu.recipes import ORIGINAL, RECORD, Recipe, Trainer, require_finite, stream
 from raybert.errors import RunFailed
 from raybert.model import initialise
 from raybert.model.bert import Bert
@@ -117,6 +117,7 @@ def train(
         order.wait()
         lap = time.perf_counter() - at
         spent += lap
+        require_finite(sums)
     batches.close()
     if not trainer.step:
         raise RunFailed(f"The part's time was up before the first step of {name}; give it more --minutes.")
@@ -157,7 +158,7 @@ def _token_vectors(windows: Windows, recipe: Recipe, order: Order) -> tuple[np.n
     with ThreadPoolExecutor(threads) as pool:
         ranges = count.share_rows(frequency, 4 * threads)
         parts = list(pool.map(lambda rows: count.count(text, chosen, rows[0], rows[1], REACH), ranges))
-    matrix = torch.from_numpy(factorise.ppmi(parts, len(chosen))).to(order.device)
+    matrix = torch.from_numpy(factorise.Information(parts, len(chosen))[:]).to(order.device)
     size = recipe.bert().hidden_size
     _, directions = torch.linalg.eigh((matrix.T @ matrix).double())
     found = matrix @ directions[:, -size:].flip(1).float()

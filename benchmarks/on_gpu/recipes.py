@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.on_gpu.carried import WindowReader, Windows
 from raybert.data.block import Columns
 from raybert.data.spec import SampleSpec
+from raybert.errors import RunFailed
 from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
@@ -125,6 +126,15 @@ class Trainer:
         )
         self.step += 1
         return sums
+
+
+def require_finite(sums: Tensor) -> None:
+    """
+    Raises:
+        RunFailed: the first of the sums, of a loss, is no positive number, as of steps whose update was left out.
+    """
+    if not 0 < float(sums.flatten()[0]) < float("inf"):
+        raise RunFailed("the loss or the gradients are not finite: this device computes something wrong")
 
 
 def micro_batches(reader: WindowReader, recipe: Recipe, step: int) -> list[Columns]:

@@ -1,6 +1,6 @@
 """Real tokens per second of one optimizer step; beside it transformers' BertForPreTraining on the same samples.
 
-The samples are windows of real text, so about half of the places of a padded batch are padding. Both sides have
+The samples are windows of real text, so a part of the places of a padded batch is padding. Both sides have
 bfloat16 autocast and fused AdamW; ours is as in a run, compiled where that works; the peer has SDPA, eager and
 compiled, of which the faster one counts. MFU is of real tokens: what their operations would take at the measured rate
 of products. A side that fails has the reason in the place of a figure. The shapes come one after the other, all sides
@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.on_gpu.carried import WindowReader
 from benchmarks.on_gpu.parts import Order, fresh, timed
-from benchmarks.on_gpu.recipes import ADAM, ORIGINAL, Recipe, Trainer, micro_batches
+from benchmarks.on_gpu.recipes import ADAM, ORIGINAL, Recipe, Trainer, micro_batches, require_finite
 from raybert.data.block import Columns
 from raybert.data.tensors import to_torch
 from raybert.errors import one_line
@@ -57,7 +58,8 @@ class Shape:
         return {"filled": filled, "limit": peak / flops, "gflops_per_token": flops / 1e9}
 
 
-Side = tuple[Callable[[list[Columns]], None], Callable[[list[Columns]], object]]  # a step, and its warm-up
+Step = Callable[[list[Columns]], Tensor]  # returns a loss of it, or sums of which one comes first
+Side = tuple[Step, Callable[[list[Columns]], object]]  # and its warm-up
 
 
 def run(order: Order) -> None:
@@ -131,15 +133,17 @@ def measure(order: Order, make: Callable[[], Side], shape: Shape, seconds: float
     try:
         step, warm_up = make()
         compile_s = timed(lambda: warm_up(shape.steps[0]), order) + timed(lambda: step(shape.steps[0]), order)
+        loss = torch.zeros(1)
         left = min(MOST_SECONDS, max(0.5, seconds - (time.perf_counter() - begun)))
         tokens, count, start = 0, 0, time.perf_counter()
         while count < MOST_STEPS and time.perf_counter() - start < left:
             for parts in shape.steps:
-                step(parts)
+                loss = step(parts)
                 tokens += sum(int(part["length"].sum()) for part in parts)
                 count += 1
             order.wait()
         spent = time.perf_counter() - start
+        require_finite(loss)
     except torch.OutOfMemoryError as error:
         return {"failed": f"out of memory: {one_line(error)[:120]}"}
     except Exception as error:  # the other side and the other shapes are worth having all the same
@@ -155,10 +159,7 @@ def our_side(order: Order, recipe: Recipe, *, compiles: bool) -> Side:
     if trainer.notes:
         order.tell(side="ours", notes=trainer.notes)
 
-    def step(parts: list[Columns]) -> None:
-        trainer.train(parts)
-
-    return step, trainer.warm_up
+    return trainer.train, trainer.warm_up
 
 
 def peer_side(order: Order, recipe: Recipe, *, compiles: bool) -> Side:
@@ -168,7 +169,7 @@ def peer_side(order: Order, recipe: Recipe, *, compiles: bool) -> Side:
     called: Any = torch.compile(model, dynamic=False) if compiles else model
     adam = optimizer.build(model, lr=recipe.lr, **ADAM)
 
-    def step(parts: list[Columns]) -> None:
+    def step(parts: list[Columns]) -> Tensor:
         for part in parts:
             batch = to_torch(part, order.device)
             # A position for every place of masked_positions, -1 among them at a column that is dropped.
@@ -187,6 +188,7 @@ def peer_side(order: Order, recipe: Recipe, *, compiles: bool) -> Side:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
         adam.zero_grad(set_to_none=True)
+        return cast(Tensor, loss.detach())
 
     return step, step
 

@@ -186,7 +186,8 @@ def contrast(
 
     Returns:
         The sum over pairs of the mean of both directions' cross entropies (nats), in float32, and how many halves have
-        their other half as the nearest, as a number of pairs. A pair without negatives adds no loss, and is right.
+        their other half as the nearest, as a number of pairs. A pair without negatives adds no loss, and is not
+            right.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         one, other = F.normalize(vectors.float(), dim=-1).unflatten(0, (-1, 2)).unbind(1)  # (b, D)
@@ -199,9 +200,10 @@ def contrast(
             apart = apart | (part[0::2, None] != part[0::2])
             places = places.where(part[0::2] >= 0, IGNORED)
         scores = scores.masked_fill(apart & ~own, -torch.inf)
+        alone = apart.all(1)
         both = torch.cat([scores, scores.t()])  # (2b, b)
         loss = F.cross_entropy(both, places.repeat(2), reduction="sum", ignore_index=IGNORED) / 2
-        right = (both.argmax(-1) == places.repeat(2)).sum() / 2
+        right = ((both.argmax(-1) == places.repeat(2)) & ~alone.repeat(2)).sum() / 2
     return loss, right
 
 

@@ -203,11 +203,15 @@ class _Collector(Collector):
             self._best[pooling].add(numbers, vectors)
 
     def finish(self) -> Record:
-        """For each pooling the means over the queries; evidence: the headline of each query."""
+        """For each pooling the means over the queries and how far their vectors spread; evidence: the headline of each
+        query."""
+        from raybert.probe.spread import spread
+
         found: Record = {"evidence": {}}
         for pooling, best in self._best.items():
             of_queries = ranking.figures(best.ranked(), self._data.relevance)
             found[pooling] = ranking.entry(of_queries, self._kind.headline.key)
+            found[pooling] |= spread(self._queries[pooling]).record()
             found["evidence"][pooling] = pack_floats(of_queries[self._kind.headline.key])
         return found
 

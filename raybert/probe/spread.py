@@ -45,8 +45,8 @@ def spread(vectors: np.ndarray) -> Spread:
 def _collapse(apart: float, rank: float) -> str:
     if apart < LEAST_DEVIATION:
         return (
-            f"The vectors have collapsed: across texts they vary by only {100 * apart:.1g} % of their length, so "
-            "a classifier can learn almost nothing from them."
+            f"The vectors have collapsed: across texts they vary by only {100 * apart:.1g} % of their length, and "
+            "hardly tell one text from another."
         )
     if rank < LEAST_RANK:
         return (

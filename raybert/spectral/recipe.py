@@ -10,7 +10,7 @@ from raybert.data.units import Unit
 from raybert.errors import InputError
 
 # Part of every table's name: raise it when the same shards and recipe would give other vectors.
-VERSION = 2
+VERSION = 3
 # Fewer tokens than this say nothing of most words: vectors of a million tokens are already worse than of ten.
 LEAST_TOKENS = 100_000
 _UNIT_ORDER = 30  # purpose of a draw, beside those of raybert.data

@@ -143,11 +143,11 @@ def _count(streams: list[Any], chosen: np.ndarray, first: int, stop: int, reach:
 def _factorise(counted: list[Any], columns: int, recipe: Recipe, uris: list[str]) -> str:
     # A run's worker has less than a core on a small machine, and others may need the rest.
     os.setpriority(os.PRIO_PROCESS, 0, max(FACTORS_PRIORITY, os.getpriority(os.PRIO_PROCESS, 0)))
-    matrix = factorise.ppmi(ray.get(counted), columns)
+    matrix = factorise.Information(ray.get(counted), columns)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
     threads = min(MOST_THREADS, available)
     vectors = factorise.principal_vectors(matrix, recipe.components, threads=threads)
-    del matrix  # the largest part of the memory, and writing needs some
+    del matrix
     for uri in uris[:-1]:
         try:
             files.write(uri, vectors)

@@ -74,7 +74,9 @@ def check_inputs(config: Config, *, hashes_known: bool = False) -> Inputs:
         where, lacking = config.model.start_from, ", ".join(start.lacks)
         say(f"{where} was saved without {lacking}; missing weights are initialised at random", style="yellow")
     if config.objective.pair == "contrastive":
-        _check_contrast(config, shards)
+        _check_contrast(shards, "train")
+        if config.every.validation and shards.rows("validation"):
+            _check_contrast(shards, "validation")
     if config.model.needs_vectors:
         recipe.check(shards, recipe.Recipe(config.data.seed), config.model.bert().hidden_size)
     _check_trackers(config)
@@ -118,15 +120,19 @@ def _check_validation(config: Config, shards: ShardSet) -> None:
         )
 
 
-def _check_contrast(config: Config, shards: ShardSet) -> None:
+def _check_contrast(shards: ShardSet, split: str) -> None:
     documents: set[int] = set()
-    for unit in shards.units():
+    for unit in shards.units(split):
         documents |= set(read_unit(shards.uri, unit, shards.vocabulary).doc.tolist())
         if len(documents) > 1:
             return
+    whose, remedy = {
+        "train": ("", "prepare the text as several documents"),
+        "validation": ("validation ", "prepare again with a larger --validation-fraction, set every.validation=0"),
+    }[split]
     raise InputError(
-        f"All windows of the shard set {shards.uri} come from one document, so objective.pair=contrastive finds "
-        "no negatives; prepare the text as several documents, or set objective.pair=none."
+        f"All {whose}windows of the shard set {shards.uri} come from one document, so objective.pair=contrastive finds "
+        f"no negatives; {remedy}, or set objective.pair=none."
     )
 
 

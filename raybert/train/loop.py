@@ -194,7 +194,9 @@ class Worker:
     def _warm_up(self) -> None:
         """Compile every shape that there can be: one that is first met in mid-run would look like a hang."""
         replica, validation = self.replica, bool(self.config.every.validation)
-        for group in self.feed.rungs() if replica.compiles else []:
+        # Where nothing is packed there is one shape, and validation's samples have it as well.
+        groups = self.feed.rungs() or self.feed.send(self.validation[:1])
+        for group in groups if replica.compiles else []:
             warm_up(replica.model, group, replica.dtype, self.objective, validation=validation)
             self.clock.progress += 1
 

@@ -8,12 +8,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raybert.data.packing import packing_for
+from raybert.data.tensors import packed_to_torch
 from raybert.model import optimizer
 from raybert.model.bert import Bert
 from raybert.model.losses import Pretraining
 from raybert.train.exchange import compress_gradients
 from raybert.train.ledger import sum_over_ranks
-from raybert.train.step import all_reduce_sums, train_step
+from raybert.train.step import all_reduce_sums, forward_sums, train_step
+from tests.unit import test_packed as packed
 from tests.unit.test_step import CONFIG, batch
 
 
@@ -62,3 +65,20 @@ def test_a_rank_whose_group_is_taken_away_does_not_go_on_alone():
         all_reduce_sums(torch.zeros(6), world_size=2)
     with pytest.raises(ValueError, match="process group"):
         sum_over_ranks([1], torch.device("cpu"), world_size=2)
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("spec", "objective"), packed.OBJECTIVES)
+def test_a_compiled_model_exchanges_the_gradients_of_a_plain_one(spec, objective, again):
+    """As a run on several GPUs has it, and in more buckets than one: torch cuts the graph at their ends."""
+    model = packed.pretraining(objective, hidden_size=128).to("cpu")
+    groups = packed_to_torch([packed.columns(4, 0)], torch.device("cpu"), packing_for(4, packed.T, spec))
+    expected = packed.gradients(model, forward_sums(model, groups, None))
+    model.bert.gradient_checkpointing = again
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", dynamic=False)
+    wrapped = DistributedDataParallel(compiled, gradient_as_bucket_view=True, bucket_cap_mb=1)
+    found = packed.gradients(wrapped, forward_sums(wrapped, groups, None))
+    torch._dynamo.reset()
+    packed.assert_equal({name.removeprefix("module._orig_mod."): value for name, value in found.items()}, expected)

@@ -167,8 +167,14 @@ def test_contrast_is_info_nce_without_negatives_of_the_same_document():
     assert right.item() == hits / 2
     loss.backward()
     assert torch.isfinite(vectors.grad).all()
-    alone, _ = contrast(torch.randn(4, 6), torch.zeros(4), temperature=0.2)
-    assert alone.item() == 0, "nothing to tell apart"
+
+
+def test_pairs_without_negatives_are_neither_a_loss_nor_right():
+    vectors, document = torch.randn(8, 6), torch.tensor([1, 1, 1, 2]).repeat_interleave(2)
+    for part in (None, torch.tensor([0, 0, 0, 1]).repeat_interleave(2)):  # each pair has no other document in its part
+        document = torch.ones(8) if part is None else document
+        loss, right = contrast(vectors, document, temperature=0.2, part=part)
+        assert (loss.item(), right.item()) == (0, 0), "nothing to tell apart"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -399,6 +405,10 @@ def test_a_contrast_without_negatives_is_refused(tmp_path):
         check_inputs(from_mapping(tree | {"data": {"shards": shards.uri}}))
     more = make_shards(str(tmp_path / "more"), documents=2)
     check_inputs(from_mapping(tree | {"data": {"shards": more.uri}}))
+    few = make_shards(str(tmp_path / "few"), documents=2, validation=1)
+    with pytest.raises(InputError, match=r"All validation windows .* from one document.* set every\.validation=0"):
+        check_inputs(from_mapping(tree | {"data": {"shards": few.uri}}))
+    check_inputs(from_mapping(tree | {"data": {"shards": few.uri}, "every": {"validation": 0}}))
 
 
 def test_a_log_line_names_the_losses_that_are_on():

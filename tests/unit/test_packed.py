@@ -7,19 +7,22 @@ float32 takes the plain attention, and bfloat16 the kernel.
 import copy
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raybert.data.block import Columns, take
 from raybert.data.packing import pack, packing_for
 from raybert.data.spec import SampleSpec
 from raybert.data.tensors import packed_to_torch, rows_of, to_torch
+from raybert.model import compiler, optimizer, varlen
 from raybert.model import layout as layouts
-from raybert.model import optimizer, varlen
 from raybert.model.bert import Bert, Layer
 from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
@@ -27,6 +30,7 @@ from raybert.model.objective import Objective
 from raybert.tokenizer import CLS_ID, NUM_TEXT_TOKENS, PAD_ID, SEP_ID
 from raybert.train import checkpoint
 from raybert.train.feed import Feed, choose_packing
+from raybert.train.interval import Interval
 from raybert.train.step import forward_sums, means, train_step, warm_up
 
 DEVICE = torch.device(os.environ.get("RAYBERT_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -141,9 +145,18 @@ def relative_error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
     return (difference / sum(float(value.detach().square().sum()) for value in exact.values())) ** 0.5
 
 
+def has_kernel() -> bool:
+    """False on GPUs that are too old for bfloat16's kernel. On a CPU the plain attention stands for it."""
+    if DEVICE.type != "cuda" or torch.cuda.get_device_capability(DEVICE) < varlen.CAPABILITY:
+        return DEVICE.type != "cuda"
+    reason = varlen.why_not(DEVICE, torch.bfloat16, 64)
+    assert not reason, reason
+    return True
+
+
 def test_bfloat16_is_close_to_float32():
     """On a GPU that has it this is the kernel, with heads of the usual 64."""
-    if DEVICE.type == "cuda" and varlen.why_not(DEVICE, torch.bfloat16, 64):
+    if not has_kernel():
         return
     model, parts = pretraining(Objective(), hidden_size=128, initializer_range=0.02), [columns(12, 1)]
     exact = padded_sums(model, parts, ORIGINAL)
@@ -158,7 +171,7 @@ def test_bfloat16_is_close_to_float32():
 
 def test_compiled_bfloat16_is_eager_bfloat16():
     """The combination that trains, on a GPU of the size at which its reductions are compiled as those of a real one."""
-    if DEVICE.type == "cuda" and varlen.why_not(DEVICE, torch.bfloat16, 64):
+    if not has_kernel():
         return
     torch._dynamo.reset()
     size, samples = ({"hidden_size": 384, "num_attention_heads": 6}, 400) if DEVICE.type == "cuda" else ({}, 12)
@@ -174,21 +187,51 @@ def test_compiled_bfloat16_is_eager_bfloat16():
 
 def test_the_kernel_is_the_plain_attention():
     """Of any lengths, with sequences without a token. On a CPU both are the plain one, beside a loop over sequences."""
-    usable = not varlen.why_not(DEVICE, torch.bfloat16, 64)
-    for dtype, tolerance in [(torch.float32, 1e-5)] + ([(torch.bfloat16, 1e-2)] if usable else []):
+    kernel = DEVICE.type == "cuda" and has_kernel()
+    longest = 512 if kernel else 70  # of several of the kernel's tiles
+    for dtype, tolerance in [(torch.float32, 1e-5)] + ([(torch.bfloat16, 1e-2)] if kernel else []):
         for seed in range(4):
             rng = np.random.default_rng(seed)
-            lengths = rng.integers(0, 70, 6)
+            lengths = rng.integers(0, longest + 1, 6)
             starts = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32, device=DEVICE)
             tokens = int(starts[-1])
             drawn = torch.tensor(rng.standard_normal((tokens, 3 * 128)), dtype=torch.float32, device=DEVICE).to(dtype)
             weights = torch.tensor(rng.standard_normal((tokens, 128)), dtype=torch.float32, device=DEVICE)
             mine, theirs = drawn.clone().requires_grad_(), drawn.float().requires_grad_()
-            found = varlen.varlen_attention(mine, 2, layouts.packed(starts, tokens, 70), 0.0).float()
+            found = varlen.varlen_attention(mine, 2, layouts.packed(starts, tokens, longest), 0.0).float()
             exact = torch.cat([one_by_one(own) for own in theirs.split(lengths.tolist()) if len(own)])
             assert relative_error({"": found}, {"": exact}) <= tolerance
             pair = [torch.autograd.grad((out * weights).sum(), of)[0] for out, of in ((found, mine), (exact, theirs))]
             assert relative_error({"": pair[0].float()}, {"": pair[1]}) <= tolerance
+
+
+def test_attention_s_dropout_leaves_out_probabilities_and_enlarges_the_others():
+    """With unit vectors for values the outputs are the probabilities. On a CPU they are the plain attention's."""
+    rate, heads, width = 0.25, 2, 64
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" and has_kernel() else torch.float32
+    lengths = [64, 1, 17, 0, 40]
+    starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=DEVICE)
+    rng, tokens = np.random.default_rng(0), sum(lengths)
+    drawn = torch.tensor(rng.standard_normal((tokens, 3, heads, width)), dtype=torch.float32, device=DEVICE)
+    place = torch.cat([torch.arange(length, device=DEVICE) for length in lengths])
+    drawn[:, 2] = torch.eye(width, device=DEVICE)[place][:, None]
+    qkv = drawn.to(dtype).flatten(1)
+    weights = torch.tensor(rng.standard_normal((tokens, heads * width)), dtype=torch.float32, device=DEVICE)
+    layout = layouts.packed(starts, tokens, width)
+    torch.manual_seed(3)
+    mine, whole = qkv.clone().requires_grad_(), qkv.float().requires_grad_()
+    found = varlen.varlen_attention(mine, heads, layout, rate).float()
+    kept = found.detach() != 0
+    probabilities = torch.cat([one_by_one(own) for own in whole.split(lengths) if len(own)])
+    possible = probabilities > 0
+    share = float((kept & possible).sum() / possible.sum())
+    assert abs(share - (1 - rate)) < 5 * (rate * (1 - rate) / int(possible.sum())) ** 0.5
+    exact = probabilities * kept / (1 - rate)
+    assert relative_error({"": found}, {"": exact}) <= (1e-5 if dtype == torch.float32 else 1e-2)
+    # Gradients for queries and keys; those for values would need the mask beside them alone.
+    pair = [torch.autograd.grad((out * weights).sum(), of)[0] for out, of in ((found, mine), (exact, whole))]
+    ours, plain = (gradient.float().view(tokens, 3, -1)[:, :2] for gradient in pair)
+    assert relative_error({"": ours}, {"": plain}) <= (1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def test_the_kernels_operators_take_what_they_are_given():
@@ -249,6 +292,17 @@ def test_layers_computed_again_have_the_same_gradients():
     torch._dynamo.reset()
 
 
+def test_compiled_layers_computed_again_drop_by_the_step_s_seed():
+    model = pretraining(Objective(), dropout=0.3)
+    (group,) = packed_to_torch([columns(4, 0)], DEVICE, packing_for(4, T))
+    model.bert.gradient_checkpointing = True
+    compiled = compiler.compiled(model) if DEVICE.type == "cuda" else torch.compile(model, backend=BACKEND)
+    first, other, again = (gradients(compiled, forward_sums(compiled, [group], [seed])) for seed in (5, 6, 5))
+    assert_equal(again, first)
+    assert any(not torch.equal(other[name], value) for name, value in first.items())
+    torch._dynamo.reset()
+
+
 def step(
     model: Pretraining, groups: list[dict[str, Tensor]], samples: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -302,6 +356,23 @@ def test_only_the_update_after_a_snapshot_waits_for_its_copy():
     stream.wait_event.assert_called_once_with(copied)
 
 
+class HostReads(TorchFunctionMode):
+    """Counts the methods that read values on the host and are no operators."""
+
+    READING = ("tolist", "cpu", "numpy", "__array__")
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = getattr(func, "__name__", "")
+        by_tensor = name == "repeat_interleave" and any(isinstance(value, Tensor) for value in args[1:2])
+        if name in self.READING or by_tensor:
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
 class Waits(TorchDispatchMode):
     """Counts the operators for whose result the host waits on a GPU."""
 
@@ -321,19 +392,41 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def waits() -> Iterator[Counter[str]]:
+    """What the host waits for inside."""
+    with Waits() as operators, HostReads(operators.found):
+        yield operators.found
+
+
 def test_no_step_waits_for_the_device():
     for spec, objective in OBJECTIVES:
-        model = pretraining(objective, dropout=0.1)
-        groups = packed_to_torch([columns(4, seed) for seed in range(3)], DEVICE, packing_for(4, T, spec))
+        model, feed = pretraining(objective, dropout=0.1), Feed(DEVICE, spec, packing_for(4, T, spec))
+        parts, interval = [columns(4, seed) for seed in range(3)], Interval(0, objective, DEVICE, 1)
         adam = optimizer.build(model.bert, **ADAM)
         keys = {"lr": 1e-3, "grad_clip": 1.0, "dtype": torch.float32, "seed": 0, "step": 0, "first_micro_batch": 0}
-        with Waits() as waits:
-            sums, _ = train_step(model, adam, groups, global_batch=12, objective=objective, **keys)
-        assert not waits.found, f"the step waits for {dict(waits.found)}"
-        with Waits() as waits:
-            sums.tolist()
-            sums[0].item()
-        assert waits.found, "what waits is not seen"
+        with waits() as found:
+            groups = feed(parts)
+            sums, norm = train_step(model, adam, groups, global_batch=12, objective=objective, **keys)
+            interval.add(parts, sums, norm)
+        assert not found, f"the step waits for {dict(found)}"
+
+
+def test_what_waits_for_the_device_is_seen():
+    values = torch.ones(3, device=DEVICE)
+    reads: dict[str, Callable[[], object]] = {
+        "tolist": values.tolist,
+        "item": values[0].item,
+        "cpu": values.cpu,
+        "truth": lambda: bool(values[0] > 0),
+        "choice": lambda: values[values > 0],
+        "repeated": lambda: values.repeat_interleave(torch.ones(3, dtype=torch.long, device=DEVICE)),
+        "places": values.nonzero,
+    }
+    for name, read in reads.items():
+        with waits() as found:
+            read()
+        assert found, f"{name} waits and is not seen"
 
 
 def rows_in(group: Columns) -> list[tuple[object, ...]]:

@@ -62,6 +62,17 @@ def test_a_collapsed_encoder_is_ranked_as_trec_ranks_ties(block):
     assert found["mrr_at_10"].mean() < 0.02
 
 
+def test_collapsed_vectors_are_told_of():
+    rng = np.random.default_rng(0)
+    pairs = [(f"query {number}", f"document {number}") for number in range(20)]
+    data = from_right_pairs("retrieval", TASK, pairs, 20, 0)
+    apart = rng.normal(size=(40, 8)).astype(np.float32)
+    found = RETRIEVAL.judge(data, {"mean": apart, "cls": 1 + 1e-4 * apart})
+    assert "collapsed" not in found["mean"]
+    assert found["mean"]["deviation"] == pytest.approx(1, rel=0.2)
+    assert "vary by only 0.009 % of their length" in found["cls"]["collapsed"]
+
+
 def test_ties_are_those_of_sentence_transformers_with_ids_that_fall():
     """Of equal documents it takes the smallest id first, so the numbers are named from the end."""
     evaluation = pytest.importorskip("sentence_transformers.evaluation")

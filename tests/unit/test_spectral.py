@@ -1,5 +1,6 @@
 """Token vectors from co-occurrence: against their definition written out, and the same however work is divided."""
 
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -91,16 +92,24 @@ def ppmi_by_definition(matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("small", "block"), [(factorise.SMALL, factorise.BLOCK_COLUMNS), (factorise.SMALL, 16), (0, 16)]
+    ("small", "block", "most"),
+    [
+        (factorise.SMALL, factorise.BLOCK_COLUMNS, factorise.MOST_ROWS),
+        (factorise.SMALL, 16, 100),
+        (factorise.SMALL, 16, 70),
+        (0, 16, 100),
+    ],
 )
-def test_information_and_its_factors_are_those_of_the_definition(monkeypatch, small, block):
+def test_information_and_its_factors_are_those_of_the_definition(monkeypatch, small, block, most):
+    monkeypatch.setattr(factorise, "MOST_ROWS", most)
     monkeypatch.setattr(factorise, "SMALL", small)
     monkeypatch.setattr(factorise, "BLOCK_COLUMNS", block)
     monkeypatch.setattr(factorise, "BLOCK_ROWS", 64)
     columns, parts = zipf_counts(3)
-    matrix = factorise.ppmi(parts, columns)
+    matrix = factorise.Information(parts, columns)
     exact = ppmi_by_definition(dense(parts, columns).astype(np.float64))
-    np.testing.assert_allclose(matrix, exact, atol=1e-5)
+    np.testing.assert_allclose(matrix[:], exact, atol=1e-5)
+    np.testing.assert_allclose(matrix[13:217], exact[13:217], atol=1e-5)
 
     found = factorise.principal_vectors(matrix, 20)
     left, values, _ = np.linalg.svd(exact, full_matrices=False)
@@ -114,15 +123,32 @@ def test_information_and_its_factors_are_those_of_the_definition(monkeypatch, sm
     assert (found[np.abs(found).argmax(axis=0), np.arange(20)] > 0).all()
 
 
-def test_vectors_are_bit_equal_for_any_number_of_parts_and_threads(monkeypatch):
+@pytest.mark.parametrize("most", [factorise.MOST_ROWS, 100])
+def test_vectors_are_bit_equal_for_any_number_of_parts_and_threads(monkeypatch, most):
+    monkeypatch.setattr(factorise, "MOST_ROWS", most)
     monkeypatch.setattr(factorise, "BLOCK_ROWS", 64)
     monkeypatch.setattr(factorise, "BLOCK_COLUMNS", 16)
     columns, alone = zipf_counts(1)
-    first = factorise.principal_vectors(factorise.ppmi(alone, columns), 30, threads=1)
+    first = factorise.principal_vectors(factorise.Information(alone, columns), 30, threads=1)
     for parts, threads in ((2, 2), (7, 3)):
-        matrix = factorise.ppmi(zipf_counts(parts)[1], columns)
+        matrix = factorise.Information(zipf_counts(parts)[1], columns)
         again = factorise.principal_vectors(matrix, 30, threads=threads)
         assert again.tobytes() == first.tobytes()
+
+
+def test_no_more_rows_than_the_most_are_in_memory(monkeypatch):
+    monkeypatch.setattr(factorise, "MOST_ROWS", 64)
+    columns, parts = zipf_counts(3)
+    taken = []
+
+    class Watched(factorise.Information):
+        def __getitem__(self, wanted):
+            taken.append(weakref.ref(found := super().__getitem__(wanted)))
+            assert sum(len(block) for each in taken if (block := each()) is not None) <= 64
+            return found
+
+    factorise.principal_vectors(Watched(parts, columns), 20)
+    assert len(taken) == 2 * 7 - 1, "of 420 rows every block is made twice, but for the last"
 
 
 def test_a_matrix_of_few_directions_gives_few_components():
