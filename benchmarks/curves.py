@@ -3,9 +3,9 @@
     python -m benchmarks.record | tail -n 1 | python -m benchmarks.table append
     python -m benchmarks.curves docs/images/record.png
 
-Shown are the lines of one machine and one length of training, those of the newest line unless others are named: runs of
-other lengths have other schedules. A panel a task, a colour a side, a line a seed. TF-IDF is a line of its own for each
-set of texts: the halves are of each side's own shards.
+Shown are the lines of one machine, the newest line's unless another is named, and of one length of training, its
+longest: runs of other lengths have other schedules. A panel a task, a colour a side, a line a seed. TF-IDF is a line of
+its own for each set of texts: the halves are of each side's own shards.
 """
 
 import argparse
@@ -45,9 +45,14 @@ def main() -> None:
     chosen = parser.parse_args()
     lines = [json.loads(line) for line in chosen.results.read_text(encoding="utf-8").splitlines()]
     machine = chosen.machine or lines[-1]["machine"]
-    minutes = chosen.minutes or length(lines[-1])
-    shown = [line for line in lines if (line["machine"], length(line)) == (machine, minutes)]
-    draw([point for line in shown for point in line["result"]["curves"]], machine, chosen.png)
+    draw(points_of(lines, machine, chosen.minutes), machine, chosen.png)
+
+
+def points_of(lines: Sequence[dict[str, Any]], machine: str, minutes: float | None = None) -> list[dict[str, Any]]:
+    """The points of all lines of that machine and length."""
+    own = [line for line in lines if line["machine"] == machine]
+    minutes = minutes or max(map(length, own), default=0.0)
+    return [point for line in own if length(line) == minutes for point in line["result"]["curves"]]
 
 
 def length(line: dict[str, Any]) -> float:
