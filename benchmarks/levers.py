@@ -89,7 +89,7 @@ def main() -> None:
                 "size": chosen.size,
                 "tokens": chosen.tokens,
                 "machine": machine(),
-                "rows": round_figures(found),
+                "figures": round_figures(found),
             }
         )
     )

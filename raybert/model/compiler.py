@@ -5,7 +5,7 @@ from typing import Literal, cast
 
 import torch
 from torch import nn
-from torch._functorch import config as functorch
+from torch._functorch import config as functorch_config
 
 from raybert.errors import one_line
 
@@ -20,8 +20,8 @@ def wanted(setting: Literal["auto"] | bool, device: torch.device) -> bool:
 def compiled(module: nn.Module) -> nn.Module:
     """The module, compiled for fixed shapes at its first call."""
     # Otherwise layers that are computed again draw their dropout from generators of the compiled graph's own, which no
-    # seed of a step reaches.
-    functorch.graphsafe_rng_functionalization = False
+    # seed of a step reaches. Holds for all that this thread compiles.
+    functorch_config.graphsafe_rng_functionalization = False
     return cast(nn.Module, torch.compile(module, dynamic=False))
 
 

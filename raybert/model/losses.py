@@ -186,8 +186,8 @@ def contrast(
 
     Returns:
         The sum over pairs of the mean of both directions' cross entropies (nats), in float32, and how many halves have
-        their other half as the nearest, as a number of pairs. A pair without negatives adds no loss, and is not
-            right.
+        their other half as the nearest, as a number of pairs. A pair without negatives adds no loss and is
+        not right.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         one, other = F.normalize(vectors.float(), dim=-1).unflatten(0, (-1, 2)).unbind(1)  # (b, D)

@@ -24,7 +24,7 @@ def write(uri: str, vectors: np.ndarray) -> None:
     np.lib.format.write_array_header_1_0(content, header)
     for first in range(0, vectors.shape[1], COMPONENTS_AT_ONCE):
         content.write(np.ascontiguousarray(vectors[:, first : first + COMPONENTS_AT_ONCE].T, _TYPE).data)
-    storage.write_bytes(uri, content.getbuffer())
+    storage.write_bytes(uri, content.getvalue())  # which copies nothing
 
 
 def shape(uri: str) -> tuple[int, int] | None:

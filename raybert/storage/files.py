@@ -236,7 +236,7 @@ def read_from(uri: str, offset: int) -> bytes:
         return b""
 
 
-def write_bytes(uri: str, data: bytes | memoryview) -> None:
+def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole object so that a reader sees the old one or the new one, never a part.
 
     Object stores do that by themselves; a local file is written beside its name and renamed.
@@ -246,7 +246,7 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
         raise InputError(f"{uri} is read-only; write to a local path or a bucket.")
     if is_remote(uri):
         with sentences(uri):
-            fs.pipe_file(path, bytes(data))
+            fs.pipe_file(path, data)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"

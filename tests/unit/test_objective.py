@@ -170,9 +170,9 @@ def test_contrast_is_info_nce_without_negatives_of_the_same_document():
 
 
 def test_pairs_without_negatives_are_neither_a_loss_nor_right():
-    vectors, document = torch.randn(8, 6), torch.tensor([1, 1, 1, 2]).repeat_interleave(2)
-    for part in (None, torch.tensor([0, 0, 0, 1]).repeat_interleave(2)):  # each pair has no other document in its part
-        document = torch.ones(8) if part is None else document
+    vectors, one = torch.randn(8, 6), torch.ones(8)
+    other, own = (torch.tensor(of).repeat_interleave(2) for of in ([1, 1, 1, 2], [0, 0, 0, 1]))
+    for document, part in ((one, None), (other, own)):  # no part has two documents
         loss, right = contrast(vectors, document, temperature=0.2, part=part)
         assert (loss.item(), right.item()) == (0, 0), "nothing to tell apart"
 
