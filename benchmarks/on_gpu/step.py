@@ -101,7 +101,8 @@ def shapes_of(order: Order) -> list[Shape]:
             whole = seq_len == windows.seq_len
             cut[seq_len] = windows if whole else windows.cut(seq_len, 20_000 if order.on_gpu else 500)
         micro_batch = (PLACES[size] if order.on_gpu else 512) // seq_len
-        recipe = replace(ORIGINAL, size=size, seq_len=seq_len, micro_batch=micro_batch, global_batch=4 * micro_batch)
+        batch = (4 if order.on_gpu else 1) * micro_batch  # a CPU takes seconds for the peer's
+        recipe = replace(ORIGINAL, size=size, seq_len=seq_len, micro_batch=micro_batch, global_batch=batch)
         reader = WindowReader(cut[seq_len])
         shapes.append(
             Shape(recipe, [micro_batches(reader, recipe, step) for step in range(STEPS if order.on_gpu else 1)])
