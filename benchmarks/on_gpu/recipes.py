@@ -133,10 +133,9 @@ def require_finite(sums: Tensor) -> None:
     Raises:
         RunFailed: the first of the sums, of a loss, is no positive number. It is 0 where every update was left out.
     """
-    if not 0 < float(sums.flatten()[0]) < float("inf"):
-        raise RunFailed(
-            f"A loss is {float(sums.flatten()[0])}: gradients or losses were not finite. Look at the part `correct`."
-        )
+    loss = float(sums.flatten()[0])
+    if not 0 < loss < float("inf"):
+        raise RunFailed(f"A loss is {loss}: gradients or losses were not finite. Look at the part `correct`.")
 
 
 def micro_batches(reader: WindowReader, recipe: Recipe, step: int) -> list[Columns]:

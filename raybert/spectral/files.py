@@ -20,7 +20,7 @@ COMPONENTS_AT_ONCE = 16  # that are turned: a second copy of 250,000 vectors wou
 def write(uri: str, vectors: np.ndarray) -> None:
     """Write float32 (V, k) whole or not at all."""
     content = io.BytesIO()
-    header = np.lib.format.header_data_from_array_1_0(np.empty((0, 0), _TYPE)) | {"shape": vectors.shape[::-1]}
+    header = {"descr": _TYPE.str, "fortran_order": False, "shape": vectors.shape[::-1]}
     np.lib.format.write_array_header_1_0(content, header)
     for first in range(0, vectors.shape[1], COMPONENTS_AT_ONCE):
         content.write(np.ascontiguousarray(vectors[:, first : first + COMPONENTS_AT_ONCE].T, _TYPE).data)

@@ -194,10 +194,11 @@ class Worker:
     def _warm_up(self) -> None:
         """Compile every shape that is known: one that is first met in mid-run would look like a hang."""
         replica, validation = self.replica, bool(self.config.every.validation)
+        if not replica.compiles:
+            return
         # Where nothing is packed validation's first samples stand for all. Training has other shapes if they are fewer
         # than a micro-batch, or if the masked fraction changes.
-        groups = self.feed.rungs() or self.feed.send(self.validation[:1])
-        for group in groups if replica.compiles else []:
+        for group in self.feed.rungs() or self.feed.send(self.validation[:1]):
             warm_up(replica.model, group, replica.dtype, self.objective, validation=validation)
             self.clock.progress += 1
 

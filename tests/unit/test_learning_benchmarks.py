@@ -48,7 +48,7 @@ def test_the_sides_of_the_record_take_the_same_steps(tmp_path):
     shards = make_shards(str(tmp_path / "shards"))
     changes = ["model.size=tiny", "model.dropout=0", "train.micro_batch=8", "train.global_batch=8"]
     config = record.settings(record.ORIGINAL, 0, shards, changes)
-    budget = record.Budget("tokens", 700)  # four steps, of which the second has the highest rate
+    budget = record.Budget("tokens", 700)  # five steps
     sides = [record.make_side("original", config, shards, budget, peer=peer) for peer in (False, True)]
     before, after = [weights(side) for side in sides], []
     assert torch.equal(*before)
