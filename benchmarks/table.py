@@ -140,7 +140,11 @@ def table() -> str:
     known = lines()
     newest = [line for line in known if line["result"]["name"] == "step"][-1]
     of_machine = [line for line in known if line["machine"] == newest["machine"]]
-    found = {row.case: row for line in of_machine for row in rows(line["result"])}
+    found: dict[str, Row] = {}
+    days_of: dict[str, str] = {}
+    for line in of_machine:
+        for row in rows(line["result"]):
+            found[row.case], days_of[row.case] = row, line["date"]
     elsewhere = {row.case: (row, line["machine"]) for line in known for row in rows(line["result"])}
     shown: list[tuple[str, ...]] = []
     notes: dict[str, str] = {}  # machine -> mark
@@ -152,7 +156,7 @@ def table() -> str:
             mark = notes.setdefault(machine, "†" * (len(notes) + 1))
             name, *figures = _cells(row, goals)
             shown.append((f"{name} {mark}", *figures))
-    first, last = (pick(line["date"] for line in of_machine) for pick in (min, max))
+    first, last = min(days_of.values()), max(days_of.values())
     days = first if first == last else f"{first} to {last}"
     head = f"{newest['machine']}, {newest['result'].get('dtype', '').removeprefix('torch.')}, {days}:\n\n"
     below = "".join(f"\n\n{mark} on {machine}" for machine, mark in notes.items())
