@@ -140,23 +140,19 @@ def table() -> str:
     known = lines()
     newest = [line for line in known if line["result"]["name"] == "step"][-1]
     of_machine = [line for line in known if line["machine"] == newest["machine"]]
-    found: dict[str, Row] = {}
-    days_of: dict[str, str] = {}
-    for line in of_machine:
-        for row in rows(line["result"]):
-            found[row.case], days_of[row.case] = row, line["date"]
+    found = {row.case: (row, line["date"]) for line in of_machine for row in rows(line["result"])}
     elsewhere = {row.case: (row, line["machine"]) for line in known for row in rows(line["result"])}
     shown: list[tuple[str, ...]] = []
     notes: dict[str, str] = {}  # machine -> mark
     for case, goals in GOALS.items():
         if case in found:
-            shown.append(_cells(found[case], goals))
+            shown.append(_cells(found[case][0], goals))
         elif case in elsewhere:
             row, machine = elsewhere[case]
             mark = notes.setdefault(machine, "†" * (len(notes) + 1))
             name, *figures = _cells(row, goals)
             shown.append((f"{name} {mark}", *figures))
-    first, last = min(days_of.values()), max(days_of.values())
+    first, last = (pick(date for _, date in found.values()) for pick in (min, max))
     days = first if first == last else f"{first} to {last}"
     head = f"{newest['machine']}, {newest['result'].get('dtype', '').removeprefix('torch.')}, {days}:\n\n"
     below = "".join(f"\n\n{mark} on {machine}" for machine, mark in notes.items())
