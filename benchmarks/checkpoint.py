@@ -19,7 +19,7 @@ from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.sizes import SIZES
 from raybert.train import checkpoint
-from raybert.train.memory import keep_freed_memory
+from raybert.train.memory import tune_memory
 
 
 def measure(size: str, rounds: int) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    keep_freed_memory()
+    tune_memory()
     rows = [measure("compact", rounds=5), measure("base", rounds=3)]
     first = rows[0]
     result("checkpoint", first["held"], first["blocking"], first["copy"], "s (less is better)", rows=rows)

@@ -20,7 +20,7 @@ from raybert import cluster
 from raybert.data.shards import ShardSet
 from raybert.encode import POOLINGS
 from raybert.model import sizes
-from raybert.train.memory import keep_freed_memory
+from raybert.train.memory import tune_memory
 
 RECIPE = f"jobs/{RECORD.name}"
 # What is taken away, or put in its place, in a row.
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--recipe-shards", help="finished shards of the corpus in the recipe's vocabulary")
     chosen = parser.parse_args()
-    keep_freed_memory()
+    tune_memory()
     size = f"model.size={chosen.size}"
     found: dict[str, dict[int, Figures]] = {row: {} for row in dict.fromkeys([RECIPE, *chosen.rows])}
     with tempfile.TemporaryDirectory() as folder:

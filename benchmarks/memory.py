@@ -14,7 +14,7 @@ from benchmarks.step import SHAPES, peer_side
 from raybert.bench import stepper
 from raybert.model.bert import Bert
 from raybert.model.config import BertConfig
-from raybert.train.memory import keep_freed_memory
+from raybert.train.memory import tune_memory
 
 
 def peak() -> float:
@@ -23,7 +23,7 @@ def peak() -> float:
 
 
 def ours_side(samples: int, length: int) -> Callable[[], float]:
-    keep_freed_memory()
+    tune_memory()
     stepper("compact", samples, length)()
     return peak
 

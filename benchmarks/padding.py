@@ -12,7 +12,7 @@ from raybert.bench import Stepper, default_device, random_columns, stepper
 from raybert.data.block import Columns
 from raybert.model.precision import pick_dtype
 from raybert.tokenizer import Tokenizer
-from raybert.train.memory import keep_freed_memory
+from raybert.train.memory import tune_memory
 
 B, T = 4, 512
 
@@ -34,7 +34,7 @@ def micro_batches(tokens: int) -> list[Columns]:
 
 
 def main() -> None:
-    keep_freed_memory()
+    tune_memory()
     parts = micro_batches(B * T)
     tokens = sum(int(part["length"].sum()) for part in parts)
     first, second = medians(Stepper("compact", parts, clock=clock), stepper("compact", B, T, clock=clock), rounds=5)

@@ -31,7 +31,7 @@ from raybert.probe import classify, tune
 from raybert.probe.spread import spread
 from raybert.probe.tasks import load_task
 from raybert.probe.texts import Texts, load_texts
-from raybert.train.memory import keep_freed_memory
+from raybert.train.memory import tune_memory
 
 MAX_TOKENS, BATCH = 256, 64
 FIT_TOKENS = 32  # the classifiers' time does not depend on how much of a text the vectors are of
@@ -40,7 +40,7 @@ SAMPLE, ONE_BY_ONE = 400, 20
 
 def peer_side(texts: list[str], scale: float, batch: int, padding: str | bool) -> Callable[[], float]:
     """Seconds that transformers would take for all texts."""
-    keep_freed_memory()
+    tune_memory()
     torch.manual_seed(0)
     device = default_device()
     model = to_transformers(Bert(BertConfig())).bert.to(device).eval()
@@ -78,7 +78,7 @@ def classifier_seconds(encoder: RaybertEncoder, texts: Texts, device: torch.devi
 
 
 def main() -> None:
-    keep_freed_memory()
+    tune_memory()
     torch.manual_seed(0)
     device, task_texts = default_device(), load_texts(load_task(f"ag_news@{DATA / 'ag_news'}"))
     texts = [text for text in task_texts.texts if isinstance(text, str)]

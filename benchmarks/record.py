@@ -60,7 +60,7 @@ from raybert.spectral.recipe import Recipe
 from raybert.tokenizer import TextTokenizer
 from raybert.train.complete import complete
 from raybert.train.flops import run_flops_per_token
-from raybert.train.memory import keep_freed_memory
+from raybert.train.memory import tune_memory
 from raybert.train.start import begin, scaled_down
 from raybert.train.step import train_step
 
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--recipe-shards", help="the same, with the recipe's vocabulary")
     parser.add_argument("--few", action="store_true", help="2,000 and 1,000 texts of AG News alone, to try a recipe")
     chosen = parser.parse_args()
-    keep_freed_memory()
+    tune_memory()
     with tempfile.TemporaryDirectory() as folder:
         cluster.connect()
         sets = {}

@@ -81,11 +81,11 @@ def step_for_ever(uri: str, threads: int, global_batch: int) -> None:
     from raybert.model.config import BertConfig
     from raybert.model.losses import Pretraining
     from raybert.model.precision import pick_dtype
-    from raybert.train.memory import keep_freed_memory
+    from raybert.train.memory import tune_memory
     from raybert.train.step import all_reduce_sums, train_step
 
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    tune_memory()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device, part = torch.device("cpu"), global_batch // world_size
     torch.manual_seed(0)

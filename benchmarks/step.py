@@ -26,7 +26,7 @@ from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
 from raybert.model.sizes import SIZES
 from raybert.tokenizer import VOCAB_SIZE
-from raybert.train.memory import keep_freed_memory
+from raybert.train.memory import tune_memory
 
 SHAPES = ((4, 512), (16, 128))
 ALSO = "-also"
@@ -50,7 +50,7 @@ def peer_side(size: str, samples: int, length: int, *, compiled: bool, tuned: bo
     `tuned` is with the allocator's settings that our workers start with, which are no part of transformers.
     """
     if tuned:
-        keep_freed_memory()
+        tune_memory()
     device = default_device()
     torch.manual_seed(0)
     model = to_transformers(Bert(BertConfig(**SIZES[size]))).to(device).train()
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, help="our step with such a vocabulary beside raybert's own")
     parser.add_argument("--rounds", type=int, help="5; with --sizes 3")
     arguments = parser.parse_args()
-    keep_freed_memory()
+    tune_memory()
     if arguments.profile:
         shares = {f"B={b} T={t}": round_figures(profile(b, t)) for b, t in SHAPES}
         print(json.dumps({"dtype": str(pick_dtype("auto", default_device())), "machine": machine(), **shares}))

@@ -21,7 +21,7 @@ from raybert.probe import kinds
 from raybert.probe.kind import ProbeTask
 from raybert.probe.measure import measure, prepare
 from raybert.probe.tasks import parse_task
-from raybert.train.memory import keep_freed_memory
+from raybert.train.memory import tune_memory
 
 PAIRS, ROUNDS, LONGEST = 500, 3, 128
 HEADLINES = ("spearman_cosine", "cosine_ndcg@10")  # as the evaluators' keys end
@@ -102,7 +102,7 @@ def _compare(suite: list[ProbeTask]) -> dict[str, Any]:
 
 
 def main() -> None:
-    keep_freed_memory()
+    tune_memory()
     found = compare()
     dtype = str(pick_dtype("auto", default_device()))
     # The limit is the goal: half the peer's time.

@@ -34,7 +34,7 @@ from raybert.model.precision import pick_dtype
 from raybert.model.sizes import SIZES
 from raybert.tokenizer import GPT2, NUM_TEXT_TOKENS, VOCAB_SIZE, Vocabulary
 from raybert.train.alone import alone
-from raybert.train.memory import keep_freed_memory
+from raybert.train.memory import tune_memory
 from raybert.train.step import train_step
 
 OPTIMIZER = {"lr": 1e-4, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
@@ -149,7 +149,7 @@ def stepper(
 
 def step_rate(size: str, samples: int, length: int) -> dict[str, Any]:
     """Median tokens per second of a step, the machine's rate of matrix products, and the share of it (MFU)."""
-    keep_freed_memory()
+    tune_memory()
     work, device = stepper(size, samples, length), default_device()
     rate = float(np.median([work() for _ in range(ROUNDS)]))
     dtype = pick_dtype("auto", device)

@@ -1,7 +1,12 @@
-"""Freed memory stays in the process: on CPUs, giving it back to the system and asking again costs more than using it.
+"""What a process that trains on a CPU does with memory: freed memory stays, plans of matrix products do not.
 
 glibc maps every large tensor anew, and the kernel zeroes its pages when they are first touched: 77 MB, a gradient of
 the embedding table, takes 19 ms instead of 2. A step makes and drops hundreds of MB. The process's peak does not grow.
+
+oneDNN keeps a plan for each shape of a product, 1,024 of them, and so does what lies between torch and it. Without
+padding every step has shapes of its own, so the plans are not used again, and they stay between the large pieces of
+freed memory, which then cannot be joined. jobs/record.yaml in bfloat16 had 19 GB after 45 steps and grew on; with few
+plans it has 6.9 GB from the fourth step on, and a step takes 5.3 s instead of 6.5.
 """
 
 import ctypes
@@ -15,8 +20,11 @@ from raybert.errors import one_line
 if TYPE_CHECKING:
     from raybert.config import Config
 
+# Plans that are kept; read at the first product.
+FEW_PLANS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
 # Read by glibc at the start of a process. One arena, since others cannot hold more than 64 MB in one piece.
 WORKER_ENVIRONMENT = {
+    **FEW_PLANS,
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
@@ -34,8 +42,13 @@ def worker_environment(on_gpu: bool) -> dict[str, str]:
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
-def keep_freed_memory() -> bool:
-    """The same for the main thread of a process that runs already. False where the C library is not glibc."""
+def tune_memory() -> bool:
+    """The same for the main thread of a process that runs already but has multiplied nothing yet.
+
+    False where the C library is not glibc.
+    """
+    for name, value in FEW_PLANS.items():
+        os.environ.setdefault(name, value)
     if not sys.platform.startswith("linux"):
         return False
     try:
