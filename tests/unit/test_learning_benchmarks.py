@@ -44,9 +44,15 @@ def test_the_picture_is_drawn_from_the_lines_that_are_kept(tmp_path):
 
 
 def test_the_sides_of_the_record_take_the_same_steps(tmp_path):
-    """Without dropout transformers' loop moves the same weights as ours, and the learning rate follows the budget."""
+    """Without dropout and in float32, transformers' loop moves the same weights as ours; rates follow the budget."""
     shards = make_shards(str(tmp_path / "shards"))
-    changes = ["model.size=tiny", "model.dropout=0", "train.micro_batch=8", "train.global_batch=8"]
+    changes = [
+        "model.size=tiny",
+        "model.dropout=0",
+        "train.micro_batch=8",
+        "train.global_batch=8",
+        "train.dtype=float32",
+    ]
     config = record.settings(record.ORIGINAL, 0, shards, changes)
     budget = record.Budget("tokens", 700)  # five steps
     sides = [record.make_side("original", config, shards, budget, peer=peer) for peer in (False, True)]
