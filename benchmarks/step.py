@@ -47,7 +47,7 @@ KINDS = {
 def peer_side(size: str, samples: int, length: int, *, compiled: bool, tuned: bool = False) -> Callable[[], float]:
     """The same with transformers: head on every position, as its class has it; AdamW fused as ours.
 
-    `tuned` is with the allocator's settings that our workers start with, which are no part of transformers.
+    `tuned` is with the settings of memory that our workers start with, which are no part of transformers.
     """
     if tuned:
         tune_memory()
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", action="store_true", help="every named size instead of the compact one; eager peer")
     parser.add_argument("--profile", action="store_true", help="where the time of our compact step goes")
-    parser.add_argument("--tuned", action="store_true", help="also the peer with our workers' allocator settings")
+    parser.add_argument("--tuned", action="store_true", help="also the peer with our workers' settings of memory")
     parser.add_argument("--vocab-size", type=int, help="our step with such a vocabulary beside raybert's own")
     parser.add_argument("--rounds", type=int, help="5; with --sizes 3")
     arguments = parser.parse_args()

@@ -27,7 +27,7 @@ from raybert.model.precision import pick_dtype
 from raybert.records import format_seconds
 from raybert.spectral.recipe import Recipe
 from raybert.spectral.table import find, places_of
-from raybert.train import memory
+from raybert.train import gpu_memory
 from raybert.train.alone import alone
 from raybert.train.check import Run
 from raybert.train.flops import run_flops_per_token
@@ -103,7 +103,7 @@ def _measure(settings: dict[str, Any], rank: int) -> dict[str, Any]:
     try:
         return measure(config, rank)
     except torch.OutOfMemoryError as error:
-        raise RunFailed(memory.sentence(error, config, step=1)) from None
+        raise RunFailed(gpu_memory.sentence(error, config, step=1)) from None
 
 
 def measure(config: Config, rank: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from raybert.probe.kind import ProbeTask
 from raybert.probe.tasks import parse_task
 from raybert.ray_internals.train import preemption_noticed
 from raybert.records import FAILURE
-from raybert.train import clock, memory
+from raybert.train import clock, gpu_memory
 from raybert.train.feed import PADDED, Feed, choose_packing
 from raybert.train.flops import run_flops_per_token
 from raybert.train.interval import Interval, Streak, Totals
@@ -55,12 +55,12 @@ def train_loop(settings: dict[str, Any]) -> None:
         _give_up(config.run_uri, "data", f"Training cannot start: {error}", step=0)
         raise
     except torch.OutOfMemoryError as error:  # of a GPU, which the next start would find as small
-        _give_up(config.run_uri, "memory", memory.sentence(error, config, step=1), step=0)
+        _give_up(config.run_uri, "memory", gpu_memory.sentence(error, config, step=1), step=0)
         raise
     try:
         worker.run()
     except torch.OutOfMemoryError as error:
-        _give_up(config.run_uri, "memory", memory.sentence(error, config, step=worker.step + 1), step=worker.step)
+        _give_up(config.run_uri, "memory", gpu_memory.sentence(error, config, step=worker.step + 1), step=worker.step)
         raise
     finally:
         worker.close()

@@ -12,13 +12,6 @@ plans it has 6.9 GB from the fourth step on, and a step takes 5.3 s instead of 6
 import ctypes
 import os
 import sys
-from typing import TYPE_CHECKING
-
-from raybert.data.shards import open_shards
-from raybert.errors import one_line
-
-if TYPE_CHECKING:
-    from raybert.config import Config
 
 # Plans that are kept; read at the first product.
 FEW_PLANS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
@@ -57,25 +50,3 @@ def tune_memory() -> bool:
         return False
     options = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26))
     return all(mallopt(option, value) for option, value in options)
-
-
-def out_of_memory(error: BaseException, *, step: int, micro_batch: int, seq_len: int, checkpointing: bool) -> str:
-    """What to do about a GPU that has no more memory at a step."""
-    other = "" if checkpointing else ", or set train.gradient_checkpointing=true"
-    halved = f"halve train.micro_batch to {micro_batch // 2}" if micro_batch > 1 else "use a smaller model.size"
-    return (
-        f"The GPU ran out of memory at step {step}, with train.micro_batch={micro_batch} samples of up to "
-        f"T={seq_len} tokens; {halved}{other}. ({one_line(error)[:200]})"
-    )
-
-
-def sentence(error: BaseException, config: "Config", *, step: int) -> str:
-    """`out_of_memory` of a run."""
-    train = config.train
-    return out_of_memory(
-        error,
-        step=step,
-        micro_batch=train.micro_batch,
-        seq_len=open_shards(config.data.shards).seq_len,
-        checkpointing=train.gradient_checkpointing,
-    )

@@ -14,8 +14,8 @@ from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
+from raybert.train.gpu_memory import out_of_memory
 from raybert.train.interval import Streak, Totals
-from raybert.train.memory import out_of_memory
 from raybert.train.step import COUNT, SUMS, dropout_seed, means, train_step, validate
 
 CONFIG = BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.0)

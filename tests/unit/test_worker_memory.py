@@ -1,12 +1,15 @@
 """The memory of a process that trains on a CPU does not grow with the number of shapes that it has seen."""
 
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
-from raybert.train.memory import FEW_PLANS, WORKER_ENVIRONMENT, worker_environment
+from benchmarks.common import elsewhere
+from raybert.train.memory import FEW_PLANS, WORKER_ENVIRONMENT, tune_memory, worker_environment
 
 # MB that are in use after 100 products of different shapes, and after 300 more.
 PRODUCTS = """
@@ -54,3 +57,20 @@ def test_a_value_that_was_set_where_the_run_is_started_wins(monkeypatch):
     assert worker_environment(on_gpu=False) == WORKER_ENVIRONMENT | {"LRU_CACHE_CAPACITY": "7"}
     assert worker_environment(on_gpu=True) == {}
     assert FEW_PLANS.items() <= WORKER_ENVIRONMENT.items()
+
+
+def kept_plans() -> Callable[[], float]:
+    return lambda: float(os.environ.get("LRU_CACHE_CAPACITY", "nan"))
+
+
+def tuned_plans() -> Callable[[], float]:
+    tune_memory()
+    return kept_plans()
+
+
+def test_a_benchmarks_peer_does_not_have_our_settings(monkeypatch):
+    for name, value in FEW_PLANS.items():  # as `tune_memory` leaves them
+        monkeypatch.setenv(name, value)
+    with elsewhere(kept_plans, tuned_plans, warm=False) as (peer, ours):
+        assert math.isnan(peer())
+        assert ours() == float(FEW_PLANS["LRU_CACHE_CAPACITY"])

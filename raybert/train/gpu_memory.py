@@ -1,0 +1,27 @@
+"""What to do about a GPU that has no more memory, in a sentence."""
+
+from raybert.config import Config
+from raybert.data.shards import open_shards
+from raybert.errors import one_line
+
+
+def out_of_memory(error: BaseException, *, step: int, micro_batch: int, seq_len: int, checkpointing: bool) -> str:
+    """The settings to change, after a fault at a step."""
+    other = "" if checkpointing else ", or set train.gradient_checkpointing=true"
+    halved = f"halve train.micro_batch to {micro_batch // 2}" if micro_batch > 1 else "use a smaller model.size"
+    return (
+        f"The GPU ran out of memory at step {step}, with train.micro_batch={micro_batch} samples of up to "
+        f"T={seq_len} tokens; {halved}{other}. ({one_line(error)[:200]})"
+    )
+
+
+def sentence(error: BaseException, config: Config, *, step: int) -> str:
+    """`out_of_memory` with a run's own settings."""
+    train = config.train
+    return out_of_memory(
+        error,
+        step=step,
+        micro_batch=train.micro_batch,
+        seq_len=open_shards(config.data.shards).seq_len,
+        checkpointing=train.gradient_checkpointing,
+    )
