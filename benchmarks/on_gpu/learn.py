@@ -176,7 +176,9 @@ def _write(out: Path, name: str, points: list[dict[str, Any]], recipe: Recipe, t
     curves = json.loads(file.read_text()) if file.exists() else {}
     about = {"size": recipe.size, "T": recipe.seq_len, "global_batch": recipe.global_batch, "lr": recipe.lr}
     curves[name] = {**about, "dtype": str(trainer.dtype), "points": round_figures(points)}
-    file.write_text(json.dumps(curves, indent=1) + "\n")
+    whole = file.with_suffix(".tmp")  # a part that is stopped at its limit may be just here
+    whole.write_text(json.dumps(curves, indent=1) + "\n")
+    whole.replace(file)
     lines = {
         f"{recipe_name} {pooling}": [
             (point["tokens"] / 1e6, 100 * point["probe"][pooling]["test_accuracy"]) for point in curve["points"]

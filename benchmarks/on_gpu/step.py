@@ -28,10 +28,12 @@ from raybert.model.bert import Bert, flops_per_token
 from raybert.model.interop import to_transformers
 from raybert.model.peak import peak_flops
 
-PLACES = {"compact": 32_768, "base": 32_768}  # of a micro-batch, padding included
+# Places of a micro-batch, padding included, on cards with so many GB at least; the peer's logits take 400 kB of each.
+PLACES = {40.0: 32_768, 20.0: 16_384, 0.0: 4096}
+MICRO_BATCHES = 16  # of a step, as in jobs/compact.yaml at half a million places a step
 SHAPES = (("compact", 512), ("base", 512), ("compact", 128), ("base", 128))
 CPU_SHAPES = (("tiny", 128), ("mini", 128))  # to see that all of it runs
-STEPS = 4  # of different samples, which are gone through again and again
+STEPS = 2  # of different samples, which are gone through again and again
 MOST_STEPS, MOST_SECONDS = 40, 4.0
 LEAST_LEFT = {"eager": 8.0, "compiled": 40.0}  # seconds of the part that a side is begun with
 
@@ -59,7 +61,8 @@ class Shape:
 
 
 Step = Callable[[list[Columns]], Tensor]  # returns a loss of it, or sums of which one comes first
-Side = tuple[Step, Callable[[list[Columns]], object]]  # and its warm-up
+# And its warm-up, and how full the groups were that it packed.
+Side = tuple[Step, Callable[[list[Columns]], object], Callable[[], dict[str, float]]]
 
 
 def run(order: Order) -> None:
@@ -95,13 +98,16 @@ def run(order: Order) -> None:
 
 def shapes_of(order: Order) -> list[Shape]:
     windows, cut = order.load().windows, {}
-    shapes = []
+    shapes, places = [], 512
+    if order.on_gpu:
+        memory = torch.cuda.get_device_properties(order.device).total_memory / 1e9
+        places = next(places for least, places in PLACES.items() if memory >= least)
     for size, seq_len in SHAPES if order.on_gpu else CPU_SHAPES:
         if seq_len not in cut:
             whole = seq_len == windows.seq_len
             cut[seq_len] = windows if whole else windows.cut(seq_len, 20_000 if order.on_gpu else 500)
-        micro_batch = (PLACES[size] if order.on_gpu else 512) // seq_len
-        batch = (4 if order.on_gpu else 1) * micro_batch  # a CPU takes seconds for the peer's
+        micro_batch = places // seq_len
+        batch = (MICRO_BATCHES if order.on_gpu else 1) * micro_batch  # a CPU takes seconds for the peer's
         recipe = replace(ORIGINAL, size=size, seq_len=seq_len, micro_batch=micro_batch, global_batch=batch)
         reader = WindowReader(cut[seq_len])
         shapes.append(
@@ -132,16 +138,16 @@ def measure(order: Order, make: Callable[[], Side], shape: Shape, seconds: float
     fresh(order)
     begun = time.perf_counter()
     try:
-        step, warm_up = make()
+        step, warm_up, lap = make()
         compile_s = timed(lambda: warm_up(shape.steps[0]), order) + timed(lambda: step(shape.steps[0]), order)
         loss = torch.zeros(1)
         left = min(MOST_SECONDS, max(0.5, seconds - (time.perf_counter() - begun)))
         tokens, count, start = 0, 0, time.perf_counter()
         while count < MOST_STEPS and time.perf_counter() - start < left:
-            for parts in shape.steps:
-                loss = step(parts)
-                tokens += sum(int(part["length"].sum()) for part in parts)
-                count += 1
+            parts = shape.steps[count % len(shape.steps)]
+            loss = step(parts)
+            tokens += sum(int(part["length"].sum()) for part in parts)
+            count += 1
             order.wait()
         spent = time.perf_counter() - start
         require_finite(loss)
@@ -149,7 +155,7 @@ def measure(order: Order, make: Callable[[], Side], shape: Shape, seconds: float
         return {"failed": f"out of memory: {one_line(error)[:120]}"}
     except Exception as error:  # the other side and the other shapes are worth having all the same
         return {"failed": f"{type(error).__name__}: {one_line(error)[:300]}"}
-    found: dict[str, Any] = {"tokens_per_second": tokens / spent, "compile_s": compile_s, "steps": count}
+    found: dict[str, Any] = {"tokens_per_second": tokens / spent, "compile_s": compile_s, "steps": count, **lap()}
     if order.on_gpu:
         found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return found
@@ -160,7 +166,7 @@ def our_side(order: Order, recipe: Recipe, *, compiles: bool) -> Side:
     if trainer.notes:
         order.tell(side="ours", notes=trainer.notes)
 
-    return trainer.train, trainer.warm_up
+    return trainer.train, trainer.warm_up, trainer.feed.lap
 
 
 def peer_side(order: Order, recipe: Recipe, *, compiles: bool) -> Side:
@@ -191,7 +197,7 @@ def peer_side(order: Order, recipe: Recipe, *, compiles: bool) -> Side:
         adam.zero_grad(set_to_none=True)
         return cast(Tensor, loss.detach())
 
-    return step, step
+    return step, step, dict
 
 
 SIDES: dict[str, Callable[..., Side]] = {"ours": our_side, "peer": peer_side}

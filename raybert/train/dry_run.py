@@ -102,8 +102,10 @@ def _measure(settings: dict[str, Any], rank: int) -> dict[str, Any]:
     config = from_mapping(settings)
     try:
         return measure(config, rank)
-    except torch.OutOfMemoryError as error:
-        raise RunFailed(gpu_memory.sentence(error, config, step=1)) from None
+    except RuntimeError as error:
+        if gpu_memory.exhausted(error):
+            raise RunFailed(gpu_memory.sentence(error, config, step=1)) from None
+        raise
 
 
 def measure(config: Config, rank: int) -> dict[str, Any]:

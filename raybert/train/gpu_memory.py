@@ -1,8 +1,18 @@
 """What to do about a GPU that has no more memory, in a sentence."""
 
+import torch
+
 from raybert.config import Config
 from raybert.data.shards import open_shards
 from raybert.errors import one_line
+
+# Of errors that are not torch's own: the driver's, of pinned memory too, and cuBLAS's for its workspace.
+EXHAUSTED = ("cuda error: out of memory", "cublas_status_alloc_failed")
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether a GPU had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or any(mark in str(error).lower() for mark in EXHAUSTED)
 
 
 def out_of_memory(error: BaseException, *, step: int, micro_batch: int, seq_len: int, checkpointing: bool) -> str:

@@ -54,13 +54,16 @@ def train_loop(settings: dict[str, Any]) -> None:
     except InputError as error:
         _give_up(config.run_uri, "data", f"Training cannot start: {error}", step=0)
         raise
-    except torch.OutOfMemoryError as error:  # of a GPU, which the next start would find as small
-        _give_up(config.run_uri, "memory", gpu_memory.sentence(error, config, step=1), step=0)
+    except RuntimeError as error:
+        if gpu_memory.exhausted(error):  # the next start would find the GPU as small
+            _give_up(config.run_uri, "memory", gpu_memory.sentence(error, config, step=1), step=0)
         raise
     try:
         worker.run()
-    except torch.OutOfMemoryError as error:
-        _give_up(config.run_uri, "memory", gpu_memory.sentence(error, config, step=worker.step + 1), step=worker.step)
+    except RuntimeError as error:
+        if gpu_memory.exhausted(error):
+            sentence = gpu_memory.sentence(error, config, step=worker.step + 1)
+            _give_up(config.run_uri, "memory", sentence, step=worker.step)
         raise
     finally:
         worker.close()
@@ -328,14 +331,15 @@ class Worker:
     def _validate(self) -> dict[str, Any]:
         """Validation losses over the fixed samples, every rank scoring a part.
 
-        The machine's limit is measured again as well: at the start of a run others may still be at work on its cores.
+        A CPU's limit is measured again as well: at the start of a run others may still be at work on its cores.
         """
         with self.clock.waiting("validation"):
             batches = (group for part in self._counting_progress(self.validation) for group in self.feed.send([part]))
             sums = validate(self.replica.model, batches, self.replica.dtype, self.device, self.objective)
             sums = all_reduce_sums(sums, self.world_size)
-            peak = peak_flops(self.device, self.replica.dtype, seconds=0.05) * self.world_size
-            self.peak = max(self.peak, peak)
+            if self.device.type == "cpu":
+                peak = peak_flops(self.device, self.replica.dtype, seconds=0.05) * self.world_size
+                self.peak = max(self.peak, peak)
         if not sums[COUNT] > 0:
             return {}
         found = means(sums, self.objective)

@@ -112,6 +112,20 @@ def test_losses_and_gradients_are_those_of_padded_rows():
             assert_equal(gradients(model, found), gradients(model, expected))
 
 
+def test_hidden_states_and_pooler_are_those_of_padded_rows():
+    bert = pretraining(Objective()).bert
+    for samples, room in ((1, 1), (7, 7), (5, 9)):
+        part = columns(samples, samples)
+        rows = to_torch(part, DEVICE, ORIGINAL)
+        hidden, pooler = bert.encode(rows["input_ids"], rows["token_type_ids"], rows["attention_mask"])
+        (group,) = packed_to_torch([part], DEVICE, packing_for(room, T, ORIGINAL))
+        layout = layouts.packed(group["starts"], len(group["input_ids"]), T)
+        found, vectors = bert.encode_packed(group["input_ids"], group["token_type_ids"], layout)
+        expected = {"hidden": hidden[rows["attention_mask"].bool()], "pooler": pooler}
+        count = len(expected["hidden"])
+        assert_equal({"hidden": found[:count], "pooler": vectors[:samples]}, expected)
+
+
 def test_the_room_beside_the_samples_changes_nothing():
     for spec, objective in OBJECTIVES:
         model, part = pretraining(objective), columns(3, 0)

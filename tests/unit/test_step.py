@@ -14,7 +14,7 @@ from raybert.model.config import BertConfig
 from raybert.model.losses import Pretraining
 from raybert.model.peak import peak_flops
 from raybert.model.precision import pick_dtype
-from raybert.train.gpu_memory import out_of_memory
+from raybert.train.gpu_memory import exhausted, out_of_memory
 from raybert.train.interval import Streak, Totals
 from raybert.train.step import COUNT, SUMS, dropout_seed, means, train_step, validate
 
@@ -183,6 +183,13 @@ def test_a_gpu_without_memory_says_what_to_halve():
     last = out_of_memory(error, step=3, micro_batch=1, seq_len=512, checkpointing=True)
     assert "model.size" in last
     assert "gradient_checkpointing" not in last
+
+
+def test_what_a_gpu_without_memory_raises():
+    raised = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory\nCompile with")]
+    raised.append(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert all(exhausted(error) for error in raised)
+    assert not exhausted(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
 
 
 def test_what_cannot_be_compiled_runs_all_the_same():
