@@ -126,7 +126,9 @@ def _end(connection: Connection, process: BaseProcess) -> None:
 
 
 def _serve(connection: Connection, make: Callable[[], Callable[[], float]]) -> None:
-    for name in FEW_PLANS:  # what `tune_memory` left in the environment here is for sides that call it
+    for (
+        name
+    ) in FEW_PLANS:  # what `tune_memory` left in the environment is for sides that call it; so is what a user set
         os.environ.pop(name, None)
     try:
         side = make()

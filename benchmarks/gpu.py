@@ -42,6 +42,7 @@ def main() -> None:
         return
     if wrong := set(arguments.parts.split(",")) - PARTS.keys():
         parser.error(f"there is no part {', '.join(sorted(wrong))}; choose from {', '.join(PARTS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part is ended then too
     sys.exit(run_all(arguments))
 
 
@@ -106,8 +107,7 @@ def run_limited(part: str, limit: float, arguments: argparse.Namespace) -> dict[
     command = [sys.executable, "-m", "benchmarks.gpu", *(f"--{name}={value}" for name, value in options.items())]
     with (arguments.out / f"{part}.log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
-        timer = threading.Timer(limit, end, (process,))
-        timer.daemon = True
+        timer = threading.Timer(limit, kill, (process,))
         timer.start()
         try:
             assert process.stdout is not None
@@ -118,14 +118,14 @@ def run_limited(part: str, limit: float, arguments: argparse.Namespace) -> dict[
         finally:
             out_of_time = not timer.is_alive()
             timer.cancel()
-            end(process)
+            kill(process)
     how = "stopped at its limit" if out_of_time and code else "failed" if code else "done"
     last = (arguments.out / f"{part}.log").read_text().strip().splitlines()[-1:] if how == "failed" else []
     return {"how": how, "seconds": round(time.monotonic() - start, 1), **({"error": last[0][:400]} if last else {})}
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """A part and all that it started. They are in a session of their own, which Ctrl-C does not reach."""
+def kill(process: subprocess.Popen[str]) -> None:
+    """End a part and all that it started. They are in a session of their own, which Ctrl-C does not reach."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

@@ -45,9 +45,19 @@ class Order:
         """One line of the results, as it comes."""
         print(json.dumps(round_figures({"part": self.part, **found})), flush=True)
 
-    def wait(self) -> None:
-        """Until the device has done all that it was given."""
-        if self.on_gpu:
+    def mark(self) -> torch.cuda.Event | None:
+        """A place in what the device was given so far."""
+        if not self.on_gpu:
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def wait(self, mark: torch.cuda.Event | None = None) -> None:
+        """Until the device has done all that it was given, or all before a mark."""
+        if mark is not None:
+            mark.synchronize()
+        elif self.on_gpu:
             torch.cuda.synchronize(self.device)
 
 

@@ -30,7 +30,7 @@ from raybert.model.peak import peak_flops
 
 # Places of a micro-batch, padding included, on cards with so many GB at least; the peer's logits take 400 kB of each.
 PLACES = {40.0: 32_768, 20.0: 16_384, 0.0: 4096}
-MICRO_BATCHES = 16  # of a step, as in jobs/compact.yaml at half a million places a step
+MICRO_BATCHES = 16  # of a step, as `ORIGINAL` has
 SHAPES = (("compact", 512), ("base", 512), ("compact", 128), ("base", 128))
 CPU_SHAPES = (("tiny", 128), ("mini", 128))  # to see that all of it runs
 STEPS = 2  # of different samples, which are gone through again and again
@@ -57,7 +57,7 @@ class Shape:
         length = round((lengths**2).sum() / lengths.sum())
         flops = flops_per_token(self.recipe.bert(), length, masked / lengths.sum())
         filled = lengths.mean() / self.recipe.seq_len
-        return {"filled": filled, "limit": peak / flops, "gflops_per_token": flops / 1e9}
+        return {"rows_filled": filled, "limit": peak / flops, "gflops_per_token": flops / 1e9}
 
 
 Step = Callable[[list[Columns]], Tensor]  # returns a loss of it, or sums of which one comes first
@@ -142,13 +142,15 @@ def measure(order: Order, make: Callable[[], Side], shape: Shape, seconds: float
         compile_s = timed(lambda: warm_up(shape.steps[0]), order) + timed(lambda: step(shape.steps[0]), order)
         loss = torch.zeros(1)
         left = min(MOST_SECONDS, max(0.5, seconds - (time.perf_counter() - begun)))
-        tokens, count, start = 0, 0, time.perf_counter()
+        now, tokens, count, start = order.mark(), 0, 0, time.perf_counter()
         while count < MOST_STEPS and time.perf_counter() - start < left:
             parts = shape.steps[count % len(shape.steps)]
             loss = step(parts)
             tokens += sum(int(part["length"].sum()) for part in parts)
             count += 1
-            order.wait()
+            before, now = now, order.mark()
+            order.wait(before)  # the host is one step ahead, as in a run
+        order.wait()
         spent = time.perf_counter() - start
         require_finite(loss)
     except torch.OutOfMemoryError as error:
@@ -197,7 +199,7 @@ def peer_side(order: Order, recipe: Recipe, *, compiles: bool) -> Side:
         adam.zero_grad(set_to_none=True)
         return cast(Tensor, loss.detach())
 
-    return step, step, dict
+    return step, lambda parts: step(parts[:1]), dict
 
 
 SIDES: dict[str, Callable[..., Side]] = {"ours": our_side, "peer": peer_side}

@@ -6,21 +6,31 @@ from raybert.config import Config
 from raybert.data.shards import open_shards
 from raybert.errors import one_line
 
-# Of errors that are not torch's own: the driver's, of pinned memory too, and cuBLAS's for its workspace.
-EXHAUSTED = ("cuda error: out of memory", "cublas_status_alloc_failed")
+# What others than torch's own allocator say: the runtime (of pinned memory too), the driver, Triton, cuBLAS and cuDNN;
+# and torch's words inside another error.
+EXHAUSTED = (
+    "cuda error: out of memory",
+    "cuda driver error: out of memory",
+    "error [cuda]: out of memory",
+    "_status_alloc_failed",
+    "cuda out of memory",
+)
 
 
 def exhausted(error: BaseException) -> bool:
-    """Whether a GPU had no memory left."""
+    """Whether a GPU had no memory left, or the host none to pin for it."""
     return isinstance(error, torch.OutOfMemoryError) or any(mark in str(error).lower() for mark in EXHAUSTED)
 
 
 def out_of_memory(error: BaseException, *, step: int, micro_batch: int, seq_len: int, checkpointing: bool) -> str:
     """The settings to change, after a fault at a step."""
+    what = "The GPU"
+    if not isinstance(error, torch.OutOfMemoryError):
+        what += " or the host, whose memory is pinned for it,"
     other = "" if checkpointing else ", or set train.gradient_checkpointing=true"
     halved = f"halve train.micro_batch to {micro_batch // 2}" if micro_batch > 1 else "use a smaller model.size"
     return (
-        f"The GPU ran out of memory at step {step}, with train.micro_batch={micro_batch} samples of up to "
+        f"{what} ran out of memory at step {step}, with train.micro_batch={micro_batch} samples of up to "
         f"T={seq_len} tokens; {halved}{other}. ({one_line(error)[:200]})"
     )
 

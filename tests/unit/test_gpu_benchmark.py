@@ -3,8 +3,12 @@
 import io
 import json
 import sys
+import time
+from argparse import Namespace
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +27,47 @@ from raybert.errors import InputError, RunFailed
 from raybert.tokenizer import GPT2, Tokenizer, gpt2
 
 ROOT = Path(__file__).parents[2]
+
+# A part that starts a process, which a part's own end does not end.
+STUBBORN_PART = """#!/bin/sh
+sleep 600 > /dev/null &
+echo $! > "$RAYBERT_TEST_PID"
+echo '{"part": "probe"}'
+[ "$RAYBERT_TEST_STAYS" ] && sleep 600
+exit 0
+"""
+
+
+def is_alive(pid: int) -> bool:
+    """Not so of a process that has ended and only waits to be noticed."""
+    stat = Path(f"/proc/{pid}/stat")
+    with suppress(OSError):
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+@pytest.mark.parametrize("end", ["done", "stopped at its limit", "fault"])
+def test_nothing_of_a_part_is_left_when_it_ends(tmp_path, monkeypatch, end):
+    part, pid = tmp_path / "part", tmp_path / "pid"
+    part.write_text(STUBBORN_PART)
+    part.chmod(0o755)
+    monkeypatch.setattr(gpu.sys, "executable", str(part))
+    monkeypatch.setenv("RAYBERT_TEST_PID", str(pid))
+    monkeypatch.setenv("RAYBERT_TEST_STAYS", "" if end == "done" else "1")
+    arguments = Namespace(device="cpu", out=tmp_path, data=tmp_path)
+    if end == "fault":
+        monkeypatch.setattr(gpu, "write", mock.Mock(side_effect=OSError("the disk is full")))
+        with pytest.raises(OSError, match="disk"):
+            gpu.run_limited("probe", 600.0, arguments)
+    else:
+        found = gpu.run_limited("probe", 600.0 if end == "done" else 5.0, arguments)
+        assert (tmp_path / gpu.RESULTS).read_text() == '{"part": "probe"}\n'
+        assert found["how"] == end
+    deadline = time.monotonic() + 30
+    while is_alive(int(pid.read_text())):
+        assert time.monotonic() < deadline, "a process outlived its part"
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("job", "recipe"), [("compact", recipes.ORIGINAL), ("record", recipes.RECORD)])

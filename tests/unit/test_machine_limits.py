@@ -50,15 +50,33 @@ def test_out_of_memory_in_a_dry_run_names_what_to_halve(config):
     assert all(word in str(raised.value) for word in ("train.micro_batch=3", "T=32", "step 1", "2 GiB"))
 
 
-def test_out_of_memory_while_a_worker_is_made_ends_the_run_with_the_sentence(config):
+def failed_run(config, error, *, at_once):
+    """FAILURE of a run whose worker fails while it is made, or in step 5."""
     settings = {"tasks": [], "config": config.model_dump(mode="json"), "probe_cpus": 1.0, "manifest": ""}
-    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-    with mock.patch.object(loop, "Worker", side_effect=error), pytest.raises(torch.OutOfMemoryError):
+    worker = mock.Mock(step=4)
+    worker.run.side_effect = error
+    made = {"side_effect": error} if at_once else {"return_value": worker}
+    with mock.patch.object(loop, "Worker", **made), pytest.raises(type(error)):
         loop.train_loop(settings | {"token_vectors": ""})
-    noted = storage.read_json(storage.join(config.run_uri, FAILURE))
+    path = storage.join(config.run_uri, FAILURE)
+    return storage.read_json(path) if storage.exists(path) else None
+
+
+OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory")]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "driver"])
+@pytest.mark.parametrize("at_once", [True, False], ids=["made", "running"])
+def test_out_of_memory_ends_the_run_with_the_sentence(config, error, at_once):
+    noted = failed_run(config, error, at_once=at_once)
     assert noted["kind"] == "memory"
-    assert "train.micro_batch=3" in noted["reason"]
-    assert "T=32" in noted["reason"]
+    for words in ("train.micro_batch=3", "T=32", "step 1" if at_once else "step 5"):
+        assert words in noted["reason"]
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["made", "running"])
+def test_another_error_may_pass_with_a_restart(config, at_once):
+    assert failed_run(config, RuntimeError("Connection closed by peer"), at_once=at_once) is None
 
 
 def test_all_ranks_compile_or_none(config):

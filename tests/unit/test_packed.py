@@ -1,4 +1,4 @@
-"""Packed sequences give the numbers of padded ones: losses and every gradient, compiled or not, on a CPU or a GPU.
+"""Packed sequences give the numbers of padded ones, compiled or not, on a CPU or a GPU: vectors, losses, gradients.
 
 Without pytest, Ray or pydantic: `benchmarks.gpu` calls these functions on machines that have none of them. On a GPU
 float32 takes the plain attention, and bfloat16 the kernel.

@@ -21,7 +21,13 @@ from raybert.records import read_object
 logger = logging.getLogger(__name__)
 
 FAULTS = "faults"
-OUT_OF_MEMORY = (names.OUT_OF_MEMORY, "can't allocate memory", "out of memory", "cannot allocate memory")
+OUT_OF_MEMORY = (
+    names.OUT_OF_MEMORY,
+    "can't allocate memory",
+    "out of memory",
+    "cannot allocate memory",
+    "_status_alloc_failed",
+)
 PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "NCCL communicator was aborted")
 
 
