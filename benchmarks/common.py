@@ -126,9 +126,8 @@ def _end(connection: Connection, process: BaseProcess) -> None:
 
 
 def _serve(connection: Connection, make: Callable[[], Callable[[], float]]) -> None:
-    for (
-        name
-    ) in FEW_PLANS:  # what `tune_memory` left in the environment is for sides that call it; so is what a user set
+    # What `tune_memory` left in the environment is for sides that call it; so is what a user set.
+    for name in FEW_PLANS:
         os.environ.pop(name, None)
     try:
         side = make()

@@ -21,6 +21,7 @@ from benchmarks.on_gpu.figure import draw
 from benchmarks.on_gpu.parts import Order, timed
 from benchmarks.on_gpu.probe import Prober
 from benchmarks.on_gpu.recipes import ORIGINAL, RECORD, Recipe, Trainer, require_finite, stream
+from raybert import storage
 from raybert.errors import RunFailed
 from raybert.model import initialise
 from raybert.model.bert import Bert
@@ -176,9 +177,7 @@ def _write(out: Path, name: str, points: list[dict[str, Any]], recipe: Recipe, t
     curves = json.loads(file.read_text()) if file.exists() else {}
     about = {"size": recipe.size, "T": recipe.seq_len, "global_batch": recipe.global_batch, "lr": recipe.lr}
     curves[name] = {**about, "dtype": str(trainer.dtype), "points": round_figures(points)}
-    whole = file.with_suffix(".tmp")  # a part that is stopped at its limit may be just here
-    whole.write_text(json.dumps(curves, indent=1) + "\n")
-    whole.replace(file)
+    storage.write_json(str(file), curves)  # whole or not at all: the part may be stopped just here
     lines = {
         f"{recipe_name} {pooling}": [
             (point["tokens"] / 1e6, 100 * point["probe"][pooling]["test_accuracy"]) for point in curve["points"]

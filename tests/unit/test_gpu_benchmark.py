@@ -5,7 +5,6 @@ import json
 import sys
 import time
 from argparse import Namespace
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -24,6 +23,7 @@ from raybert.config import load
 from raybert.data.spec import sample_spec
 from raybert.data.text.windows import cut_windows
 from raybert.errors import InputError, RunFailed
+from raybert.storage.lease import process_start
 from raybert.tokenizer import GPT2, Tokenizer, gpt2
 
 ROOT = Path(__file__).parents[2]
@@ -38,15 +38,6 @@ exit 0
 """
 
 
-def is_alive(pid: int) -> bool:
-    """Not so of a process that has ended and only waits to be noticed."""
-    stat = Path(f"/proc/{pid}/stat")
-    with suppress(OSError):
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize("end", ["done", "stopped at its limit", "fault"])
 def test_nothing_of_a_part_is_left_when_it_ends(tmp_path, monkeypatch, end):
     part, pid = tmp_path / "part", tmp_path / "pid"
@@ -65,7 +56,7 @@ def test_nothing_of_a_part_is_left_when_it_ends(tmp_path, monkeypatch, end):
         assert (tmp_path / gpu.RESULTS).read_text() == '{"part": "probe"}\n'
         assert found["how"] == end
     deadline = time.monotonic() + 30
-    while is_alive(int(pid.read_text())):
+    while process_start(int(pid.read_text())):
         assert time.monotonic() < deadline, "a process outlived its part"
         time.sleep(0.02)
 
